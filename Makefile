@@ -1,0 +1,51 @@
+# Needs: Python >= 3.11 with venv, make, git. Everything else is installed into .venv.
+PYTHON ?= python3
+DATA ?=
+PROFILE ?= small
+BIN = .venv/bin
+export JUPYTER_PREFER_ENV_PATH = 1
+
+.PHONY: demo test lint lab notebooks environment clean help
+
+help:
+	@echo "make demo DATA=<folder>   pre-train, measure and draw on your products; see reports/index.html"
+	@echo "make test                 lint, tests and notebooks (tiny)"
+	@echo "make lab                  open JupyterLab"
+	@echo "make notebooks            run every notebook into reports/ (PROFILE=tiny|small|full DATA=<folder>)"
+	@echo "make clean                remove .venv, reports, runs and caches"
+
+environment: .venv/ready
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say which with: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+demo: environment
+ifeq ($(strip $(DATA)),)
+	@echo "make demo needs products: make demo DATA=<folder>"
+	@echo "  <folder> holds styles.csv beside images/ or images.tar (the public Fashion Product Images layout),"
+	@echo "  or is a .csv or .parquet file with the columns id, title, label, image (see README, 'your own products')."
+	@exit 2
+endif
+	$(BIN)/python -m m5lib.notebooks --demo --profile $(PROFILE) --data "$(DATA)"
+
+notebooks: environment
+	$(BIN)/python -m m5lib.notebooks --profile $(PROFILE) --data "$(DATA)"
+
+lint: environment
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest
+
+lab: environment
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" notebooks
+
+clean:
+	rm -rf .venv reports runs cache build .pytest_cache .ruff_cache .hypothesis m5lib.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,25 @@
+"""m5lib: SCALE (M5Product, CVPR 2022) as a thin library that the notebooks import.
+
+Letters used in every shape annotation of the library:
+
+====== =======================================================================
+B      products in a batch
+N      products in a catalogue, or in one side of a retrieval
+M      modalities, in the order of :data:`m5lib.modalities.MODALITIES`
+L      tokens of one stream, its summary token first; padded
+D      width of the model
+F      width of one modality's features (an extractor's output)
+V      size of the vocabulary
+S      masked positions of one stream in a batch
+P      pairs of modalities, ``M (M - 1) / 2``
+C      classes
+Q G R  queries, gallery products, ranks
+====== =======================================================================
+
+Masks are boolean and say what is *there*: ``valid[b, l]`` is True where token ``l`` of product ``b`` is a real token.
+
+Importing :mod:`m5lib` needs torch, numpy, pandas, scikit-learn, tokenizers and jaxtyping only; torchvision, torchaudio, PyAV,
+captum, umap-learn and papermill are imported by the functions that use them.
+"""
+
+__version__ = "0.1.0"

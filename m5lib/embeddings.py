@@ -1,0 +1,70 @@
+"""From a model and products to one vector per product, by named read-outs.
+
+Which vector is "the embedding" is a choice with consequences: the paper adds up the first tokens after the fusion, which none of
+its losses trains directly. A read-out is ``<states>_<token>``, its states and token as below; vectors of the modalities that a
+product has are added up.
+
+=============== ==========================================================================================
+fused_first     first tokens after the fusion, plain sum: the paper's
+fused_mean      mean of the tokens after the fusion, each modality scaled to unit length
+encoded_first   first tokens before the fusion, each scaled to unit length
+encoded_mean    mean of the tokens before the fusion, each scaled to unit length
+concat_mean     encoded_mean, modalities side by side instead of added
+=============== ==========================================================================================
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from m5lib.model import Model, Output, first_token, mean_token
+from m5lib.streams import Streams
+
+PAPER = "fused_first"
+READOUTS = ("fused_first", "fused_mean", "encoded_first", "encoded_mean", "concat_mean")
+
+
+def read_out(output: Output, readout: str) -> Float[Tensor, "B E"]:
+    """(B, D) embeddings, or (B, M D) where modalities stand side by side. Raises ``ValueError`` for an unknown read-out."""
+    if readout not in READOUTS:
+        raise ValueError(f"unknown read-out {readout!r}: known are {READOUTS}")
+    states = output.fused if readout.startswith("fused") else output.encoded
+    token = first_token if readout.endswith("first") else mean_token
+    vectors = [token(x, output.valid[name]) for name, x in states.items()]
+    if readout != PAPER:  # an absent modality stays the zero vector
+        vectors = [F.normalize(vector.float(), dim=-1) for vector in vectors]
+    return torch.cat(vectors, dim=-1) if readout.startswith("concat") else torch.stack(vectors).sum(dim=0)
+
+
+@torch.no_grad()
+def embeddings(
+    model: Model,
+    streams: Streams,
+    rows: Sequence[int],
+    modalities: Iterable[str] | None = None,
+    readouts: Iterable[str] = READOUTS,
+    batch_size: int = 512,
+) -> dict[str, np.ndarray]:
+    """Embeddings of products, given only some of their modalities.
+
+    Args:
+        rows: which products of the streams.
+        modalities: the ones the model is given; by default all it was built for. A product that has none of them gets zeros.
+
+    Returns:
+        read-out -> (N, D) float32, in the order of ``rows``.
+    """
+    device = next(model.parameters()).device
+    was_training, rows, parts = model.training, np.asarray(rows), {readout: [] for readout in readouts}
+    model.eval()
+    for start in range(0, len(rows), batch_size):
+        batch = streams.batch(rows[start : start + batch_size]).to(device)
+        output = model(batch if modalities is None else batch.only(modalities))
+        for readout, found in parts.items():
+            found.append(read_out(output, readout).float().cpu())
+    model.train(was_training)
+    return {readout: torch.cat(found).numpy() for readout, found in parts.items()}

@@ -1,0 +1,90 @@
+"""One transformer block. Nothing here knows of modalities."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x · sigmoid(1.702 x), the approximation that CLIP and the released joint encoder use."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Settings of one transformer block.
+
+    ``norm="post"`` is BERT's order (add, then normalise), ``"pre"`` is CLIP's. ``hidden`` is the width of the feed-forward layer
+    as a multiple of the model's width. ``dropout`` acts on attention weights and on both residual branches.
+    """
+
+    heads: int = 4
+    hidden: float = 4.0
+    norm: Literal["pre", "post"] = "pre"
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    dropout: float = 0.1
+    eps: float = 1e-6
+
+
+class AttentionBlock(nn.Module):
+    """Multi-head attention and a feed-forward layer, each with a residual.
+
+    Tokens read ``context``; without one they read themselves. A product of which no context token is valid reads all of them alike,
+    which keeps its numbers finite: nobody reads the result (see :class:`m5lib.model.Model`).
+    """
+
+    def __init__(self, width: int, block: Block):
+        super().__init__()
+        if width % block.heads:
+            raise ValueError(f"width {width} is not a multiple of {block.heads} heads")
+        self.block = block
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, int(block.hidden * width))
+        self.down = nn.Linear(int(block.hidden * width), width)
+        self.norm_attention = nn.LayerNorm(width, eps=block.eps)
+        self.norm_feed = nn.LayerNorm(width, eps=block.eps)
+
+    def attend(
+        self, x: Float[Tensor, "B L D"], context: Float[Tensor, "B K D"], readable: Bool[Tensor, "B K"]
+    ) -> Float[Tensor, "B L D"]:
+        """Scaled dot-product attention of ``x`` over the readable tokens of ``context``."""
+        width = x.shape[-1]
+        if context is x:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        else:
+            q = F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width])
+            k, v = F.linear(context, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+        split = lambda t: t.unflatten(-1, (self.block.heads, -1)).transpose(1, 2)  # noqa: E731  (B, heads, tokens, D / heads)
+        readable = readable | ~readable.any(dim=1, keepdim=True)
+        drop = self.block.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(split(q), split(k), split(v), attn_mask=readable[:, None, None], dropout_p=drop)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def feed(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """The feed-forward layer."""
+        return self.down(ACTIVATIONS[self.block.activation](self.up(x)))
+
+    def forward(
+        self,
+        x: Float[Tensor, "B L D"],
+        readable: Bool[Tensor, "B K"],
+        context: Float[Tensor, "B K D"] | None = None,
+    ) -> Float[Tensor, "B L D"]:
+        """(B, L, D) -> (B, L, D). ``readable`` is the validity of the context (of ``x`` where there is none)."""
+        drop = lambda t: F.dropout(t, self.block.dropout, self.training)  # noqa: E731
+        if self.block.norm == "pre":
+            normed = self.norm_attention(x)
+            read = normed if context is None else self.norm_attention(context)
+            x = x + drop(self.attend(normed, read, readable))
+            return x + drop(self.feed(self.norm_feed(x)))
+        read = x if context is None else context
+        x = self.norm_attention(x + drop(self.attend(x, read, readable)))
+        return self.norm_feed(x + drop(self.feed(x)))

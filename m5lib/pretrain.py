@@ -1,0 +1,199 @@
+"""One loop: batches -> masks -> model -> losses -> AdamW, with a seed, a schedule, a history, and a checkpoint that resumes."""
+
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from m5lib import objectives
+from m5lib.masking import Vocabulary, mask
+from m5lib.model import Model
+from m5lib.streams import Streams
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of the loop. Paper (section 5, supplement G): Adam, 1e-4, warm-up, linear decay, batch 64, 5 epochs, mixed precision."""
+
+    epochs: float = 5
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpoint_seconds: float = 60.0
+    steps: int | None = None
+
+    def total_steps(self, products: int) -> int:
+        """Optimiser steps: ``steps``, or ``epochs`` over the products, the last incomplete batch of an epoch included."""
+        return self.steps or max(1, round(self.epochs * math.ceil(products / self.batch_size)))
+
+
+def autocast(device: torch.device, precision: str):
+    """bf16 autocast where it pays: ``auto`` means on CUDA, and on processors with AMX tiles; softmax and losses stay float32."""
+    pays = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
+    enabled = precision == "bfloat16" or (precision == "auto" and pays)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def optimiser(model: nn.Module, training: Training) -> torch.optim.AdamW:
+    """AdamW that decays matrices only: no biases, norms, position tables or temperature."""
+    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    rest = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": training.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    fused = next(model.parameters()).device.type == "cuda"
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98), fused=fused)
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Factor of the learning rate at a step counted from 0: linear up over the first ``warmup`` share, then linear down to 0."""
+    first = max(1, round(warmup * steps))
+    return (step + 1) / first if step < first else max(0.0, (steps - step) / max(1, steps - first))
+
+
+def order(rows: np.ndarray, epoch: int, seed: int) -> np.ndarray:
+    """The rows shuffled for an epoch: a function of seed and epoch only, so that a resumed run sees the same batches."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+class Checkpoint:
+    """Model, optimiser, step and random state in one file, written to a temporary name and renamed."""
+
+    def __init__(self, path: Path, identity: dict):
+        self.path, self.identity = path, json.dumps(identity, sort_keys=True, default=str)
+
+    def save(self, model: nn.Module, optimizer, step: int) -> None:
+        """Write the state after ``step`` steps."""
+        state = {
+            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "identity": self.identity,
+            "random": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }  # fmt: skip
+        temporary = self.path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.path)
+
+    def load(self, model: nn.Module, optimizer) -> int:
+        """Restore a checkpoint of the same run; returns the step, 0 where there is none.
+
+        Raises:
+            ValueError: the checkpoint belongs to a run with other settings, model or data.
+        """
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        if state["identity"] != self.identity:
+            raise ValueError(f"{self.path} belongs to another run (settings, model or data differ); choose another folder or delete it")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda"])
+        return state["step"]
+
+
+def pretrain(
+    model: Model,
+    streams: Streams,
+    training: Training,
+    directory: str | Path,
+    rows: np.ndarray | None = None,
+    stop_after: int | None = None,
+) -> list[dict]:
+    """Pre-train in place on the given rows (by default the ``train`` split); resumes from the directory's checkpoint.
+
+    Writes ``checkpoint.pt`` (now and then, at the end, and on Ctrl-C) and ``history.jsonl`` (one line per step: step, epoch, loss,
+    its parts, learning rate, temperature, products per second).
+
+    Args:
+        stop_after: stop after this step as an interruption would, for tests.
+
+    Returns:
+        the history, that of earlier parts of the same run included.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = streams.catalogue.split("train") if rows is None else np.asarray(rows)
+    if not len(rows):
+        raise ValueError(f"{streams.catalogue.name}: the train split is empty; nothing to pre-train on")
+    steps = training.total_steps(len(rows))
+    torch.manual_seed(training.seed)
+    optimizer = optimiser(model, training)
+    identity = {"training": asdict(training), "spec": model.spec.to_dict(), "data": streams.catalogue.fingerprint, "rows": len(rows)}
+    checkpoint = Checkpoint(directory / "checkpoint.pt", identity)
+    start = checkpoint.load(model, optimizer)
+    history = _read_history(directory / "history.jsonl", start)
+    model.train()
+    step, saved = start, time.monotonic()
+    bar = tqdm(total=steps, initial=start, desc="pre-training", unit="step", disable=not sys.stderr.isatty())
+    with open(directory / "history.jsonl", "w") as log:
+        log.writelines(json.dumps(line) + "\n" for line in history)
+        try:
+            while step < min(steps, stop_after or steps):
+                line = train_step(model, streams, rows, training, optimizer, step, steps)
+                step += 1
+                history.append(line)
+                log.write(json.dumps(line) + "\n")
+                _show(bar, line, step, steps)
+                if time.monotonic() - saved > training.checkpoint_seconds:
+                    log.flush()
+                    checkpoint.save(model, optimizer, step)
+                    saved = time.monotonic()
+        finally:  # Ctrl-C included
+            log.flush()
+            checkpoint.save(model, optimizer, step)
+            bar.close()
+    return history
+
+
+def train_step(model, streams: Streams, rows, training: Training, optimizer, step: int, steps: int) -> dict:
+    """One optimiser step; everything random in it is a function of seed and step, save dropout."""
+    begun = time.monotonic()
+    device = next(model.parameters()).device
+    per_epoch = math.ceil(len(rows) / training.batch_size)
+    epoch, place = divmod(step, per_epoch)
+    chosen = order(rows, epoch, training.seed)[place * training.batch_size : (place + 1) * training.batch_size]
+    generator = torch.Generator(device).manual_seed(training.seed * 1_000_003 + step)
+    objective = model.spec.objective
+    batch = streams.batch(chosen).to(device)
+    batch, targets = mask(batch, Vocabulary.of(streams.tokenizer), generator, objective.mask_rate, dict(objective.hides))
+    rate = training.learning_rate * schedule(step, steps, training.warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with autocast(device, training.precision):
+        loss, parts = objectives.total(model, model(batch), targets)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), training.clip)
+    optimizer.step()
+    values = torch.stack([loss, model.log_temperature.exp(), *parts.values()]).detach().float().tolist()
+    line = {"step": step, "epoch": round((step + 1) / per_epoch, 4), "loss": values[0], "temperature": values[1]}
+    line |= dict(zip(parts, values[2:], strict=True)) | {"learning_rate": rate}
+    if not math.isfinite(values[0]):
+        raise FloatingPointError(f"the loss is {values[0]} at step {step}; lower the learning rate ({training.learning_rate})")
+    return line | {"products_per_second": round(len(chosen) / (time.monotonic() - begun), 1)}
+
+
+def _read_history(path: Path, steps: int) -> list[dict]:
+    """Lines of the first ``steps`` steps; what was logged after the last checkpoint is done again."""
+    if not steps or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()[:steps]]
+
+
+def _show(bar, line: dict, step: int, steps: int) -> None:
+    bar.update()
+    if step % 10 == 0:
+        bar.set_postfix(loss=f"{line['loss']:.3f}")
+    if bar.disable and (step == steps or int(line["epoch"]) > int(line["epoch"] - 1e-9) or step % max(1, steps // 20) == 0):
+        print(f"step {step}/{steps}  epoch {line['epoch']:.2f}  loss {line['loss']:.4f}", flush=True)
