@@ -12,6 +12,9 @@ import pandas as pd
 
 from m5lib.modalities import MODALITIES, codes
 
+#: Row numbers of a catalogue.
+Rows = Sequence[int] | np.ndarray
+
 
 class DataError(ValueError):
     """Data that cannot be used at all. The message names the file and the field, and says how to mend it."""
@@ -144,9 +147,7 @@ class Catalogue:
             raise ValueError(f"unknown split {name!r}: known are {SPLITS}")
         if name != "classifier":
             return np.flatnonzero(self._splits == name)
-        return np.array(
-            [row for row in self.split("train") if _uniform(self.ids[row], "classifier") < CLASSIFIER_SHARE], dtype=int
-        )
+        return np.array([row for row in self.split("train") if _uniform(self.ids[row], "classifier") < CLASSIFIER_SHARE], dtype=int)
 
     def queries(self, split: str = "query", gallery: str = "gallery") -> tuple[np.ndarray, int]:
         """Rows of the split that can be retrieved, and how many of it cannot.
@@ -159,7 +160,7 @@ class Catalogue:
         keep = np.array([self.labels[row] in known for row in rows], dtype=bool)
         return rows[keep], int((~keep).sum())
 
-    def take(self, rows: Sequence[int]) -> "Catalogue":
+    def take(self, rows: Rows) -> "Catalogue":
         """The catalogue of the given rows, in their order."""
         return replace(self, products=tuple(self.products[row] for row in rows))
 
@@ -184,10 +185,7 @@ class Catalogue:
         """16 hex digits that change with any id, label, split, word, or size of a media file; never with where the data lies."""
         digest = hashlib.blake2b(digest_size=8)
         for product in self.products:
-            contents = [
-                (name, content.size if isinstance(content, MediaFile) else content)
-                for name, content in product.contents.items()
-            ]
+            contents = [(name, content.size if isinstance(content, MediaFile) else content) for name, content in product.contents.items()]
             digest.update(repr((product.id, product.label, product.split, contents)).encode())
         return digest.hexdigest()
 

@@ -52,9 +52,7 @@ class AttentionBlock(nn.Module):
         self.norm_attention = nn.LayerNorm(width, eps=block.eps)
         self.norm_feed = nn.LayerNorm(width, eps=block.eps)
 
-    def attend(
-        self, x: Float[Tensor, "B L D"], context: Float[Tensor, "B K D"], readable: Bool[Tensor, "B K"]
-    ) -> Float[Tensor, "B L D"]:
+    def attend(self, x: Float[Tensor, "B L D"], context: Float[Tensor, "B K D"], readable: Bool[Tensor, "B K"]) -> Float[Tensor, "B L D"]:
         """Scaled dot-product attention of ``x`` over the readable tokens of ``context``."""
         width = x.shape[-1]
         if context is x:

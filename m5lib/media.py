@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from tqdm.auto import tqdm
 
 from m5lib.data import Catalogue, MediaFile, Skip
 from m5lib.modalities import MODALITIES
+from m5lib.progress import progress
 
 
 class MediaError(ValueError):
@@ -56,21 +56,25 @@ def open_image(file: MediaFile) -> Image.Image:
 
 @dataclass(frozen=True)
 class Crops:
-    """Plain region features that need no weights: crops at several scales, each resized to a few pixels.
+    """Plain region features that need no weights: crops at several scales, each described by its colours and its edges.
 
-    ``levels`` ``(1, 2, 3)`` cuts the picture into 1 + 4 + 9 = 14 equal crops, overlapping by half a crop's margin; a crop becomes
-    ``size`` x ``size`` RGB pixels in [-1, 1], so F = 3 ``size``². Boxes are the paper's 5-d location
-    (x1/W, y1/H, x2/W, y2/H, area/WH), as the released loader writes it.
+    ``levels`` ``(1, 2, 3)`` cuts the picture into 1 + 4 + 9 = 14 crops that overlap by ``margin`` of their side. Of each crop, a
+    grid of ``cells`` x ``cells`` gives mean RGB and a histogram of gradient directions (HOG: Dalal and Triggs, CVPR 2005; undirected,
+    strongest channel, normalised over the crop, square root), so F = cells² (3 + directions). Colours and histograms are
+    shifted and scaled to about zero mean and unit deviation. Raw pixels do worse by far, see ``LOG.md``.
+
+    Boxes are the paper's 5-d location (x1/W, y1/H, x2/W, y2/H, area/WH), as the released loader writes it.
     """
 
     levels: tuple[int, ...] = (1, 2, 3)
-    size: int = 8
     margin: float = 0.15
+    cells: int = 4
+    directions: int = 8
 
     @property
     def width(self) -> int:
         """F."""
-        return 3 * self.size**2
+        return self.cells**2 * (3 + self.directions)
 
     def boxes(self) -> np.ndarray:
         """(L, 5) boxes in fractions of the picture, the coarsest level first, then by rows."""
@@ -85,14 +89,49 @@ class Crops:
         return np.array(boxes, dtype=np.float32)
 
     def __call__(self, file: MediaFile) -> Features:
+        """Features and boxes of one picture. Raises :class:`MediaError`."""
         image = open_image(file)
         scale = np.array([image.width, image.height] * 2)
-        boxes = self.boxes()
-        crops = [
-            np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=tuple(box * scale)))
-            for box in boxes[:, :4]
-        ]
-        return Features(np.stack(crops).reshape(len(boxes), -1).astype(np.float32) / 127.5 - 1.0, boxes)
+        boxes, side = self.boxes(), 4 * self.cells
+        crops = [np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=tuple(box * scale))) for box in boxes[:, :4]]
+        return Features(self.describe(np.stack(crops).astype(np.float32) / 255.0), boxes)
+
+    def describe(self, crops: np.ndarray) -> np.ndarray:
+        """(L, side, side, 3) in [0, 1] -> (L, F): colours, then histograms, cell by cell."""
+        n, side = len(crops), crops.shape[1]
+        grid = (n, self.cells, side // self.cells, self.cells, side // self.cells)
+        colours = crops.reshape(*grid, 3).mean((2, 4))
+        dx, dy = np.zeros_like(crops), np.zeros_like(crops)
+        dx[:, :, 1:-1] = crops[:, :, 2:] - crops[:, :, :-2]
+        dy[:, 1:-1] = crops[:, 2:] - crops[:, :-2]
+        strongest = np.hypot(dx, dy).argmax(-1, keepdims=True)
+        dx, dy = (np.take_along_axis(d, strongest, -1)[..., 0] for d in (dx, dy))
+        place = np.arctan2(dy, dx) % np.pi / np.pi * self.directions  # in bins; shared out between the two nearest
+        share = place % 1.0
+        lower = place.astype(int) % self.directions
+        bins = np.arange(self.directions)
+        vote = (lower[..., None] == bins) * (1 - share)[..., None] + ((lower[..., None] + 1) % self.directions == bins) * share[..., None]
+        edges = (vote * np.hypot(dx, dy)[..., None]).reshape(*grid, self.directions).sum((2, 4))
+        edges = np.sqrt(edges / (edges.sum((1, 2, 3), keepdims=True) + 0.5))
+        scaled = [(colours - 0.75) / 0.3, (edges - 0.05) / 0.06]
+        return np.concatenate([part.reshape(n, -1) for part in scaled], axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The whole picture as one token of ``width x height`` RGB pixels in [-1, 1]: what a control without learning sees."""
+
+    size: tuple[int, int] = (24, 32)
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return 3 * self.size[0] * self.size[1]
+
+    def __call__(self, file: MediaFile) -> Features:
+        """Pixels of one picture. Raises :class:`MediaError`."""
+        pixels = np.asarray(open_image(file).resize(self.size, Image.Resampling.BILINEAR), dtype=np.float32)
+        return Features(pixels.reshape(1, -1) / 127.5 - 1.0, np.array([[0, 0, 1, 1, 1]], dtype=np.float32))
 
 
 #: Extractors that need no weights, used where nothing else is asked for.
@@ -142,7 +181,7 @@ def extract(
         products = [product for product in catalogue.products if name in product.contents]
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             results = pool.map(lambda p, name=name: work(extractors[name], p, name), products)
-            results = list(tqdm(results, total=len(products), desc=f"{name} features", unit="file", mininterval=2))
+            results = list(progress(results, len(products), f"{name} features", "files"))
         broken += [result for result in results if isinstance(result, Skip)]
         found[name] = {p.id: r for p, r in zip(products, results, strict=True) if not isinstance(r, Skip)}
     clean = catalogue.without(broken) if broken else catalogue

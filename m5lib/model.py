@@ -1,11 +1,15 @@
 """Embeddings -> stages -> named outputs: one forward for every row of the zoo."""
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from m5lib.layers import AttentionBlock
@@ -99,9 +103,7 @@ class Stack(nn.Module):
             {owner: nn.ModuleList(AttentionBlock(spec.width, stage.block) for _ in range(stage.layers)) for owner in owners}
         )
         normed = stage.final_norm and stage.block.norm == "pre"
-        self.norms = nn.ModuleDict(
-            {owner: nn.LayerNorm(spec.width, eps=stage.block.eps) if normed else nn.Identity() for owner in owners}
-        )
+        self.norms = nn.ModuleDict({owner: nn.LayerNorm(spec.width, eps=stage.block.eps) if normed else nn.Identity() for owner in owners})
 
     def forward(self, states: States, valid: Mapping[str, Tensor]) -> States:
         """States of every modality -> states of every modality."""
@@ -158,8 +160,13 @@ class Model(nn.Module):
         self.heads = nn.ModuleDict()
         if spec.objective.masked:
             self.heads.update({name: Head(name, spec, table[name]) for name in spec.modalities})
+        contrasted = spec.objective.contrast != "none" and len(spec.modalities) > 1
+        width = spec.width
+        self.projections = nn.ModuleDict(
+            {name: nn.Sequential(nn.Linear(width, width), nn.ReLU()) for name in spec.modalities} if spec.project and contrasted else {}
+        )
         start = torch.tensor(spec.objective.temperature).log()
-        if spec.objective.learn_temperature and spec.objective.contrast != "none" and len(spec.modalities) > 1:
+        if spec.objective.learn_temperature and contrasted:
             self.log_temperature = nn.Parameter(start)
         else:
             self.register_buffer("log_temperature", start)
@@ -184,6 +191,7 @@ class Model(nn.Module):
         encoded = states if self.fusion == len(self.stages) else encoded
         pool = {"first": first_token, "mean": mean_token}[self.spec.pool]
         pooled = {name: pool(x, valid[name]) for name, x in encoded.items()}
+        pooled = {name: self.projections[name](x) if self.projections else x for name, x in pooled.items()}
         summary = {name: first_token(x, valid[name]) for name, x in states.items()}
         return Output(valid, embedded, encoded, pooled, states, summary)
 
@@ -192,6 +200,34 @@ class Model(nn.Module):
         if missing := set(self.spec.modalities) - set(batch.streams):
             raise ValueError(f"the batch has no stream {sorted(missing)}; build Streams with modalities {self.spec.modalities}")
         return self.forward_from_embeddings(self.embed(batch), {n: batch.streams[n].valid for n in self.spec.modalities})
+
+    def save_pretrained(self, folder: str | Path, tokenizer=None) -> Path:
+        """Write ``config.json``, the tokenizer and ``model.safetensors``, the weights last: a folder that has them is complete."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.spec.to_dict(), indent=1) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        temporary = folder / "model.safetensors.tmp"
+        save_model(self, str(temporary))
+        os.replace(temporary, folder / "model.safetensors")
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Model":
+        """Load what :meth:`save_pretrained` wrote, in evaluation mode.
+
+        Raises:
+            FileNotFoundError: the folder lacks ``config.json`` or ``model.safetensors``.
+            ValueError: the configuration has an unknown key.
+        """
+        folder = Path(folder)
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).exists():
+                raise FileNotFoundError(f"{folder}: {name} is missing; expected a folder written by save_pretrained")
+        model = cls(Spec.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+        load_model(model, str(folder / "model.safetensors"))
+        return model.eval()
 
     def predict(self, output: Output, targets: Mapping[str, Target]) -> dict[str, Float[Tensor, "S F"]]:
         """Predictions of the masked tasks from the **fused** states, at the masked positions only: (S, V) or (S, F)."""

@@ -8,21 +8,29 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from m5lib.masking import Target
-from m5lib.model import Model, Output
 from m5lib.modalities import MODALITIES, codes
+from m5lib.model import Model, Output
 
 
-def harmony_from_embeddings(vectors: Float[Tensor, "B M D"], presence: Bool[Tensor, "B M"]) -> Float[Tensor, "B M M"]:
-    """Self-harmony scores of each product, from the cosine G of its modalities' vectors: rows of G · softmax(G), unit length.
+def agreement(vectors: Float[Tensor, "B M D"]) -> Float[Tensor, "B M M"]:
+    """How far the modalities of each product agree, in [0, 1]: (1 + cosine) / 2 of every two of its vectors.
+
+    The released code takes the cosine of vectors that end in a ReLU, which is never negative. Ours may be, and a negative score turns
+    a pair round: its loss then falls as the two vectors point away from each other, which is what happened (``LOG.md``).
+    """
+    unit = F.normalize(vectors.float(), dim=-1)
+    return (1 + unit @ unit.transpose(1, 2)) / 2
+
+
+def harmony(similarity: Float[Tensor, "B M M"], presence: Bool[Tensor, "B M"]) -> Float[Tensor, "B M M"]:
+    """Self-harmony scores of each product: rows of S · softmax(S), scaled to unit length.
 
     The abstract says "learned from the modality embeddings" and the released code does this; section 4.3 speaks of free
     parameters that start at zero, which cannot start to learn. An absent modality has no part: its row and column are zero.
     """
-    unit = F.normalize(vectors.float(), dim=-1)
-    cosine = unit @ unit.transpose(1, 2)
     both = presence[:, :, None] & presence[:, None, :]
-    weight = cosine.masked_fill(~both, float("-inf")).masked_fill(~presence[:, :, None], 0.0).softmax(dim=-1)
-    return F.normalize((cosine * weight).masked_fill(~both, 0.0), dim=-1)
+    weight = similarity.masked_fill(~both, float("-inf")).masked_fill(~presence[:, :, None], 0.0).softmax(dim=-1)
+    return F.normalize((similarity * weight).masked_fill(~both, 0.0), dim=-1)
 
 
 def pairwise_infonce(
@@ -91,14 +99,14 @@ def total(model: Model, output: Output, targets: Mapping[str, Target]) -> tuple[
     if objective.masked:
         on = embedded and "masked" in objective.harmony_on and len(names) > 1
         fused = torch.stack([output.summary[name] for name in names], dim=1)
-        diagonal = harmony_from_embeddings(fused, output.presence).diagonal(dim1=1, dim2=2) if on else None
+        diagonal = harmony(agreement(fused), output.presence).diagonal(dim1=1, dim2=2) if on else None
         for name, values in masked_values(model.predict(output, targets), targets, diagonal).items():
             parts[MODALITIES[name].task] = _mean(values, torch.tensor(len(values)))
     loss = sum(parts.values(), start=torch.zeros((), device=output.presence.device))
     if objective.contrast != "none" and len(names) > 1:
         vectors = torch.stack([output.pooled[name] for name in names], dim=1)
         on = embedded and "contrast" in objective.harmony_on
-        scores = harmony_from_embeddings(vectors, output.presence) if on else None
+        scores = harmony(agreement(vectors), output.presence) if on else None
         values, count = pairwise_infonce(vectors, output.presence, model.log_temperature.exp(), scores)
         per_pair = values.sum(1) / count.sum(1).clamp(min=1)
         loss = loss + _mean(per_pair, count.any(dim=1).sum())

@@ -3,8 +3,8 @@
 import json
 import math
 import os
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from m5lib import objectives
 from m5lib.masking import Vocabulary, mask
 from m5lib.model import Model
+from m5lib.progress import progress
 from m5lib.streams import Streams
 
 
@@ -24,7 +24,7 @@ from m5lib.streams import Streams
 class Training:
     """Settings of the loop. Paper (section 5, supplement G): Adam, 1e-4, warm-up, linear decay, batch 64, 5 epochs, mixed precision."""
 
-    epochs: float = 5
+    epochs: int | float = 5
     batch_size: int = 256
     learning_rate: float = 1e-3
     warmup: float = 0.1
@@ -32,7 +32,7 @@ class Training:
     clip: float = 1.0
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: int | float = 60
     steps: int | None = None
 
     def total_steps(self, products: int) -> int:
@@ -109,6 +109,7 @@ def pretrain(
     directory: str | Path,
     rows: np.ndarray | None = None,
     stop_after: int | None = None,
+    watch: Callable[[Model], dict] | None = None,
 ) -> list[dict]:
     """Pre-train in place on the given rows (by default the ``train`` split); resumes from the directory's checkpoint.
 
@@ -117,6 +118,7 @@ def pretrain(
 
     Args:
         stop_after: stop after this step as an interruption would, for tests.
+        watch: called with the model after each quarter of the steps; what it returns is kept in that line of the history.
 
     Returns:
         the history, that of earlier parts of the same run included.
@@ -129,30 +131,34 @@ def pretrain(
     steps = training.total_steps(len(rows))
     torch.manual_seed(training.seed)
     optimizer = optimiser(model, training)
-    identity = {"training": asdict(training), "spec": model.spec.to_dict(), "data": streams.catalogue.fingerprint, "rows": len(rows)}
+    identity = {
+        "training": asdict(training),
+        "spec": model.spec.to_dict(),
+        "data": streams.catalogue.fingerprint,
+        "rows": len(rows),
+    }
     checkpoint = Checkpoint(directory / "checkpoint.pt", identity)
     start = checkpoint.load(model, optimizer)
     history = _read_history(directory / "history.jsonl", start)
     model.train()
     step, saved = start, time.monotonic()
-    bar = tqdm(total=steps, initial=start, desc="pre-training", unit="step", disable=not sys.stderr.isatty())
     with open(directory / "history.jsonl", "w") as log:
         log.writelines(json.dumps(line) + "\n" for line in history)
+        todo = range(start, min(steps, stop_after or steps))
         try:
-            while step < min(steps, stop_after or steps):
+            for step in progress(todo, steps, "pre-training", "steps", lambda: f"loss {history[-1]['loss']:.3f}", start):
                 line = train_step(model, streams, rows, training, optimizer, step, steps)
-                step += 1
+                if watch and (step + 1) * 4 // steps > step * 4 // steps:
+                    line |= watch(model)
                 history.append(line)
-                log.write(json.dumps(line) + "\n")
-                _show(bar, line, step, steps)
+                log.write(json.dumps(history[-1]) + "\n")
                 if time.monotonic() - saved > training.checkpoint_seconds:
                     log.flush()
-                    checkpoint.save(model, optimizer, step)
+                    checkpoint.save(model, optimizer, len(history))
                     saved = time.monotonic()
-        finally:  # Ctrl-C included
+        finally:  # Ctrl-C included; a step that Ctrl-C cut short may have changed some weights but not all: see train_step
             log.flush()
-            checkpoint.save(model, optimizer, step)
-            bar.close()
+            checkpoint.save(model, optimizer, len(history))
     return history
 
 
@@ -189,11 +195,3 @@ def _read_history(path: Path, steps: int) -> list[dict]:
     if not steps or not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines()[:steps]]
-
-
-def _show(bar, line: dict, step: int, steps: int) -> None:
-    bar.update()
-    if step % 10 == 0:
-        bar.set_postfix(loss=f"{line['loss']:.3f}")
-    if bar.disable and (step == steps or int(line["epoch"]) > int(line["epoch"] - 1e-9) or step % max(1, steps // 20) == 0):
-        print(f"step {step}/{steps}  epoch {line['epoch']:.2f}  loss {line['loss']:.4f}", flush=True)

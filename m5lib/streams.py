@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from m5lib.data import Catalogue
+from m5lib.data import Catalogue, Rows
 from m5lib.media import Ragged
 from m5lib.modalities import MODALITIES
 
@@ -24,20 +24,32 @@ SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "se
 def train_tokenizer(catalogue: Catalogue, vocabulary: int = 8000) -> PreTrainedTokenizerFast:
     """WordPiece trained on the words of the catalogue's ``train`` split, lower-cased like bert-base-uncased.
 
-    Chinese characters are split one by one, as BERT does, so the same call fits the official release.
+    Chinese characters are split one by one, as BERT does, so the same call fits the official release. The same words give the same
+    vocabulary: the trainer numbers ``##`` pieces in the order of a hash map and breaks ties by these numbers, so they are numbered
+    beforehand, as special tokens, which the tokenizer that is returned does not have.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary, special_tokens=list(SPECIAL.values()), min_frequency=2, show_progress=False
-    )
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     rows = catalogue.split("train")
     products = [catalogue.products[row] for row in (rows if len(rows) else range(len(catalogue)))]
-    tokenizer.train_from_iterator(
-        (text for p in products for name, row in MODALITIES.items() if row.units and name in p.contents
-         for text in row.units(p.contents[name])), trainer
-    )  # fmt: skip
+    texts = [
+        normalizer.normalize_str(text)
+        for p in products for name, row in MODALITIES.items() if row.units and name in p.contents
+        for text in row.units(p.contents[name])
+    ]  # fmt: skip
+    letters = sorted({letter for text in texts for letter in text if not letter.isspace()})
+    first = [*SPECIAL.values(), *letters, *(f"##{letter}" for letter in letters)]
+    trainee = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trainee.pre_tokenizer = splitter
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=max(vocabulary, len(first)),
+        special_tokens=first,
+        min_frequency=2,
+        limit_alphabet=len(letters),
+        show_progress=False,
+    )
+    trainee.train_from_iterator(texts, trainer)
+    tokenizer = Tokenizer(models.WordPiece(trainee.get_vocab(), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
 
 
@@ -177,7 +189,18 @@ class Streams:
         """F of each feature modality: widths come from the extractor."""
         return {n: self.features[n].values.shape[1] for n in self.modalities if n in self.features and n not in self.words}
 
-    def batch(self, rows: Sequence[int]) -> Batch:
+    def lengths(self) -> dict[str, np.ndarray]:
+        """(N,) tokens of each product and stream, the summary included; 0 where the modality is absent."""
+        found = {}
+        for name in self.modalities:
+            if name in self.words:
+                found[name] = self.words[name].lengths
+            else:
+                tokens = np.minimum(np.diff(self.features[name].offsets), MODALITIES[name].max_tokens)
+                found[name] = tokens + (tokens > 0)
+        return found
+
+    def batch(self, rows: Rows) -> Batch:
         """The batch of the given rows, padded to the longest of each stream."""
         rows = np.asarray(rows, dtype=np.int64)
         make = {"words": self._word_stream, "features": self._feature_stream}

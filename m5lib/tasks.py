@@ -4,17 +4,20 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import normalized_mutual_info_score
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, normalize
 
+#: One vector per row: dense, or sparse as TF-IDF gives them.
+Vectors = Float[np.ndarray, "_ D"] | sparse.spmatrix | sparse.sparray
 Normalise = Literal["hits", "min_k_r"]
 
 
 def rank(
-    queries: Float[np.ndarray, "Q D"],
-    gallery: Float[np.ndarray, "G D"],
+    queries: Vectors,
+    gallery: Vectors,
     k: int,
     query_ids: np.ndarray | None = None,
     gallery_ids: np.ndarray | None = None,
@@ -27,11 +30,12 @@ def rank(
     query's own id is never returned. Places that cannot be filled (a gallery smaller than ``k``) hold -1.
     """
     if cosine:
-        queries, gallery = _unit(queries), _unit(gallery)
-    found = np.full((len(queries), k), -1, dtype=np.int64)
+        queries, gallery = normalize(queries), normalize(gallery)
+    found = np.full((queries.shape[0], k), -1, dtype=np.int64)
     own = {i: n for n, i in enumerate(gallery_ids)} if query_ids is not None else {}
-    for start in range(0, len(queries), block):
+    for start in range(0, queries.shape[0], block):
         score = queries[start : start + block] @ gallery.T
+        score = score.toarray() if sparse.issparse(score) else score
         rows = np.arange(len(score))
         mine = np.array([own.get(i, -1) for i in query_ids[start : start + block]]) if own else np.full(len(score), -1)
         score[rows[mine >= 0], mine[mine >= 0]] = -np.inf
@@ -50,10 +54,6 @@ def _best(score: np.ndarray, k: int) -> np.ndarray:
     candidates = candidates[np.argsort(-score[candidates], kind="stable")][:k]
     candidates = candidates[np.isfinite(score[candidates])]
     return np.pad(candidates, (0, k - len(candidates)), constant_values=-1)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 def hits(
@@ -85,11 +85,9 @@ def precision(matched: Bool[np.ndarray, "Q R"], k: int) -> Float[np.ndarray, " Q
     return matched[:, :k].sum(axis=1) / k
 
 
-def linear_probe(
-    train: Float[np.ndarray, "N D"], labels: np.ndarray, test: Float[np.ndarray, "Q D"], seed: int = 0
-) -> np.ndarray:
+def linear_probe(train: Vectors, labels: np.ndarray, test: Vectors, seed: int = 0) -> np.ndarray:
     """Labels predicted for ``test`` by logistic regression (L2, C = 1) on standardised embeddings."""
-    scaler = StandardScaler().fit(train)
+    scaler = StandardScaler(with_mean=not sparse.issparse(train)).fit(train)
     probe = LogisticRegression(C=1.0, max_iter=200, tol=1e-3, random_state=seed)
     return probe.fit(scaler.transform(train), labels.astype(str)).predict(scaler.transform(test))
 
@@ -99,9 +97,9 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(predicted.astype(str) == labels.astype(str)))
 
 
-def cluster(vectors: Float[np.ndarray, "N D"], k: int, seed: int = 0) -> Int[np.ndarray, " N"]:
+def cluster(vectors: Vectors, k: int, seed: int = 0) -> Int[np.ndarray, " N"]:
     """k-means (k-means++, 4 starts) on unit vectors: the cluster of each product."""
-    return KMeans(k, n_init=4, random_state=seed).fit_predict(_unit(vectors)).astype(np.int64)
+    return KMeans(k, n_init=4, random_state=seed).fit_predict(normalize(vectors)).astype(np.int64)
 
 
 def nmi(clusters: np.ndarray, labels: np.ndarray) -> float:

@@ -66,6 +66,7 @@ class Spec:
     widths: tuple[tuple[str, int], ...] = ()
     vocabulary: int = 0
     pool: Literal["first", "mean"] = "mean"
+    project: bool = False
     objective: Objective = field(default_factory=Objective)
     dropout: float = 0.1
 
@@ -105,3 +106,7 @@ def scale(width: int = 128, layers: int = 2, heads: int = 4, dropout: float = 0.
     """
     block = Block(heads=heads, dropout=dropout)
     return Spec("scale", (Stage("solo", layers, block), Stage("joint", layers, block)), width=width, dropout=dropout, **settings)
+
+
+#: One row per model: name -> function of ``width``, ``layers`` and ``heads``.
+MODELS = {"scale": scale}

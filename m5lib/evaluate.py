@@ -1,0 +1,82 @@
+"""Plumbing between a catalogue's splits and the metrics of :mod:`m5lib.tasks`: vectors in, result numbers out.
+
+``query`` products are looked up in ``gallery``; the classifier learns from ``classifier`` and is tested on ``query``; k-means runs on
+``query`` with k = its number of classes. With ``split="validation"`` the validation products stand in for the queries: that is
+where choices are made.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from m5lib import tasks
+from m5lib.data import Catalogue
+
+CUTS = (1, 5, 10)
+TASKS = ("retrieval", "classification", "clustering")
+
+
+def _number(task: str, metric: str, convention: str, value: float) -> dict:
+    return {"task": task, "metric": metric, "convention": convention, "value": float(value)}
+
+
+def needed_rows(catalogue: Catalogue, split: str = "query") -> np.ndarray:
+    """Rows whose vectors :func:`evaluate` reads, ascending."""
+    return np.unique(np.concatenate([catalogue.split(name) for name in (split, "gallery", "classifier")]))
+
+
+def retrieval(catalogue: Catalogue, vectors, split: str = "query") -> list[dict]:
+    """mAP@K (both conventions) and Prec@K, K = 1, 5, 10, by cosine. Queries with nothing to find are left out (:meth:`queries`)."""
+    queries, _ = catalogue.queries(split)
+    gallery = catalogue.split("gallery")
+    if not len(queries):
+        return []
+    ids, labels = catalogue.ids, catalogue.labels
+    ranking = tasks.rank(vectors[queries], vectors[gallery], max(CUTS), ids[queries], ids[gallery])
+    matched, positives = tasks.hits(ranking, labels[queries], labels[gallery])
+    found = []
+    for k in CUTS:
+        for convention in ("min_k_r", "hits"):
+            values = tasks.average_precision(matched, positives, k, convention)
+            found.append(_number("retrieval", f"mAP@{k}", convention, values.mean()))
+        found.append(_number("retrieval", f"Prec@{k}", "k", tasks.precision(matched, k).mean()))
+    return found
+
+
+def classification(catalogue: Catalogue, vectors, split: str = "query", seed: int = 0) -> list[dict]:
+    """Accuracy of a linear probe; products without a label are left out."""
+    labelled = np.array([label is not None for label in catalogue.labels])
+    train, test = (rows[labelled[rows]] for rows in (catalogue.split("classifier"), catalogue.split(split)))
+    if not len(test) or len(set(catalogue.labels[train])) < 2:
+        return []
+    predicted = tasks.linear_probe(vectors[train], catalogue.labels[train], vectors[test], seed)
+    return [_number("classification", "accuracy", "linear probe", tasks.accuracy(predicted, catalogue.labels[test]))]
+
+
+def clustering(catalogue: Catalogue, vectors, split: str = "query", seed: int = 0) -> list[dict]:
+    """NMI and purity of k-means, k = number of classes among the products clustered."""
+    rows = np.array([row for row in catalogue.split(split) if catalogue.labels[row] is not None], dtype=int)
+    labels = catalogue.labels[rows]
+    if not (k := len(set(labels))):
+        return []
+    clusters = tasks.cluster(vectors[rows], k, seed)
+    convention = f"k-means k={k} seed={seed}"
+    return [
+        _number("clustering", "NMI", convention, tasks.nmi(clusters, labels)),
+        _number("clustering", "purity", convention, tasks.purity(clusters, labels)),
+    ]
+
+
+def evaluate(catalogue: Catalogue, vectors, which: Iterable[str] = TASKS, split: str = "query", seed: int = 0) -> list[dict]:
+    """All numbers of the chosen tasks: dicts with ``task, metric, convention, value``.
+
+    Args:
+        vectors: (N, D), dense or sparse, one row per product of the catalogue; only :func:`needed_rows` are read.
+    """
+    found = []
+    for task in which:
+        if task == "retrieval":
+            found += retrieval(catalogue, vectors, split)
+        else:
+            found += {"classification": classification, "clustering": clustering}[task](catalogue, vectors, split, seed)
+    return found

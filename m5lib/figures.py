@@ -1,0 +1,219 @@
+"""One function per figure: takes arrays, returns a matplotlib Figure. One style, colour-blind safe (Okabe and Ito)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from m5lib.data import Catalogue
+from m5lib.media import open_image
+from m5lib.modalities import MODALITIES, codes
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+RIGHT, WRONG, QUIET = "#0072B2", "#D55E00", "#8a8a8a"
+STYLE = {
+    "figure.dpi": 110, "savefig.dpi": 160, "savefig.bbox": "tight", "font.size": 10, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold",
+    "figure.constrained_layout.use": True,
+}  # fmt: skip
+
+
+def colour(name: str) -> str:
+    """The colour of a modality, the same in every figure."""
+    return PALETTE[list(MODALITIES).index(name) % len(PALETTE)]
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in the project's style without changing anybody else's."""
+
+    @wraps(draw)
+    def wrapped(*arguments, **settings) -> Figure:
+        with plt.rc_context(STYLE):
+            return draw(*arguments, **settings)
+
+    return wrapped
+
+
+def _axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.2), **settings):
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **settings)
+    plt.close(figure)  # the caller shows or saves it; nothing is drawn twice in a notebook
+    return figure, axes
+
+
+def short(text: str, limit: int) -> str:
+    """Text cut at a word, with an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 1].rsplit(" ", 1)[0].rstrip(",.-") + "…"
+
+
+@styled
+def long_tail(labels: Sequence) -> Figure:
+    """Products per category, largest first, on a logarithmic axis (Figure 3)."""
+    counts = pd.Series([label for label in labels if label is not None], dtype=object).value_counts()
+    figure, ((axes,),) = _axes()
+    rank = np.arange(1, len(counts) + 1)
+    axes.fill_between(rank, 0.8, counts, step="mid", color=PALETTE[0], alpha=0.25)
+    axes.step(rank, counts, where="mid", color=PALETTE[0])
+    axes.set(yscale="log", xlabel="category, by size", ylabel="products", title="Long tail", xlim=(1, max(2, len(counts))))
+    for place in np.unique(np.linspace(0, len(counts) - 1, 5).astype(int))[:-1]:
+        axes.annotate(
+            f"{counts.index[place]} {counts.iloc[place]:,}",
+            (place + 1, counts.iloc[place]),
+            (6, 3),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    return figure
+
+
+@styled
+def presence(table: pd.DataFrame) -> Figure:
+    """Who is missing what: how many products have exactly which modalities (UpSet style), largest group on top."""
+    names = [name for name in table.columns if table[name].any()]
+    groups = table[names].value_counts()
+    figure, ((dots, bars),) = _axes(1, 2, (7.0, 1.2 + 0.32 * len(groups)), width_ratios=(1, 2.4), sharey=True)
+    place = np.arange(len(groups))
+    for column, name in enumerate(names):
+        has = np.array([group[column] for group in groups.index])
+        dots.scatter(np.full(has.sum(), column), place[has], s=70, color=colour(name))
+        dots.scatter(np.full((~has).sum(), column), place[~has], s=70, facecolors="none", edgecolors="#cccccc")
+    dots.set(xticks=range(len(names)), xlim=(-0.6, len(names) - 0.4), yticks=[])
+    dots.set_xticklabels([MODALITIES[name].code for name in names])
+    dots.invert_yaxis()
+    bars.barh(place, groups, color=QUIET)
+    bars.margins(x=0.2)
+    for y, count in enumerate(groups):
+        bars.annotate(f" {count:,} ({count / len(table):.1%})", (count, y), va="center", fontsize=9)
+    bars.set(xlabel="products", title="Which modalities the products have")
+    return figure
+
+
+@styled
+def lengths(by_modality: Mapping[str, np.ndarray]) -> Figure:
+    """Tokens per product and stream, with the limit of the modality's row."""
+    figure, axes = _axes(1, len(by_modality), (2.6 * len(by_modality), 2.6))
+    for place, (name, values) in zip(axes[0], by_modality.items(), strict=True):
+        values = np.asarray(values)
+        place.hist(values, bins=np.arange(values.min(initial=1), values.max(initial=2) + 2) - 0.5, color=colour(name))
+        place.set(title=f"{name} (≤ {MODALITIES[name].max_tokens})", xlabel="tokens", ylabel="products")
+    return figure
+
+
+@styled
+def gallery(catalogue: Catalogue, rows: Sequence[int], columns: int = 8) -> Figure:
+    """Pictures of products with their titles."""
+    lines = -(-len(rows) // columns)
+    figure, axes = _axes(lines, columns, (1.35 * columns, 2.0 * lines))
+    for place in axes.flat:
+        place.axis("off")
+    for place, row in zip(axes.flat, rows, strict=False):
+        _picture(place, catalogue, row)
+        place.set_title(short(_title(catalogue, row), 36), fontsize=7, wrap=True, fontweight="normal")
+    return figure
+
+
+@styled
+def losses(history: Sequence[Mapping], batch_size: int) -> Figure:
+    """Every part of the loss over the steps; contrast beside its chance level log B."""
+    parts = [key for key in history[-1] if key.isupper() or key.startswith("contrast_")]
+    masked = [part for part in parts if not part.startswith("contrast")]
+    panels = [[part] for part in masked] + ([pairs] if (pairs := [p for p in parts if p not in masked]) else [])
+    figure, axes = _axes(1, len(panels), (2.7 * len(panels), 2.7))
+    for place, panel in zip(axes[0], panels, strict=True):
+        for number, part in enumerate(panel):
+            values = pd.Series([line[part] for line in history])
+            smooth = values.rolling(max(1, len(values) // 40), min_periods=1).mean()
+            place.plot(smooth, color=PALETTE[number % len(PALETTE)], label=part.removeprefix("contrast_"))
+        place.set(title=panel[0] if len(panel) == 1 and panel[0] in masked else "contrast", xlabel="step", ylim=(0, None))
+        if panel[0] not in masked:
+            place.axhline(np.log(batch_size), color=QUIET, ls=":", label="chance")
+            place.legend(fontsize=8)
+    return figure
+
+
+@styled
+def milestones(points: pd.DataFrame, metric: str) -> Figure:
+    """A metric against the share of pre-training done, a line per read-out; columns ``share``, ``readout``, ``value``."""
+    figure, ((axes,),) = _axes(size=(6.2, 3.4))
+    for number, (readout, part) in enumerate(points.groupby("readout", sort=False)):
+        part = part.sort_values("share")
+        axes.plot(100 * part["share"], part["value"], marker="o", color=PALETTE[number % len(PALETTE)], label=readout)
+    axes.set(xlabel="pre-training done (%)", ylabel=metric, title="Pre-training and read-outs, validation products")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+@styled
+def score_matrix(matrix: np.ndarray, names: Sequence[str], title: str = "Mean harmony scores S") -> Figure:
+    """A matrix over modalities as a heat map with its numbers."""
+    matrix = np.asarray(matrix)
+    figure, ((axes,),) = _axes(size=(1.6 + 0.7 * len(names), 1.2 + 0.7 * len(names)))
+    axes.imshow(matrix, cmap="cividis", vmin=min(0.0, matrix.min()), vmax=1.0)
+    labels = [MODALITIES[name].code for name in names]
+    axes.set(xticks=range(len(names)), yticks=range(len(names)), xticklabels=labels, yticklabels=labels, title=title)
+    axes.spines[:].set_visible(False)
+    for (y, x), value in np.ndenumerate(matrix):
+        axes.text(x, y, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.6 else "white")
+    return figure
+
+
+@styled
+def bars(values: pd.DataFrame, metric: str, title: str) -> Figure:
+    """Horizontal bars: one group per index entry, one bar per column (``untrained``, ``pretrained``, ``control``); blanks stay blank."""
+    figure, ((axes,),) = _axes(size=(7.0, 1.3 + 0.24 * values.size))
+    paint = {"untrained": "#bbbbbb", "pretrained": PALETTE[0], "finetuned": PALETTE[2], "control": PALETTE[4]}
+    height = 0.8 / len(values.columns)
+    for number, column in enumerate(values):
+        place = np.arange(len(values)) + (number - (len(values.columns) - 1) / 2) * height
+        axes.barh(place, values[column].fillna(0), height * 0.92, color=paint.get(column, PALETTE[number]), label=column)
+        for y, value in zip(place, values[column], strict=True):
+            if value == value:
+                axes.annotate(f" {value:.3f}", (value, y), va="center", fontsize=8)
+    axes.set(yticks=range(len(values)), xlabel=metric, title=title, xlim=(0, min(1.0, 1.15 * float(np.nanmax(values.to_numpy())))))
+    axes.set_yticklabels(values.index)
+    axes.invert_yaxis()
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+@styled
+def neighbours(catalogue: Catalogue, queries: Sequence[int], found: np.ndarray, matched: np.ndarray, title: str = "") -> Figure:
+    """Each query with its nearest products: blue frame, same category; orange frame, another one (Figures 10-12).
+
+    Args:
+        queries: rows of the catalogue; ``found`` (Q, R) rows of their neighbours, -1 for none; ``matched`` (Q, R).
+    """
+    columns = 1 + found.shape[1]
+    figure, axes = _axes(len(queries), columns, (1.25 * columns, 2.05 * len(queries)))
+    for line, (query, rows, right) in enumerate(zip(queries, found, matched, strict=True)):
+        _picture(axes[line, 0], catalogue, query, "#000000")
+        axes[line, 0].set_title(f"{short(_title(catalogue, query), 44)}\n[{catalogue.labels[query]}]", fontsize=7, wrap=True)
+        for place, row, ok in zip(axes[line, 1:], rows, right, strict=True):
+            if row < 0:
+                place.axis("off")
+                continue
+            _picture(place, catalogue, row, RIGHT if ok else WRONG)
+            place.set_title(short(str(catalogue.labels[row]), 22), fontsize=7, color=RIGHT if ok else WRONG, fontweight="normal")
+    if title:
+        figure.suptitle(title, fontsize=11, fontweight="bold")
+    return figure
+
+
+def _title(catalogue: Catalogue, row: int | np.integer) -> str:
+    words = [(name, content) for name, content in catalogue.products[row].contents.items() if isinstance(content, str)]
+    return words[0][1] if words else catalogue.products[row].id
+
+
+def _picture(axes, catalogue: Catalogue, row: int | np.integer, frame: str | None = None) -> None:
+    """The product's picture; a product without one shows which modalities it has."""
+    axes.set(xticks=[], yticks=[])
+    file = catalogue.products[row].contents.get(next(iter(MODALITIES)))
+    if file is None:
+        axes.text(0.5, 0.5, f"no picture\n({codes(catalogue.products[row].contents)})", ha="center", va="center", fontsize=7)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect=4 / 3)
+    else:
+        axes.imshow(open_image(file))
+    for spine in axes.spines.values():
+        spine.set(visible=frame is not None, color=frame, linewidth=3)

@@ -1,0 +1,170 @@
+"""Run notebooks with papermill, strictly: a parameter that the notebook does not have, or of another type, is an error before the
+kernel starts. papermill itself only warns about the first and injects the second.
+
+From the shell::
+
+    python -m m5lib.notebooks --profile small --data FOLDER [notebook …]     # default: every notebook, in order
+    python -m m5lib.notebooks --demo --data FOLDER                            # 01, 04 and 05, then the result table
+"""
+
+import argparse
+import ast
+import html
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import nbformat
+
+from m5lib import runs
+
+DEMO = ("01_", "04_", "05_")
+
+
+class ParameterError(ValueError):
+    """A parameter that the notebook does not have, or of another type than its default."""
+
+
+class NotebookError(RuntimeError):
+    """A notebook that failed: names the notebook, the cell, and the executed copy to look at."""
+
+
+def find() -> list[Path]:
+    """Every notebook of the project, in order."""
+    return sorted((runs.ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def parameters_of(notebook: str | Path) -> dict[str, object]:
+    """Names and defaults in the cell tagged ``parameters``: literals, one assignment a line.
+
+    Raises:
+        ParameterError: there is no such cell, or it holds something else.
+    """
+    cells = [c for c in nbformat.read(notebook, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ParameterError(f"{notebook}: {len(cells)} cells are tagged 'parameters'; exactly one must be")
+    found = {}
+    for statement in ast.parse(cells[0].source).body:
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+        try:
+            found[target.id] = ast.literal_eval(statement.value)
+        except (AttributeError, ValueError):
+            raise ParameterError(f"{notebook}: line {statement.lineno} of the parameters cell is not `name = literal`") from None
+    return found
+
+
+def check(notebook: str | Path, given: Mapping[str, object]) -> dict[str, object]:
+    """The given parameters, converted where nothing is lost (an ``int`` for a ``float``).
+
+    Raises:
+        ParameterError: an unknown name or a wrong type; the message lists what there is.
+    """
+    known, checked = parameters_of(notebook), {}
+    for name, value in given.items():
+        if name not in known:
+            raise ParameterError(f"{Path(notebook).name} has no parameter {name!r}; it has {', '.join(known)}")
+        wanted = type(known[name])
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            raise ParameterError(
+                f"{Path(notebook).name}: {name} = {value!r} is {type(value).__name__}, but the default {known[name]!r} is {wanted.__name__}"
+            )
+        checked[name] = value
+    return checked
+
+
+def run(notebook: str | Path, output: str | Path, parameters: Mapping[str, object] | None = None, quiet: bool = False) -> Path:
+    """Execute a notebook with the kernel of this Python; the output file is written even when it fails.
+
+    Raises:
+        ParameterError: before anything starts.
+        NotebookError: a cell raised.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    checked = check(notebook, parameters or {})
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    os.environ.setdefault("M5_PROGRESS", "lines")
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    # no cwd: papermill would change the directory of this process, and runs may be parallel
+    try:
+        papermill.execute_notebook(str(notebook), str(output), checked, kernel_name="python3", progress_bar=not quiet, log_output=not quiet)
+    except PapermillExecutionError as error:
+        raise NotebookError(f"{Path(notebook).name}: cell {error.exec_count}: {error.ename}: {error.evalue}; see {output}") from None
+    return output
+
+
+def to_html(notebook: Path) -> Path:
+    """An executed notebook as a page beside it."""
+    from nbconvert import HTMLExporter
+
+    page, _ = HTMLExporter(embed_images=True).from_notebook_node(nbformat.read(notebook, as_version=4))
+    path = notebook.with_suffix(".html")
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def write_index(folder: Path, pages: Sequence[Path], table: str, figures: Sequence[Path]) -> Path:
+    """``index.html``: the result table, the figures, and a link to each executed notebook."""
+    links = "".join(f'<li><a href="{page.name}">{html.escape(page.stem)}</a></li>' for page in pages)
+    pictures = "".join(
+        f'<figure><img src="{os.path.relpath(f, folder)}" alt="{f.stem}"><figcaption>{f.stem}</figcaption></figure>' for f in figures
+    )
+    style = "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}table{border-collapse:collapse}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}figure{margin:2rem 0}"  # noqa: E501
+    page = f"<!doctype html><meta charset=utf-8><title>m5lib</title><style>{style}</style><h1>m5lib: what was run</h1><ul>{links}</ul>{table}{pictures}"  # noqa: E501
+    path = folder / "index.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns 0, or 1 where a notebook failed (the others still ran)."""
+    parser = argparse.ArgumentParser(prog="python -m m5lib.notebooks", description="Run notebooks into reports/.")
+    parser.add_argument("notebook", nargs="*", type=Path, help="notebooks; by default all")
+    parser.add_argument("--demo", action="store_true", help="only the main story, then print its results")
+    parser.add_argument("--profile", default="small", choices=list(runs.PROFILES))
+    parser.add_argument("--data", default="", help="folder or file of products; by default each notebook's own default")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("traitlets").setLevel(logging.ERROR)
+    chosen = options.notebook or [n for n in find() if not options.demo or n.name.startswith(DEMO)]
+    reports, begun, pages, failed = runs.home("reports"), time.monotonic(), [], []
+    wanted = {"profile": options.profile} | ({"data": str(Path(options.data).resolve())} if options.data else {})
+    if options.demo:
+        wanted["record"] = "demo"
+    for notebook in chosen:
+        given = {name: value for name, value in wanted.items() if name in parameters_of(notebook)}
+        print(f"\n=== {notebook.name} ===", flush=True)
+        output = reports / notebook.name
+        try:
+            run(notebook, output, given)
+        except NotebookError as error:
+            failed.append(str(error))
+        pages.append(to_html(output))
+    _conclude(reports, pages, options.demo)
+    for error in failed:
+        print(f"FAILED {error}", file=sys.stderr)
+    print(f"{len(chosen) - len(failed)} of {len(chosen)} notebooks in {time.monotonic() - begun:.0f} s; open {reports / 'index.html'}")
+    return bool(failed)
+
+
+def _conclude(reports: Path, pages: list[Path], demo: bool) -> None:
+    from m5lib import summary
+
+    results = runs.home("results", "demo.json")
+    shown = demo and results.exists()
+    if shown:
+        print("\n" + summary.table(results).to_string())
+    figures = sorted(results.parent.glob("demo_*.png")) if shown else []
+    write_index(reports, pages, summary.table(results).to_html(border=0) if shown else "", figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,342 @@
+"""Profiles, what a run is, saving and loading results, provenance.
+
+A run is a function of its settings: its folder's name holds a hash of the settings, the data's fingerprint and the library's
+source. A finished run is not run again, an interrupted one resumes.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from m5lib import readers
+from m5lib.data import Catalogue, Rows, split_of
+from m5lib.embeddings import embeddings, mean_harmony
+from m5lib.evaluate import retrieval
+from m5lib.media import PLAIN, Pixels, Ragged, extract
+from m5lib.modalities import MODALITIES, codes, from_codes
+from m5lib.model import Model
+from m5lib.pretrain import Training, pretrain
+from m5lib.streams import Streams, load_tokenizer, train_tokenizer
+from m5lib.zoo import MODELS, Spec
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: One tidy row per number, everywhere in the project.
+COLUMNS = (
+    "notebook", "run", "data", "profile", "seed", "model", "state", "modalities", "variant", "task", "metric", "convention", "value"
+)  # fmt: skip
+STATES = ("untrained", "pretrained", "finetuned", "control")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size of everything: ``tiny`` (CI: seconds, shows mechanisms), ``small`` (two cores: minutes), ``full`` (the paper's, CUDA).
+
+    ``products`` caps how many products are read (0: all), evenly over the splits.
+    """
+
+    name: str
+    width: int
+    layers: int
+    heads: int
+    training: Training
+    vocabulary: int
+    products: int = 0
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("tiny", 32, 1, 2, Training(epochs=4, batch_size=32, learning_rate=3e-3), vocabulary=800, products=400),
+        Profile("small", 128, 2, 4, Training(epochs=16, batch_size=256, learning_rate=2e-3), vocabulary=8000),
+        Profile("full", 768, 6, 12, Training(epochs=5, batch_size=64, learning_rate=1e-4), vocabulary=21128),
+    )
+}
+
+
+def profile_of(name: str) -> Profile:
+    """The profile of a name. Raises ``ValueError`` for an unknown one."""
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}: known are {list(PROFILES)}")
+    return PROFILES[name]
+
+
+def home(*parts: str) -> Path:
+    """A path below the folder for outputs: ``M5_HOME``, or the checkout that the library lies in."""
+    return Path(os.environ.get("M5_HOME", ROOT)).joinpath(*parts)
+
+
+# --- results ---------------------------------------------------------------------------------------------------------------
+
+
+def rows(numbers: Iterable[dict], context: dict, **more) -> list[dict]:
+    """Result rows from numbers (:func:`m5lib.evaluate.evaluate`) and what they share (:meth:`Run.context`, and ``more``).
+
+    Raises:
+        ValueError: a column is unknown or missing, a state is not one of :data:`STATES`, or a value is not a finite number.
+    """
+    found = []
+    for number in numbers:
+        row = {**context, **more, **number}
+        if set(row) != set(COLUMNS):
+            raise ValueError(f"result row: missing {sorted(set(COLUMNS) - set(row))}, unknown {sorted(set(row) - set(COLUMNS))}")
+        if row["state"] not in STATES:
+            raise ValueError(f"result row: state {row['state']!r} is not one of {STATES}")
+        if not -1e300 < row["value"] < 1e300:
+            raise ValueError(f"result row: {row['metric']} is {row['value']}")
+        found.append({column: row[column] for column in COLUMNS})
+    return found
+
+
+def write_json(path: str | Path, content) -> Path:
+    """Write JSON to a temporary name and rename, so that a reader never sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def save_results(path: str | Path, found: list[dict], provenance: dict, append: bool = False) -> Path:
+    """Write rows with their provenance; ``append`` adds to those of other notebooks and replaces this notebook's own."""
+    path = Path(path)
+    content = {"provenance": {}, "rows": []}
+    if append and path.exists():
+        content = json.loads(path.read_text(encoding="utf-8"))
+    notebooks = {row["notebook"] for row in found}
+    kept = [row for row in content["rows"] if row["notebook"] not in notebooks]
+    sources = {name: entry for name, entry in content["provenance"].items() if name not in notebooks}
+    return write_json(path, {"provenance": sources | dict.fromkeys(sorted(notebooks), provenance), "rows": kept + found})
+
+
+def load_results(path: str | Path) -> pd.DataFrame:
+    """The rows of a results file as a frame."""
+    return pd.DataFrame(json.loads(Path(path).read_text(encoding="utf-8"))["rows"], columns=list(COLUMNS))
+
+
+def record(name: str, found: list[dict], made: dict, pictures: Mapping[str, Figure]) -> None:
+    """Keep rows in ``results/<name>.json`` and figures in ``results/<name>_<figure>.png``; nothing, where the name is empty."""
+    if not name:
+        return
+    results = home("results")
+    if found:
+        save_results(results / f"{name}.json", found, made, append=True)
+    results.mkdir(parents=True, exist_ok=True)
+    for title, figure in pictures.items():
+        figure.savefig(results / f"{name}_{title}.png")
+
+
+# --- provenance --------------------------------------------------------------------------------------------------------------
+
+
+def _git(*words: str) -> str:
+    try:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+@cache
+def code_version() -> str:
+    """12 hex digits of the library's source files."""
+    digest = hashlib.blake2b(digest_size=6)
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def device_name(device: torch.device) -> str:
+    """What computed: the accelerator's name, or the processor's with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        model = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), model)
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def best_device() -> torch.device:
+    """CUDA where there is one, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def provenance(profile: str, seed: int, seconds: float) -> dict:
+    """How numbers came to be: commit (``+`` where files were changed since), versions, device, profile, seed, wall time in seconds."""
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "scikit-learn", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    commit = _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain", "--", "m5lib", "notebooks") else "")
+    return {
+        "commit": commit, "code": code_version(), "versions": versions, "device": device_name(best_device()),
+        "profile": profile, "seed": seed, "wall_seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def line(content: dict) -> str:
+    """A provenance in one line, for the setup cell of a notebook."""
+    packages = " ".join(f"{name} {number}" for name, number in content["versions"].items())
+    return f"commit {content['commit'] or '?'} · {content['device']} · {packages} · profile {content['profile']} · seed {content['seed']}"
+
+
+# --- the main job ------------------------------------------------------------------------------------------------------------
+
+
+def thin(catalogue: Catalogue, products: int) -> Catalogue:
+    """At most so many products, the same share of each split, in the catalogue's order; 0 keeps all."""
+    if not products or len(catalogue) <= products:
+        return catalogue
+    step = len(catalogue) / products
+    order = sorted(range(len(catalogue)), key=lambda row: (split_of(catalogue.products[row]), row))
+    return catalogue.take(sorted(order[int(n * step)] for n in range(products)))
+
+
+def load(data: str, profile: Profile, seed: int = 0) -> tuple[Catalogue, dict[str, Ragged]]:
+    """Read, thin and extract: the catalogue without broken media, and its features.
+
+    ``shop`` is the synthetic shop, of the profile's size.
+    """
+    if data == "shop":
+        from m5lib import shop
+
+        return extract(shop.make(size=profile.name, seed=seed), PLAIN)
+    catalogue = thin(readers.read(data), profile.products)
+    return extract(catalogue, PLAIN)
+
+
+def pixels(catalogue: Catalogue) -> dict[str, Ragged]:
+    """What a control without learning sees of the pictures: their pixels (:class:`~m5lib.media.Pixels`)."""
+    return extract(catalogue, {next(iter(MODALITIES)): Pixels()})[1]
+
+
+def streams_of(catalogue: Catalogue, features, profile: Profile, modalities: str = "", tokenizer: str = "") -> Streams:
+    """Streams with the given modality codes (all, if empty) and a tokenizer by name or path (trained on the catalogue, if empty)."""
+    words = load_tokenizer(tokenizer) if tokenizer else train_tokenizer(catalogue, profile.vocabulary)
+    return Streams(catalogue, features, words, from_codes(modalities) if modalities else None)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pre-training run: everything it depends on besides the data and the code."""
+
+    profile: str = "tiny"
+    model: str = "scale"
+    seed: int = 0
+    epochs: int | float = 0
+    tokenizer: str = ""
+
+    def training(self) -> Training:
+        """The profile's settings with this job's seed, and epochs where given."""
+        training = replace(profile_of(self.profile).training, seed=self.seed)
+        return replace(training, epochs=self.epochs) if self.epochs else training
+
+    def spec(self, streams: Streams) -> Spec:
+        """The model's row at the profile's size, for these streams."""
+        if self.model not in MODELS:
+            raise ValueError(f"unknown model {self.model!r}: known are {list(MODELS)}")
+        size = profile_of(self.profile)
+        return MODELS[self.model](width=size.width, layers=size.layers, heads=size.heads).fit(streams)
+
+    def folder(self, streams: Streams) -> Path:
+        """``runs/<model>-<codes>-<hash>`` of this job on this data with this code."""
+        what = {"job": asdict(self), "training": asdict(self.training()), "spec": self.spec(streams).to_dict()}
+        what |= {"data": streams.catalogue.fingerprint, "code": code_version()}
+        digest = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=5).hexdigest()
+        return home("runs", f"{self.model}-{codes(streams.modalities)}-{digest}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pre-trained model with the folder it lies in and its history."""
+
+    model: Model
+    folder: Path
+    history: list[dict]
+
+    @property
+    def name(self) -> str:
+        """What result rows call it."""
+        return self.folder.name
+
+    def context(self, notebook: str, job: Job, catalogue: Catalogue) -> dict:
+        """The columns that all result rows of a notebook share."""
+        return {
+            "notebook": notebook, "run": self.name, "data": catalogue.name, "profile": job.profile, "seed": job.seed,
+            "model": job.model, "modalities": codes(self.model.spec.modalities),
+        }  # fmt: skip
+
+
+def milestones(run: Run) -> pd.DataFrame:
+    """What :func:`glance` saw before training and after each quarter: columns ``share``, ``readout``, ``value`` (validation mAP@10)."""
+    seen = [(0.0, run.history[0]["before"])]
+    seen += [((entry["step"] + 1) / len(run.history), entry) for entry in run.history if "validation" in entry]
+    found = [(round(share, 2), name, value) for share, entry in seen for name, value in entry["validation"].items()]
+    return pd.DataFrame(found, columns=["share", "readout", "value"])
+
+
+def milestone_rows(points: pd.DataFrame, context: dict) -> list[dict]:
+    """:func:`milestones` as result rows; the variant says read-out and share of the steps."""
+    found = []
+    for point in points.itertuples():
+        number = {"task": "retrieval", "metric": "mAP@10", "convention": "min_k_r, validation queries", "value": point.value}
+        state = "pretrained" if point.share else "untrained"
+        found += rows([number], context, state=state, variant=f"{point.readout}, {point.share:.0%} of the steps")
+    return found
+
+
+def vectors(model: Model, streams: Streams, wanted: Rows, modalities: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """Embeddings of the wanted rows by every read-out, as (N, D) arrays over the whole catalogue; other rows are NaN."""
+    found = {}
+    for readout, part in embeddings(model, streams, wanted, modalities).items():
+        found[readout] = np.full((len(streams), part.shape[1]), np.nan, dtype=np.float32)
+        found[readout][wanted] = part
+    return found
+
+
+def untrained(job: Job, streams: Streams) -> Model:
+    """The model as :func:`pretrained` starts it: the control of every claim about pre-training."""
+    torch.manual_seed(job.seed)
+    return Model(job.spec(streams)).to(best_device())
+
+
+def glance(model: Model, streams: Streams) -> dict:
+    """A look at a model on validation products: mAP@10 (min(K, R)) of each read-out, and the mean harmony scores before the fusion."""
+    catalogue = streams.catalogue
+    asked, _ = catalogue.queries("validation")
+    found = {}
+    for readout, part in vectors(model, streams, np.concatenate([asked, catalogue.split("gallery")])).items():
+        numbers = retrieval(catalogue, part, "validation")
+        found[readout] = next(n["value"] for n in numbers if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r"))
+    return {"validation": found, "harmony": mean_harmony(model, streams, asked).tolist()}
+
+
+def pretrained(job: Job, streams: Streams) -> Run:
+    """Pre-train, resume, or only load: whatever is left to do. The folder then holds config, history and ``model.safetensors``."""
+    folder = job.folder(streams)
+    if (folder / "model.safetensors").exists():
+        history = [json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()]
+        return Run(Model.from_pretrained(folder).to(best_device()), folder, history)
+    model = untrained(job, streams)
+    write_json(folder / "job.json", {"job": asdict(job), "training": asdict(job.training()), "data": streams.catalogue.fingerprint})
+    start = glance(model, streams)
+    history = pretrain(model, streams, job.training(), folder, watch=lambda m: glance(m, streams))
+    history = [history[0] | {"before": start}, *history[1:]]
+    (folder / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    model.save_pretrained(folder, streams.tokenizer)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return Run(model.eval(), folder, history)

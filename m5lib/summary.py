@@ -1,0 +1,100 @@
+"""Tables made from results files: what ``make demo`` prints and what the README shows. Nothing in them is typed by hand."""
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from m5lib import runs
+from m5lib.embeddings import DEFAULT, PAPER
+
+#: Column of the table -> metric and convention.
+SHOWN = {
+    "mAP@1": ("mAP@1", "min_k_r"),
+    "mAP@10": ("mAP@10", "min_k_r"),
+    "mAP@10 (hits)": ("mAP@10", "hits"),
+    "Prec@10": ("Prec@10", "k"),
+    "accuracy": ("accuracy", None),
+    "NMI": ("NMI", None),
+    "purity": ("purity", None),
+}
+
+
+KEYS = ["state", "model", "modalities", "variant"]
+
+
+def wide(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a results file as state x model x modalities x variant against the metrics of :data:`SHOWN`; the mean over seeds."""
+    columns = {}
+    for name, (metric, convention) in SHOWN.items():
+        part = frame[(frame["metric"] == metric) & ((frame["convention"] == convention) | (convention is None))]
+        columns[name] = part.groupby(KEYS, sort=False)["value"].mean()
+    order = pd.MultiIndex.from_frame(frame[KEYS].drop_duplicates())
+    return pd.DataFrame(columns).reindex(order).dropna(how="all")
+
+
+def compare(frame: pd.DataFrame, metric: str, convention: str, variant: str) -> pd.DataFrame:
+    """Modalities against state for one metric and read-out; a control stands beside the modalities it reads, the best of several."""
+    part = frame[(frame["metric"] == metric) & (frame["convention"] == convention)]
+    part = part[(part["variant"] == variant) | (part["state"] == "control")]
+    best = part.groupby(["modalities", "state"], sort=False)["value"].max().unstack()
+    best = best.loc[sorted(best.index, key=lambda codes: (codes.count("+"), list(frame["modalities"].unique()).index(codes)))]
+    return best[[state for state in ("untrained", "pretrained", "finetuned", "control") if state in best]]
+
+
+def table(path: str | Path, notebook: str = "05_downstream") -> pd.DataFrame:
+    """The headline of a results file: for each state the default and the paper's read-out, then the controls, rounded."""
+    frame = runs.load_results(path)
+    frame = frame[(frame["notebook"] == notebook) & (frame["variant"].isin([DEFAULT, PAPER]) | (frame["state"] == "control"))]
+    return wide(frame).round(3)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A frame as a Markdown table, index first."""
+    frame = frame.reset_index().astype(object)
+    cells = [[str(c) for c in frame.columns]] + [
+        [f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in frame.itertuples(index=False)
+    ]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]])
+
+
+def demo_block(path: str | Path) -> str:
+    """The README's result table with the sentence that says how it was made."""
+    made = json.loads(Path(path).read_text(encoding="utf-8"))["provenance"]
+    one = made["05_downstream"]
+    seconds = sum(entry["wall_seconds"] for entry in made.values())
+    versions = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
+    note = (
+        f"From `results/{Path(path).name}`: profile `{one['profile']}`, seed {one['seed']}, commit `{one['commit']}`, "
+        f"{one['device']}, {versions}; {seconds:.0f} s for the notebooks."
+    )
+    return f"{markdown(table(path))}\n\n{note}"
+
+
+def blocks() -> dict[str, str]:
+    """Generated parts of the README: marker -> text."""
+    demo = runs.ROOT / "results" / "demo.json"
+    return {"demo": demo_block(demo)} if demo.exists() else {}
+
+
+def fill(text: str, found: dict[str, str]) -> str:
+    """The text with each part between ``<!-- NAME -->`` and ``<!-- /NAME -->`` replaced. Raises ``ValueError`` if a marker is missing."""
+    for name, block in found.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if start not in text or end not in text:
+            raise ValueError(f"the README has no {start} … {end}")
+        text = text[: text.index(start) + len(start)] + f"\n{block}\n" + text[text.index(end) :]
+    return text
+
+
+def main() -> int:
+    """Write the generated parts into the README."""
+    readme = runs.ROOT / "README.md"
+    readme.write_text(fill(readme.read_text(encoding="utf-8"), blocks()), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_five_batch
+from torch import nn
+
+from m5lib import objectives, zoo
+from m5lib.embeddings import READOUTS, read_out
+from m5lib.layers import AttentionBlock, Block
+from m5lib.masking import Vocabulary, mask
+from m5lib.model import Model
+from m5lib.streams import Batch, Stream
+from m5lib.zoo import Objective, Spec, Stage
+
+NAMES = ("image", "text", "table", "video", "audio")
+
+
+def build(spec, seed=0) -> Model:
+    torch.manual_seed(seed)
+    model = Model(spec)
+    for parameter in model.parameters():  # biases and norms too, so that a missing one shows
+        nn.init.normal_(parameter, std=0.15) if parameter.ndim else None
+    return model.eval()
+
+
+def step(model, batch, seed=0):
+    hidden, targets = mask(batch, Vocabulary(50, 4), torch.Generator().manual_seed(seed), 0.4)
+    return objectives.total(model, model(hidden), targets)
+
+
+@pytest.mark.parametrize("settings", [{}, {"project": True}, {"pool": "first"}, {"objective": Objective(harmony="uniform")}])
+def test_every_parameter_receives_a_gradient(five, settings):
+    model = build(replace(five, **settings))
+    loss, parts = step(model, make_five_batch())
+    loss.backward()
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not dead
+    assert [part for part in parts if part.isupper()] == ["MRP", "MLM", "MEM", "MFP", "MAM"]
+    assert len([part for part in parts if part.startswith("contrast")]) == 10
+
+
+STAGES = {
+    "solo": ((Stage("solo", 2),), torch.eye(5, dtype=torch.bool)),
+    "joint": ((Stage("joint", 1),), torch.ones(5, 5, dtype=torch.bool)),
+    "scale": (zoo.scale(width=32, heads=2).stages, torch.ones(5, 5, dtype=torch.bool)),
+    "cross": ((Stage("cross", 1),), torch.ones(5, 5, dtype=torch.bool)),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_reach_matrix_is_the_declared_one(five, name):
+    """Which input modality moves which output, read from gradients."""
+    stages, declared = STAGES[name]
+    model, batch = build(replace(five, stages=stages, objective=Objective(masked=False, contrast="none"))), make_five_batch()
+    embedded = {n: x.detach().requires_grad_() for n, x in model.embed(batch).items()}
+    output = model.forward_from_embeddings(embedded, {n: batch.streams[n].valid for n in NAMES})
+    reach = torch.zeros(5, 5, dtype=torch.bool)
+    for row, reader in enumerate(NAMES):
+        grads = torch.autograd.grad(output.fused[reader][0].square().sum(), list(embedded.values()), retain_graph=True, allow_unused=True)
+        reach[row] = torch.tensor([g is not None and g[0].abs().sum() > 0 for g in grads])
+    assert reach.equal(declared)
+
+
+def padded(batch: Batch, extra: int, seed: int = 1) -> Batch:
+    """The same batch with nonsense behind every stream."""
+    torch.manual_seed(seed)
+    streams = {}
+    for name, s in batch.streams.items():
+        shape = (len(s.valid), extra)
+        noise = torch.randint(5, 50, shape) if s.boxes is None and s.entity is not None else torch.randn(*shape, s.tokens.shape[-1])
+        streams[name] = Stream(
+            torch.cat([s.tokens, noise], 1),
+            torch.cat([s.valid, torch.zeros(shape, dtype=torch.bool)], 1),
+            None if s.entity is None else torch.cat([s.entity, -torch.ones(shape, dtype=torch.long)], 1),
+            None if s.boxes is None else torch.cat([s.boxes, torch.rand(*shape, 5)], 1),
+        )
+    return replace(batch, streams=streams)
+
+
+def scrambled(batch: Batch) -> Batch:
+    """The same batch with nonsense wherever nothing is valid: padding and absent modalities."""
+    torch.manual_seed(2)
+    streams = {}
+    for name, s in batch.streams.items():
+        if s.tokens.ndim == 2:
+            tokens = torch.where(s.valid, s.tokens, torch.randint(5, 50, s.tokens.shape))
+        else:
+            tokens = torch.where(s.valid[..., None], s.tokens, 50 * torch.randn_like(s.tokens))
+        streams[name] = replace(s, tokens=tokens)
+    return replace(batch, streams=streams)
+
+
+def values(model, batch):
+    output = model(batch)
+    vectors = torch.stack(list(output.pooled.values()), 1)
+    scores = objectives.harmony(objectives.agreement(vectors), output.presence)
+    contrast, _ = objectives.pairwise_infonce(vectors, output.presence, torch.tensor(0.1), scores)
+    states = {f"fused_{n}": x[:, :9] * v[:, :9, None] for (n, x), v in zip(output.fused.items(), output.valid.values(), strict=True)}
+    return {r: read_out(output, r) for r in READOUTS} | {"scores": scores, "contrast": contrast} | states
+
+
+@pytest.mark.parametrize("change", [lambda b: padded(b, 3), scrambled])
+@pytest.mark.parametrize("stages", ["scale", "cross"])
+def test_padding_and_absent_modalities_change_nothing(five, change, stages):
+    model, batch = build(replace(five, stages=STAGES[stages][0])), make_five_batch()
+    before, after = values(model, batch), values(model, change(batch))
+    for name in before:
+        assert torch.isfinite(before[name]).all()
+        torch.testing.assert_close(after[name], before[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_an_absent_modality_gets_no_gradient_and_no_vector(five):
+    model, batch = build(five), make_five_batch()
+    embedded = {n: x.detach().requires_grad_() for n, x in model.embed(batch).items()}
+    output = model.forward_from_embeddings(embedded, {n: batch.streams[n].valid for n in NAMES})
+    sum(v.float().square().sum() for v in values_of(output)).backward()
+    for place, name in enumerate(NAMES):
+        lacking = (place + 1) % 6
+        assert not output.presence[lacking, place]
+        assert embedded[name].grad[lacking].abs().sum() == 0
+        assert output.pooled[name][lacking].abs().sum() == 0
+        assert embedded[name].grad[0].abs().sum() > 0
+
+
+def values_of(output):
+    return [read_out(output, readout) for readout in READOUTS]
+
+
+def test_given_only_some_modalities_equals_a_batch_that_has_no_others(five):
+    model, batch = build(five), make_five_batch()
+    only = model(batch.only(["text", "table"]))
+    gone = {n: replace(s, valid=s.valid & (n in ("text", "table"))) for n, s in make_five_batch().streams.items()}
+    torch.testing.assert_close(read_out(only, "fused_first"), read_out(model(replace(batch, streams=gone)), "fused_first"))
+    assert not torch.allclose(read_out(only, "fused_first"), read_out(model(batch), "fused_first"))
+
+
+def test_products_of_a_batch_do_not_see_each_other(five):
+    model, batch = build(five), make_five_batch()
+    turned = Batch(
+        {n: replace(s, **{k: v.flip(0) for k, v in vars(s).items() if v is not None}) for n, s in batch.streams.items()}, batch.rows
+    )
+    torch.testing.assert_close(read_out(model(turned), "fused_mean").flip(0), read_out(model(batch), "fused_mean"))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_block_equals_a_slow_transcription(norm):
+    """Multi-head attention written product by product, head by head, token by token."""
+    torch.manual_seed(0)
+    block = AttentionBlock(8, Block(heads=2, hidden=2.0, norm=norm)).double().eval()
+    x, valid = torch.randn(2, 4, 8).double(), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]]).bool()
+    slow = torch.zeros_like(x)
+    for b in range(2):
+        y = x[b]
+        read = block.norm_attention(y) if norm == "pre" else y
+        q, k, v = block.qkv(read).chunk(3, -1)
+        mixed = torch.zeros_like(y)
+        for head in range(2):
+            part = slice(4 * head, 4 * head + 4)
+            for i in range(4):
+                there = [j for j in range(4) if valid[b, j]]
+                weight = torch.stack([q[i, part] @ k[j, part] / 2.0 for j in there]).softmax(0)
+                mixed[i, part] = sum(w * v[j, part] for w, j in zip(weight, there, strict=True))
+        y = y + block.out(mixed)
+        if norm == "post":
+            y = block.norm_attention(y)
+            slow[b] = block.norm_feed(y + block.down(nn.functional.gelu(block.up(y))))
+        else:
+            slow[b] = y + block.down(nn.functional.gelu(block.up(block.norm_feed(y))))
+    torch.testing.assert_close(block(x, valid), slow)
+
+
+def test_saved_and_loaded_models_give_identical_embeddings(five, tmp_path):
+    model, batch = build(replace(five, project=True)), make_five_batch()
+    loaded = Model.from_pretrained(model.save_pretrained(tmp_path))
+    assert loaded.spec == model.spec
+    for readout in READOUTS:
+        assert read_out(loaded(batch), readout).equal(read_out(model(batch), readout))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
+        Model.from_pretrained(tmp_path)
+
+
+def test_specs_round_trip_and_refuse_unknown_keys(five):
+    assert Spec.from_dict(five.to_dict()) == five
+    config = five.to_dict()
+    config["stages"][0]["block"]["headz"] = 3
+    with pytest.raises(ValueError, match="Block has no field .'headz'."):
+        Spec.from_dict(config)
+
+
+def test_bad_specs_and_batches_are_errors(five):
+    with pytest.raises(ValueError, match="not a multiple of 3 heads"):
+        Model(replace(five, stages=zoo.scale(heads=3).stages))
+    with pytest.raises(ValueError, match=r"call spec\.fit"):
+        Model(zoo.scale())
+    with pytest.raises(ValueError, match="unknown read-out 'best'"):
+        read_out(Model(five)(make_five_batch()), "best")
+    batch = make_five_batch()
+    with pytest.raises(ValueError, match="no stream .'audio'."):
+        Model(five)(replace(batch, streams={n: s for n, s in batch.streams.items() if n != "audio"}))

@@ -1,0 +1,106 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from m5lib import zoo
+from m5lib.model import Model
+from m5lib.pretrain import Training, order, pretrain, schedule
+
+TRAINING = Training(steps=8, batch_size=32, learning_rate=1e-3, checkpoint_seconds=0.0)
+
+
+def fresh(stream_set, seed=0, **settings) -> Model:
+    torch.manual_seed(seed)
+    return Model(zoo.scale(width=16, layers=1, heads=2, **settings).fit(stream_set))
+
+
+def without_speed(history):
+    return [{k: v for k, v in line.items() if k != "products_per_second"} for line in history]
+
+
+def test_a_killed_run_resumes_to_the_same_losses_and_weights(stream_set, tmp_path):
+    whole, parts = fresh(stream_set, dropout=0.1), fresh(stream_set, dropout=0.1)
+    expected = pretrain(whole, stream_set, TRAINING, tmp_path / "whole")
+    pretrain(parts, stream_set, TRAINING, tmp_path / "parts", stop_after=3)
+    parts = fresh(stream_set, seed=99, dropout=0.1)  # a new process: other weights until the checkpoint is read
+    found = pretrain(parts, stream_set, TRAINING, tmp_path / "parts")
+    assert without_speed(found) == without_speed(expected) and len(found) == 8
+    for one, two in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert one.equal(two)
+    assert [json.loads(x)["step"] for x in (tmp_path / "parts" / "history.jsonl").read_text().splitlines()] == list(range(8))
+
+
+def test_a_kill_between_checkpoints_repeats_the_lost_steps(stream_set, tmp_path):
+    expected = pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path / "whole")
+    pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path / "killed", stop_after=4)
+    with open(tmp_path / "killed" / "history.jsonl", "a") as log:
+        log.write(json.dumps({"step": 4, "loss": -1.0}) + "\n")  # logged, but lost with the process
+    found = pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path / "killed")
+    assert without_speed(found) == without_speed(expected)
+
+
+def test_ctrl_c_keeps_the_last_step(stream_set, tmp_path, monkeypatch):
+    from m5lib import pretrain as module
+
+    real, calls = module.train_step, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(fresh(stream_set), stream_set, replace(TRAINING, checkpoint_seconds=1e9), tmp_path)
+    monkeypatch.undo()
+    history = pretrain(fresh(stream_set), stream_set, replace(TRAINING, checkpoint_seconds=1e9), tmp_path)
+    assert [line["step"] for line in history] == list(range(8))
+
+
+def test_a_checkpoint_of_another_run_is_refused(stream_set, tmp_path):
+    pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path, stop_after=1)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        pretrain(fresh(stream_set), stream_set, replace(TRAINING, learning_rate=9e-4), tmp_path)
+
+
+def test_loss_falls_and_seeds_decide(stream_set, tmp_path):
+    training = Training(steps=40, batch_size=32, learning_rate=3e-3)
+    one, two, other = (
+        pretrain(fresh(stream_set), stream_set, replace(training, seed=seed), tmp_path / name)
+        for seed, name in ((1, "one"), (1, "two"), (2, "other"))
+    )
+    assert np.mean([x["loss"] for x in one[-5:]]) < 0.8 * np.mean([x["loss"] for x in one[:5]])
+    assert without_speed(one) == without_speed(two) != without_speed(other)
+
+
+def test_overfits_one_batch(stream_set, tmp_path):
+    rows = stream_set.catalogue.split("train")[:16]
+    model = fresh(stream_set, objective=zoo.Objective(mask_rate=0.0))
+    history = pretrain(model, stream_set, Training(steps=120, batch_size=16, learning_rate=3e-3), tmp_path, rows)
+    start, end = history[0]["contrast_I+T"], history[-1]["contrast_I+T"]
+    assert start > 2.0 and end < 0.35  # from log 16; two of the sixteen may be alike
+
+
+def test_schedule_and_order():
+    factors = [schedule(step, 100, 0.1) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1) and max(factors) == factors[9] == 1.0 and factors[-1] == pytest.approx(1 / 90)
+    assert all(a <= b for a, b in zip(factors[:10], factors[1:10], strict=False))
+    rows = np.arange(50)
+    assert set(order(rows, 0, 0)) == set(rows) and list(order(rows, 0, 0)) == list(order(rows, 0, 0))
+    assert list(order(rows, 0, 0)) != list(order(rows, 1, 0)) != list(order(rows, 1, 1))
+
+
+def test_every_product_is_seen_once_per_epoch_the_last_batch_included(stream_set, tmp_path):
+    training = Training(epochs=1, batch_size=50)
+    assert training.total_steps(120) == 3 and Training(epochs=0.5, batch_size=50).total_steps(120) == 2
+    with pytest.raises(ValueError, match="the train split is empty"):
+        pretrain(fresh(stream_set), stream_set, training, tmp_path, rows=np.array([], dtype=int))
+
+
+def test_quarters_are_watched(stream_set, tmp_path):
+    history = pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path, watch=lambda model: {"seen": 1})
+    assert [line["step"] for line in history if "seen" in line] == [1, 3, 5, 7]
