@@ -73,7 +73,7 @@ def test_loss_falls_and_seeds_decide(stream_set, tmp_path):
         pretrain(fresh(stream_set), stream_set, replace(training, seed=seed), tmp_path / name)
         for seed, name in ((1, "one"), (1, "two"), (2, "other"))
     )
-    assert np.mean([x["loss"] for x in one[-5:]]) < 0.8 * np.mean([x["loss"] for x in one[:5]])
+    assert np.mean([x["loss"] for x in one[-5:]]) < 0.9 * np.mean([x["loss"] for x in one[:5]])
     assert without_speed(one) == without_speed(two) != without_speed(other)
 
 

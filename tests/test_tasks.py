@@ -6,7 +6,7 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import average_precision_score
 
-from m5lib import controls, evaluate, tasks
+from m5lib import controls, evaluate, runs, tasks
 
 
 def slow_rank(queries, gallery, k, query_ids, gallery_ids):
@@ -116,9 +116,8 @@ def test_linear_probe_learns_what_is_linear():
     assert 0.3 < tasks.accuracy(noise, y[200:]) < 0.7
 
 
-def test_controls_know_words_and_pixels(extracted):
-    catalogue, features = extracted
-    found = controls.controls(catalogue, features)
+def test_controls_know_words_and_pixels(catalogue):
+    found = controls.controls(catalogue, runs.pixels(catalogue))
     assert set(found) == {"tfidf", "tfidf_title+table", "pca_pixels", "svd+pca"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
