@@ -52,9 +52,9 @@ class Regions:
     """Region features of torchvision's Faster R-CNN: 10 to 36 boxes by score, 1,024 numbers each, and 5-d locations.
 
     As bottom-up attention does (section 5; the released code keeps exactly 36): a box is a proposal, refined for its most likely
-    class; suppression starts at an overlap of 0.3 and is loosened in steps of 0.1 until ``most`` boxes are left; those that score at
-    least ``score`` are kept, no fewer than ``fewest`` and no more than ``most``. The vector is the box head's (the paper's pooled
-    ResNet has 2,048). The shorter side of the picture is brought to ``side`` pixels, the longer to 5/3 of it at most.
+    class; suppression starts at an overlap of 0.3 and is loosened in steps of 0.1 until ``most`` boxes are left; those that score
+    at least ``score`` are kept, no fewer than ``fewest`` and no more than ``most``. The vector is the box head's (the paper's
+    pooled ResNet has 2,048). The shorter side of the picture is brought to ``side`` pixels, the longer to 5/3 of it at most.
     """
 
     fewest: int = 10
@@ -74,6 +74,7 @@ class Regions:
         return _model(_faster_rcnn, weights, self.weights and Path(self.weights), self.device)
 
     def __call__(self, file: MediaFile) -> Features:
+        """Regions of a picture, best first."""
         import torch
         from torchvision.models.detection.transform import GeneralizedRCNNTransform
         from torchvision.transforms.functional import pil_to_tensor
@@ -143,6 +144,7 @@ class Clips:
         return _model(_s3d, video.S3D_Weights.KINETICS400_V1, self.weights and Path(self.weights), self.device)
 
     def __call__(self, file: MediaFile) -> Features:
+        """Clips of a video, one per second."""
         import torch
         from torchvision.models.video import S3D_Weights
 
@@ -152,7 +154,7 @@ class Clips:
         length = min(self.limit, track.seconds or self.limit)
         count = max(1, int(length + 0.5))  # a last clip of half a second or more counts
         times = (np.arange(count * self.rate) + 0.5) / self.rate
-        pixels, _ = frames(file, times, self.side)
+        pixels, stamps = frames(file, times, self.side)
         top, left = (pixels.shape[1] - self.side) // 2, (pixels.shape[2] - self.side) // 2
         pixels = pixels[:, top : top + self.side, left : left + self.side]
         recipe, net = S3D_Weights.KINETICS400_V1.transforms(), self.network()
@@ -162,8 +164,10 @@ class Clips:
             for clip in torch.from_numpy(pixels).split(self.rate):
                 clip = (clip.to(self.device).permute(3, 0, 1, 2) / 255 - mean) / std
                 vectors.append(net.features(clip[None]).mean(dim=(2, 3, 4))[0])
-            vectors = torch.nn.functional.normalize(torch.stack(vectors), dim=1)
-        return Features(vectors.cpu().numpy())
+            vectors = torch.nn.functional.normalize(torch.stack(vectors), dim=1).cpu().numpy()
+        # Of a video that does not say how long it is, no clip that is nothing but its last frame.
+        keep = [n for n in range(count) if track.seconds or not n or stamps[n * self.rate] < stamps[-1]]
+        return Features(vectors[keep])
 
 
 def _s3d():

@@ -172,9 +172,7 @@ class Catalogue:
             raise ValueError(f"unknown split {name!r}: known are {SPLITS}")
         if name != "classifier":
             return np.flatnonzero(self._splits == name)
-        return np.array(
-            [row for row in self.split("train") if _uniform(self.ids[row], "classifier") < CLASSIFIER_SHARE], dtype=int
-        )
+        return np.array([row for row in self.split("train") if _uniform(self.ids[row], "classifier") < CLASSIFIER_SHARE], dtype=int)
 
     def queries(self, split: str = "query", gallery: str = "gallery") -> tuple[np.ndarray, int]:
         """Rows of the split that can be retrieved, and how many of it cannot.

@@ -66,7 +66,7 @@ def open_image(file: MediaFile, longest: int = 2048) -> Image.Image:
 
 
 class VideoTrack(NamedTuple):
-    """A video track: ``seconds`` None where the file does not say, ``width`` and ``height`` in pixels as stored, ``fps`` frames/s."""
+    """A video track: ``seconds`` None where the file does not say, ``width`` and ``height`` in pixels as stored."""
 
     codec: str
     seconds: float | None
@@ -152,9 +152,7 @@ def _pixels(frame, size: int | tuple[int, int] | None) -> np.ndarray:
     return np.rot90(pixels, round(frame.rotation / 90) % 4)  # a phone held upright stores its frames lying
 
 
-def frames(
-    file: MediaFile, times: Iterable[float], size: int | tuple[int, int] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def frames(file: MediaFile, times: Iterable[float], size: int | tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The frames of a video nearest to some times.
 
     Args:

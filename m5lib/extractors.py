@@ -6,7 +6,7 @@ An extractor is a frozen dataclass, so that its settings can be saved beside a m
 
 that raises :class:`~m5lib.decoding.MediaError` with a reason where the file cannot be used. A field with ``compare=False`` says
 how to compute, not what (a device). ``version`` counts changes of what a class computes; stored features of another version are
-made again.
+made again. ``decodes = False`` marks one that reads finished features and no media (:mod:`m5lib.m5features`).
 
 ================== ========================================================================== ===================
 plain, no weights  token                                                                      F
@@ -41,7 +41,7 @@ class Features(NamedTuple):
 
 
 def locations(boxes: np.ndarray, width: float = 1.0, height: float = 1.0) -> np.ndarray:
-    """The paper's 5-d locations (L, 5) of boxes (L, 4) x1, y1, x2, y2: (x1/W, y1/H, x2/W, y2/H, area/WH), as the released loader."""
+    """5-d locations (L, 5) of boxes (L, 4) x1, y1, x2, y2: (x1/W, y1/H, x2/W, y2/H, area/WH), as the released loader."""
     boxes = np.asarray(boxes, dtype=np.float32) / np.array([width, height, width, height], dtype=np.float32)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return np.concatenate([boxes, area[:, None]], axis=1)
@@ -77,6 +77,7 @@ class Crops:
         return locations(np.array(boxes))
 
     def __call__(self, file: MediaFile) -> Features:
+        """The crops of a picture."""
         image = open_image(file, longest=1024)
         scale = np.array([image.width, image.height] * 2)
         boxes = self.boxes()
@@ -106,6 +107,7 @@ class Frames:
         return 3 * self.size**2
 
     def __call__(self, file: MediaFile) -> Features:
+        """One frame per second of a video."""
         track = probe(file).video
         if track is None:
             raise MediaError("no video track in it")
@@ -172,6 +174,7 @@ class LogMel:
         return amplitude_to_DB(_mel(self.bands)(samples), 10.0, 1e-10, 0.0, top_db=80.0).numpy().T
 
     def __call__(self, file: MediaFile) -> Features:
+        """Sound of an audio or video file."""
         decibels = self.spectrogram(_samples(file, self.seconds))
         return Features(_pooled((decibels - decibels.max()) / 40.0 + 1.0, self.group).astype(np.float32))
 
@@ -204,6 +207,7 @@ class Mfcc:
         return decibels @ create_dct(self.coefficients, self.bands, "ortho").numpy()
 
     def __call__(self, file: MediaFile) -> Features:
+        """Sound of an audio or video file."""
         frames = self.spectrogram(_samples(file, self.seconds)) / 40.0
         frames[:, 0] /= math.sqrt(self.bands)
         return Features(_pooled(frames, self.group).astype(np.float32))
@@ -227,6 +231,7 @@ class ReleasedMel:
         return round(self.seconds * RATE) // HOP + 1
 
     def __call__(self, file: MediaFile) -> Features:
+        """Sound of an audio or video file."""
         import torch
 
         samples = _samples(file, self.seconds)

@@ -50,8 +50,14 @@ def features_of(extractor: Callable[[MediaFile], Features], product: Product, na
         if not np.isfinite(values.astype(np.float16)).all() or (boxes is not None and not np.isfinite(boxes).all()):
             raise MediaError("features that are not finite in half precision")
         return Features(values, boxes)
-    except (MediaError, OSError) as error:
+    except MediaError as error:
         return Skip(product.id, name, str(error))
+    except OSError as error:
+        return Skip(product.id, name, f"{UNREADABLE}: {error.strerror or error}")
+
+
+#: How the reason begins where not the file's content was at fault: it may be there the next time.
+UNREADABLE = "cannot be read"
 
 
 def in_parallel(work: Callable, items: Iterable, workers: int | None = None) -> Iterator:
@@ -131,7 +137,7 @@ def extract(
 
 def prepared(catalogue: Catalogue, extractors: Mapping, workers: int | None = None) -> tuple[Catalogue, dict]:
     """The catalogue with what lies inside other files, and the extractors that it needs, in the table's order."""
-    if any(MODALITIES[name].inside for name in extractors):
+    if any(MODALITIES[name].inside and getattr(extractor, "decodes", True) for name, extractor in extractors.items()):
         catalogue = with_sound(catalogue, workers)
     wanted = [name for name in catalogue.modalities if MODALITIES[name].kind == "features" and name in extractors]
     return catalogue, {name: extractors[name] for name in wanted}

@@ -1,8 +1,8 @@
 """The table of modalities: five rows. Nothing else in the library asks for a modality by its name.
 
 Everything that is per modality travels in dicts keyed by ``name``, in the order of this table. To add a modality, add a row
-here and an extractor to :mod:`m5lib.extractors` (or, for words, the ``units`` function of the row): ``CONTRIBUTING.md`` has the steps
-and ``tests/test_modalities.py`` does it.
+here and an extractor to :mod:`m5lib.extractors` (or, for words, the ``units`` function of the row): ``CONTRIBUTING.md`` has the
+steps and ``tests/test_modalities.py`` does it.
 """
 
 from collections.abc import Callable, Iterable
