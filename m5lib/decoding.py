@@ -27,7 +27,10 @@ def _source(file: MediaFile):
     else:
         data = file.read()
         source, size = io.BytesIO(data), len(data)
-    if not size or (file.size is not None and size < file.size):
+    head = source.read(8)
+    source.seek(0)
+    riff = int.from_bytes(head[4:], "little") if head.startswith(b"RIFF") else 0  # WAV, AVI, WebP; FFmpeg forgives a lost end
+    if not size or (file.size is not None and size < file.size) or size + 8 < riff < 0xFFFFFF00:
         source.close()
         raise MediaError("the file is empty or cut short")
     return source
@@ -102,7 +105,9 @@ def _opened(file: MediaFile) -> Iterator:
             # No protocol: a playlist under a video's name must not make FFmpeg open other files or addresses.
             with av.open(source, options={"protocol_whitelist": ""}) as container:
                 yield container
-        except (av.error.FFmpegError, UnicodeDecodeError) as error:
+        except MediaError:
+            raise
+        except (av.error.FFmpegError, ValueError) as error:  # ValueError: the sound changes its layout on the way
             raise MediaError(f"cannot be decoded ({getattr(error, 'strerror', error)})") from None
 
 
@@ -176,7 +181,7 @@ def frames(file: MediaFile, times: Iterable[float], size: int | tuple[int, int] 
         stream = _track(container, "video")
         if stream is None:
             raise MediaError("no video track in it")
-        before, seen, end, start = None, 0.0, 0.0, None
+        before, seen, end, start, tick = None, 0.0, 0.0, None, float(stream.time_base)
         for frame in container.decode(stream):
             if frame.time is None or frame.is_corrupt:
                 continue
@@ -187,7 +192,7 @@ def frames(file: MediaFile, times: Iterable[float], size: int | tuple[int, int] 
                 take(*((before, seen) if before is not None and times[len(found)] < middle else (frame, now)))
             if len(found) == len(times):
                 break
-            before, seen, end = frame, now, now + float((frame.duration or 0) * frame.time_base)
+            before, seen, end = frame, now, now + (frame.duration or 0) * tick
         else:
             if before is None:
                 raise MediaError("no frame of it can be decoded")
@@ -202,7 +207,7 @@ def frames(file: MediaFile, times: Iterable[float], size: int | tuple[int, int] 
 def sound(file: MediaFile, rate: int = 16_000, seconds: float = 12.0) -> np.ndarray:
     """The first ``seconds`` of the sound of an audio or video file: (T,) float32 mono in [-1, 1], ``rate`` samples a second.
 
-    Two channels are halved and added, as the released code does.
+    Mono is the mean of the channels, as in the released code.
 
     Raises:
         MediaError: no sound track, no sample, or the track ends more than half a second before the length it declares.
@@ -215,20 +220,21 @@ def sound(file: MediaFile, rate: int = 16_000, seconds: float = 12.0) -> np.ndar
         if stream is None:
             raise MediaError("no sound track in it")
         declared = None if _guessed(container, file) else _seconds(container, stream)
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+        # FFmpeg's own way to one channel adds 0.7 of each, which clips; the mean is the released "sum, halved".
+        resampler = av.AudioResampler(format="fltp", rate=rate)
         have, source = 0, container.decode(stream)
         while have < want:
             frame = next(source, None)
             for out in resampler.resample(frame):
-                parts.append(out.to_ndarray()[0])
-                have += len(parts[-1])
+                parts.append(out.to_ndarray())
+                have += out.samples
             if frame is None:
                 break
     if not have:
         raise MediaError("no sound can be decoded")
     if declared and have / rate + 0.5 < min(declared, seconds):
         raise MediaError(f"cut short: the sound ends at {have / rate:.1f} s of {declared:.1f} s")
-    return np.concatenate(parts)[:want]
+    return np.concatenate(parts, axis=1)[:, :want].mean(axis=0)
 
 
 def _guessed(container, file: MediaFile) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from m5lib.data import Catalogue, DataError, MediaFile, Product, Skip
+from m5lib.data import Catalogue, DataError, MediaFile, Product
 from m5lib.decoding import MediaError
 from m5lib.extractors import Features, locations
 from m5lib.m5records import LmdbRecord, array_of, lmdb_records, tsv_fields, tsv_records, unpack, write_lmdb, write_tsv
@@ -78,6 +78,8 @@ class StoredRows:
             raise MediaError(f"not an .npy of numbers, or cut short ({error})") from None
         if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
             raise MediaError("not an .npy of numbers")
+        if values.ndim != 2 or values.shape[1] != self.width:
+            raise MediaError(f"an array of {values.shape}, expected (rows, {self.width})")
         return Features(values[: self.rows].astype(np.float32))
 
 

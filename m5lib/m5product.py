@@ -48,8 +48,8 @@ def format_pv(table: Iterable[tuple[str, str]]) -> str:
 class _Reader:
     """Values of a JSON file one by one, with no more of it in memory than one value and one block."""
 
-    BLOCK, LONGEST = 1 << 22, 1 << 26
-    SPACE, DECODER = re.compile(r"[ \t\r\n]*"), json.JSONDecoder()
+    BLOCK, LONGEST = 1 << 18, 1 << 26
+    SPACE, AFTER, DECODER = re.compile(r"[ \t\r\n]*"), tuple(" \t\r\n,:]}"), json.JSONDecoder()
 
     def __init__(self, path: Path):
         self.path, self.text, self.at, self.passed, self.last = path, "", 0, 0, None
@@ -86,10 +86,11 @@ class _Reader:
         while True:
             try:
                 value, end = self.DECODER.raw_decode(self.text, self.at)
-                if end < len(self.text) or not self.more(size):  # a number at the end of a block may go on
+                # A number at the end of a block may go on: "1" of "1.5", or of "1e9", is a number too.
+                if len(self.text) - end > 4 or self.text[end : end + 1] in self.AFTER or not self.more(size):
                     self.at = end
                     return value
-            except ValueError:
+            except (ValueError, RecursionError):
                 if len(self.text) - self.at > self.LONGEST or not self.more(size):
                     raise self.fail("a value that is cut short or no JSON") from None
                 size *= 2
@@ -231,8 +232,6 @@ def _product(key: str, record: dict, media: Mapping[str, dict | None], split: st
             skipped.append(Skip(key, name, f"no file of this id in {place}/"))
     if title.strip():
         contents["text"] = title
-    elif "title" in record:
-        skipped.append(Skip(key, "text", "empty title"))
     table = tuple((sys.intern(name), value) for name, value in parse_pv(pv))
     if table:
         contents["table"] = table

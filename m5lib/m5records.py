@@ -112,7 +112,7 @@ class LmdbRecord(MediaFile):
 
     def read(self) -> bytes:
         """The bytes of the value."""
-        with _environment(self.path, os.getpid()).begin() as transaction:
+        with _environment(self.path).begin() as transaction:
             data = transaction.get(self.key)
         if data is None:
             raise MediaError(f"no key {self.key!r} in {self.path.name}")
@@ -125,7 +125,7 @@ class LmdbRecord(MediaFile):
 
 
 @lru_cache(maxsize=64)
-def _environment(path: Path, process: int):  # one per process: an LMDB must not be used across a fork
+def _environment(path: Path):
     import lmdb
 
     data = path / "data.mdb" if path.is_dir() else path
@@ -138,9 +138,13 @@ def _environment(path: Path, process: int):  # one per process: an LMDB must not
     return found
 
 
+if hasattr(os, "register_at_fork"):  # an LMDB must not be used across a fork: the child opens its own
+    os.register_at_fork(after_in_child=_environment.cache_clear)
+
+
 def lmdb_records(path: Path, skipped: list[Skip]) -> Iterator[Found]:
     """The records of an LMDB, found without reading their features; unreadable ones are listed."""
-    with _environment(path, os.getpid()).begin(buffers=True) as transaction:
+    with _environment(path).begin(buffers=True) as transaction:
         for key, value in transaction.cursor():
             key = bytes(key)
             if key == b"__keys__":
@@ -168,11 +172,11 @@ def tsv_records(path: Path, skipped: list[Skip]) -> Iterator[Found]:
     def finish(start: int, lines: list[bytes]) -> Iterator[Found]:
         if not (record := b"".join(lines)).strip():
             return
-        head, tail = record.split(b"\t", 1)[0], record.rsplit(b"\t", 1)[-1].rstrip(b"\r\n")
-        name = head.decode(errors="replace").strip('"').split("#")[0]
-        if record.count(b"\t") < 6 or not _BEGINS.match(record):
+        fields = record.rstrip(b"\r\n").split(b"\t", 6)
+        if len(fields) < 7 or not _BEGINS.match(record):
             skipped.append(Skip(f"{path.name}, byte {start}", "image", "not a record of seven fields"))
             return
+        name, tail = fields[0].decode(errors="replace").strip('"').split("#")[0], fields[6]
         caption = tail.decode(errors="replace")
         caption = caption[1:-1].replace('""', '"') if caption[:1] == '"' == caption[-1:] else caption
         yield Found(name, MediaFile(path, start, len(record), f"{path.name}:{name}"), caption)
@@ -206,10 +210,11 @@ def write_lmdb(path: Path, records: list[list]) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     keys = [f"{n:08}".encode() for n in range(len(records))]
-    size = sum(r[0].nbytes + r[1].nbytes + 65536 for r in records) * 2 + (1 << 20)
+    values = [struct.pack("B", 0x90 + len(record)) + b"".join(pack(field) for field in record) for record in records]
+    size = 2 * sum(len(value) + 65_536 for value in values) + (1 << 20)
     with lmdb.open(str(path), subdir=False, map_size=size, lock=False) as environment, environment.begin(write=True) as transaction:
-        for key, record in zip(keys, records, strict=True):
-            transaction.put(key, b"\x97" + b"".join(pack(field) for field in record))
+        for key, value in zip(keys, values, strict=True):
+            transaction.put(key, value)
         transaction.put(b"__keys__", pack(keys))
 
 

@@ -63,8 +63,8 @@ UNREADABLE = "cannot be read"
 def in_parallel(work: Callable, items: Iterable, workers: int | None = None) -> Iterator:
     """``work`` of each item, in order, on ``workers`` threads (default: one per core), with a bounded number under way.
 
-    Threads, not processes: FFmpeg, Pillow and torch let go of the interpreter while they work, and threads need neither a main
-    guard nor a second import of torch (``benchmarks/extractors.json`` has both measured). Inside, torch uses one thread each.
+    Threads, not processes: FFmpeg, Pillow and torch let go of the interpreter while they work, threads need neither a main guard
+    nor a second import of torch, and on two cores they are as fast (``benchmarks/extractors.json``). torch uses one thread in each.
     """
     import torch
 

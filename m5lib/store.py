@@ -187,7 +187,7 @@ def extract(
         the catalogue without what could not be decoded, and for each modality a :class:`~m5lib.media.Ragged` of
         :class:`Mapped` arrays in the order of that catalogue.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()  # read from later, perhaps by a process that works elsewhere
     catalogue, extractors = prepared(catalogue, extractors, workers)
     broken: list[Skip] = []
     with _locked(folder):
@@ -257,7 +257,7 @@ def load(folder: str | Path, catalogue: Catalogue) -> tuple[Catalogue, dict[str,
     Raises:
         DataError: no store lies there, or a file of it is missing or not whole.
     """
-    folder, features, lost = Path(folder), {}, []
+    folder, features, lost = Path(folder).absolute(), {}, []
     names = [name for name in MODALITIES if (folder / f"{name}.json").is_file()]
     if not names:
         raise DataError(f"{folder}: no feature store (no <modality>.json); make one with m5lib.store.extract")
