@@ -103,7 +103,8 @@ def _opened(file: MediaFile) -> Iterator:
     with _source(file) as source:
         try:
             # No protocol: a playlist under a video's name must not make FFmpeg open other files or addresses.
-            with av.open(source, options={"protocol_whitelist": ""}) as container:
+            # Titles and the like may be in any encoding (GBK is common); they are not read.
+            with av.open(source, options={"protocol_whitelist": ""}, metadata_errors="replace") as container:
                 yield container
         except MediaError:
             raise
@@ -234,7 +235,8 @@ def sound(file: MediaFile, rate: int = 16_000, seconds: float = 12.0) -> np.ndar
         raise MediaError("no sound can be decoded")
     if declared and have / rate + 0.5 < min(declared, seconds):
         raise MediaError(f"cut short: the sound ends at {have / rate:.1f} s of {declared:.1f} s")
-    return np.concatenate(parts, axis=1)[:, :want].mean(axis=0)
+    # Part by part: a stream may change from mono to stereo on its way.
+    return np.concatenate([part.mean(axis=0) if len(part) > 1 else part[0] for part in parts])[:want]
 
 
 def _guessed(container, file: MediaFile) -> bool:

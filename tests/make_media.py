@@ -44,11 +44,14 @@ def number_of(pixels: np.ndarray) -> int:
     return int(sum(1 << k for k, bit in enumerate(columns) if bit))
 
 
-def write_video(path: Path, count: int = 30, fps: int = 10, sound: float | None = None, rotation: int = 0, pixels=numbered) -> Path:
+def write_video(
+    path: Path, count: int = 30, fps: int = 10, sound: float | None = None, rotation: int = 0, pixels=numbered, title=""
+) -> Path:
     with av.open(str(path), "w", format="matroska" if path.suffix == ".mkv" else "mp4") as out:
         video = out.add_stream("libx264", rate=fps, options={"crf": "10", "preset": "ultrafast"})
         video.height, video.width = pixels(0).shape[:2]
         video.pix_fmt, video.time_base = "yuv420p", Fraction(1, fps)
+        out.metadata["title"] = title
         if rotation:
             video.set_display_rotation(rotation)
         track = out.add_stream("aac", rate=16_000, layout="mono") if sound else None

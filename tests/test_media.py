@@ -91,6 +91,14 @@ def test_a_video_inside_a_tar_is_read_in_place(tmp_path):
     assert inside.checksum == file_of(path).checksum == MediaFile(path).checksum
 
 
+def test_metadata_in_another_encoding_are_no_fault(tmp_path):
+    path = write_video(tmp_path / "v.mp4", 5, title="abcdefgh")
+    data = path.read_bytes()
+    assert data.count(b"abcdefgh") == 1
+    path.write_bytes(data.replace(b"abcdefgh", "真皮手提".encode("gbk")))
+    assert Frames()(file_of(path)).values.shape == (1, 768)
+
+
 # ---- sound
 
 
