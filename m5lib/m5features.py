@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from m5lib.data import Catalogue, DataError, MediaFile, Product
+from m5lib.data import Catalogue, DataError, MediaFile, Product, Skip
 from m5lib.decoding import MediaError
 from m5lib.extractors import Features, locations
 from m5lib.m5records import LmdbRecord, array_of, lmdb_records, tsv_fields, tsv_records, unpack, write_lmdb, write_tsv
@@ -85,6 +85,8 @@ class StoredRows:
 
 #: Readers of the released features.
 OFFICIAL = {"image": StoredRegions(), "video": StoredRows(1024, 12), "audio": StoredRows(751, 80)}
+#: Where they lie: files of many records, the first that has an id counts, and folders of a file per product.
+RECORDS = {"image": (("lmdb_features/*.lmdb", lmdb_records), ("tsv_features/*.tsv", tsv_records))}
 ROWS = {"video": "video_feature", "audio": "audio_feature"}
 
 
@@ -114,18 +116,18 @@ def read_features(
     folder, skipped = Path(folder), []
     sources: dict[str, dict[str, MediaFile]] = {name: {} for name in readers}
     captions: dict[str, str] = {}
-    regions = [(lmdb_records, path) for path in sorted(folder.glob("lmdb_features/*.lmdb"))]
-    regions += [(tsv_records, path) for path in sorted(folder.glob("tsv_features/*.tsv"))]
-    for records, path in regions if "image" in readers else ():
-        for found in records(path, skipped):
-            if sources["image"].setdefault(found.id, found.file) is found.file:
-                captions[found.id] = found.caption
-    for name, place in ROWS.items():
-        if name in readers and (folder / place).is_dir():
-            paths = sorted((folder / place).glob("*.npy"))
-            sources[name] = {path.stem: MediaFile(path, size=path.stat().st_size) for path in paths}
+    for name in readers:
+        files = [(records, path) for pattern, records in RECORDS.get(name, ()) for path in sorted(folder.glob(pattern))]
+        for records, path in files:
+            for found in records(path, skipped):
+                if sources[name].setdefault(found.id, found.file) is found.file:
+                    captions[found.id] = found.caption
+        if name in ROWS:
+            paths = sorted((folder / ROWS[name]).glob("*.npy"))
+            sources[name] |= {path.stem: MediaFile(path, size=path.stat().st_size) for path in paths}
     if not any(sources.values()):
-        places = ", ".join(("lmdb_features/*.lmdb", "tsv_features/*.tsv", *(f"{place}/*.npy" for place in ROWS.values())))
+        records = [pattern for patterns in RECORDS.values() for pattern, _ in patterns]
+        places = ", ".join((*records, *(f"{place}/*.npy" for place in ROWS.values())))
         raise DataError(f"{folder}: no features; expected some of {places}")
     if catalogue is None:
         ids = dict.fromkeys(i for found in sources.values() for i in found)
@@ -133,6 +135,12 @@ def read_features(
         catalogue = Catalogue(folder.name, tuple(replace(p, contents=_with(p, sources)) for p in products))
     own = {product.id: product.contents for product in catalogue.products}
     sourced = [replace(product, contents=_with(product, sources)) for product in catalogue.products]
+    skipped += [
+        Skip(product.id, name, "no features of this id")
+        for product in catalogue.products
+        for name, found in sources.items()
+        if name in product.contents and product.id not in found
+    ]
     sourced = replace(catalogue, products=tuple(p for p in sourced if p.contents), skipped=(*catalogue.skipped, *skipped))
     if store is None:
         clean, features = extract_in_memory(sourced, readers, workers)

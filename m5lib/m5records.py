@@ -156,7 +156,7 @@ def lmdb_records(path: Path, skipped: list[Skip]) -> Iterator[Found]:
                 if not isinstance(found, str) or not isinstance(caption, str):
                     raise ValueError("no id and caption in it")
             except (ValueError, TypeError, IndexError, RecursionError) as error:
-                skipped.append(Skip(name, "image", f"not a record of seven ({error})"))
+                skipped.append(Skip(name, "regions", f"not a record of seven ({error})"))
                 continue
             yield Found(found.split("#")[0], LmdbRecord(path, 0, len(value), name, key), caption)
 
@@ -174,7 +174,7 @@ def tsv_records(path: Path, skipped: list[Skip]) -> Iterator[Found]:
             return
         fields = record.rstrip(b"\r\n").split(b"\t", 6)
         if len(fields) < 7 or not _BEGINS.match(record):
-            skipped.append(Skip(f"{path.name}, byte {start}", "image", "not a record of seven fields"))
+            skipped.append(Skip(f"{path.name}, byte {start}", "regions", "not a record of seven fields"))
             return
         name, tail = fields[0].decode(errors="replace").strip('"').split("#")[0], fields[6]
         caption = tail.decode(errors="replace")

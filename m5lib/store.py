@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -208,10 +208,10 @@ def extract(
 
 def _run(todo: list[_Shard], name: str, extractor, workers: int | None) -> None:
     products = (product for part in todo for product in part.products)
-    results = in_parallel(lambda product: features_of(extractor, product, name), products, workers)
-    with tqdm(
-        total=sum(len(p.products) for p in todo), desc=f"{name} features", unit="file", mininterval=2, disable=not todo
-    ) as bar:
+    work = in_parallel(lambda product: features_of(extractor, product, name), products, workers)
+    total = sum(len(part.products) for part in todo)
+    bar = tqdm(total=total, desc=f"{name} features", unit="file", mininterval=2, disable=not todo)
+    with closing(work) as results, bar:
         for part in todo:
             found = []
             for _ in part.products:

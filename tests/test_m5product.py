@@ -52,7 +52,7 @@ def test_pv_strings_go_round_or_are_refused(table):
     try:
         text = format_pv(table)
     except ValueError:
-        assert any(mark in side for pair in table for side in pair for mark in "#: ")
+        assert any(mark in side for pair in table for side in pair for mark in "#:; ")
     else:
         assert parse_pv(text) == tuple(table)
 
@@ -463,6 +463,10 @@ def test_features_of_a_catalogue(release):
     assert clean.products[0].contents["image"] == catalogue.products[0].contents["image"]  # the picture, for people
     assert clean.presence["image"].tolist() == [True, False, True]  # no features, no modality
     assert np.diff(features["image"].offsets).tolist() == [36, 0, 3] and clean.labels.tolist() == ["手提包"] * 3
+    assert ("1", "image", "no features of this id") in clean.skipped
+    bare = Product("bare", {"image": file_of(release / "images.jpg")})
+    wider, _ = read_features(release, replace(catalogue, products=(*catalogue.products, bare)))
+    assert "bare" not in wider.ids and ("bare", "image", "no features of this id") in wider.skipped
     lazily, stored = read_features(release, catalogue, store=release / "store")
     assert lazily == clean
     for name, ragged in features.items():
