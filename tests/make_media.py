@@ -1,5 +1,6 @@
 """Small media files, made on the spot; and where the real ones lie."""
 
+import json
 import os
 import time
 from dataclasses import dataclass
@@ -108,3 +109,19 @@ def pictures(folder: Path, count: int = 24) -> Catalogue:
             path.write_bytes(b"no picture %d" % n)
         products.append(Product(f"p{n}", {"image": file_of(path), "text": f"title {n}"}, "odd" if n % 2 else "even"))
     return Catalogue("pictures", tuple(products))
+
+
+#: A record of the official annotation.
+BAG = {
+    "title": "真皮手提包 女士 2021新款 handbag",
+    "pv": "品牌#:#Acme 爱家#;#颜色#:#红色,黑色#;#颜色#:#白",
+    "label": "手提包",
+    "url": "https://example.com/a.jpg",
+    "video": "",
+}
+
+
+def put(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return path
