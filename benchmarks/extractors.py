@@ -100,15 +100,12 @@ def main(folder: Path, scratch: Path) -> dict:
 def batches(files: dict[str, list[MediaFile]], scratch: Path, products: int = 1024) -> dict:
     """Products per second of random batches of 64 out of a store of many shards."""
     contents = [{name: content[n % len(content)] for name, content in files.items()} for n in range(products)]
-    catalogue = Catalogue(
-        "benchmark", tuple(Product(f"p{n}", {"text": f"product number {n}", **c}) for n, c in enumerate(contents))
-    )
+    catalogue = Catalogue("benchmark", tuple(Product(f"p{n}", {"text": f"product number {n}", **c}) for n, c in enumerate(contents)))
     small = extractors.Frames(size=8)
     catalogue, features = store.extract(catalogue, {**extractors.PLAIN, "video": small}, scratch / "store", workers=2, shard=64)
     tokenizer = train_tokenizer(replace(catalogue, products=tuple(replace(p, split="train") for p in catalogue.products)))
     memory = {
-        n: r._replace(values=np.asarray(r.values), boxes=None if r.boxes is None else np.asarray(r.boxes))
-        for n, r in features.items()
+        n: r._replace(values=np.asarray(r.values), boxes=None if r.boxes is None else np.asarray(r.boxes)) for n, r in features.items()
     }
     rows = np.random.default_rng(0).permutation(len(catalogue)).reshape(-1, 64)
     found = {"products": products, "shards": -(-products // 64) * len(features)}

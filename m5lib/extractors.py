@@ -8,15 +8,16 @@ that raises :class:`~m5lib.decoding.MediaError` with a reason where the file can
 how to compute, not what (a device). ``version`` counts changes of what a class computes; stored features of another version are
 made again. ``decodes = False`` marks one that reads finished features and no media (:mod:`m5lib.m5features`).
 
-================== ========================================================================== ===================
-plain, no weights  token                                                                      F
-================== ========================================================================== ===================
-:class:`Crops`     a crop of the picture, at several scales                                   3 size²
-:class:`Frames`    a frame of the video, one per second                                       3 size²
-:class:`Mfcc`      0.16 s of sound, cepstral coefficients                                     coefficients
-:class:`LogMel`    0.16 s of sound, decibels of mel bands                                     bands
-:class:`ReleasedMel` a mel band over 12 s of sound (released layout)                          751
-================== ========================================================================== ===================
+==================== ====================================================== =======================
+plain, no weights    token                                                  F
+==================== ====================================================== =======================
+:class:`Crops`       a crop of the picture, at several scales               cells² (3 + directions)
+:class:`Pixels`      the whole picture, for controls                        3 width height
+:class:`Frames`      a frame of the video, one per second                   3 size²
+:class:`Mfcc`        0.16 s of sound, cepstral coefficients                 coefficients
+:class:`LogMel`      0.16 s of sound, decibels of mel bands                 bands
+:class:`ReleasedMel` a mel band over 12 s of sound (released layout)        751
+==================== ====================================================== =======================
 
 Pre-trained ones are in :mod:`m5lib.backbones`. torch and torchaudio are imported where they are used.
 """
@@ -49,21 +50,26 @@ def locations(boxes: np.ndarray, width: float = 1.0, height: float = 1.0) -> np.
 
 @dataclass(frozen=True)
 class Crops:
-    """Plain region features that need no weights: crops at several scales, each resized to a few pixels.
+    """Plain region features that need no weights: crops at several scales, each described by its colours and its edges.
 
-    ``levels`` ``(1, 2, 3)`` cuts the picture into 1 + 4 + 9 = 14 equal crops, overlapping by half a crop's margin; a crop becomes
-    ``size`` x ``size`` RGB pixels in [-1, 1], so F = 3 ``size``². Boxes: see :func:`locations`.
+    ``levels`` ``(1, 2, 3)`` cuts the picture into 1 + 4 + 9 = 14 crops that overlap by ``margin`` of their side. Of each crop, a
+    grid of ``cells`` x ``cells`` gives mean RGB and a histogram of gradient directions (HOG: Dalal and Triggs, CVPR 2005; undirected,
+    strongest channel, normalised over the crop, square root), so F = cells² (3 + directions). Colours and histograms are
+    shifted and scaled to about zero mean and unit deviation. Raw pixels do worse by far, see ``LOG.md``.
+
+    Boxes: see :func:`locations`.
     """
 
     levels: tuple[int, ...] = (1, 2, 3)
-    size: int = 8
     margin: float = 0.15
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    cells: int = 4
+    directions: int = 8
 
     @property
     def width(self) -> int:
         """F."""
-        return 3 * self.size**2
+        return self.cells**2 * (3 + self.directions)
 
     def boxes(self) -> np.ndarray:
         """(L, 5) boxes in fractions of the picture, the coarsest level first, then by rows."""
@@ -77,15 +83,50 @@ class Crops:
         return locations(np.array(boxes))
 
     def __call__(self, file: MediaFile) -> Features:
-        """The crops of a picture."""
+        """Features and boxes of one picture. Raises :class:`MediaError`."""
         image = open_image(file, longest=1024)
         scale = np.array([image.width, image.height] * 2)
-        boxes = self.boxes()
-        crops = [
-            np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=tuple(box * scale)))
-            for box in boxes[:, :4]
-        ]
-        return Features(np.stack(crops).reshape(len(boxes), -1).astype(np.float32) / 127.5 - 1.0, boxes)
+        boxes, side = self.boxes(), 4 * self.cells
+        crops = [np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=tuple(box * scale))) for box in boxes[:, :4]]
+        return Features(self.describe(np.stack(crops).astype(np.float32) / 255.0), boxes)
+
+    def describe(self, crops: np.ndarray) -> np.ndarray:
+        """(L, side, side, 3) in [0, 1] -> (L, F): colours, then histograms, cell by cell."""
+        n, side = len(crops), crops.shape[1]
+        grid = (n, self.cells, side // self.cells, self.cells, side // self.cells)
+        colours = crops.reshape(*grid, 3).mean((2, 4))
+        dx, dy = np.zeros_like(crops), np.zeros_like(crops)
+        dx[:, :, 1:-1] = crops[:, :, 2:] - crops[:, :, :-2]
+        dy[:, 1:-1] = crops[:, 2:] - crops[:, :-2]
+        strongest = np.hypot(dx, dy).argmax(-1, keepdims=True)
+        dx, dy = (np.take_along_axis(d, strongest, -1)[..., 0] for d in (dx, dy))
+        place = np.arctan2(dy, dx) % np.pi / np.pi * self.directions  # in bins; shared out between the two nearest
+        share = place % 1.0
+        lower = place.astype(int) % self.directions
+        bins = np.arange(self.directions)
+        vote = (lower[..., None] == bins) * (1 - share)[..., None] + ((lower[..., None] + 1) % self.directions == bins) * share[..., None]
+        edges = (vote * np.hypot(dx, dy)[..., None]).reshape(*grid, self.directions).sum((2, 4))
+        edges = np.sqrt(edges / (edges.sum((1, 2, 3), keepdims=True) + 0.5))
+        scaled = [(colours - 0.75) / 0.3, (edges - 0.05) / 0.06]
+        return np.concatenate([part.reshape(n, -1) for part in scaled], axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The whole picture as one token of ``width x height`` RGB pixels in [-1, 1]: what a control without learning sees."""
+
+    size: tuple[int, int] = (24, 32)
+    version: ClassVar[int] = 1
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return 3 * self.size[0] * self.size[1]
+
+    def __call__(self, file: MediaFile) -> Features:
+        """Pixels of one picture. Raises :class:`MediaError`."""
+        pixels = np.asarray(open_image(file).resize(self.size, Image.Resampling.BILINEAR), dtype=np.float32)
+        return Features(pixels.reshape(1, -1) / 127.5 - 1.0, np.array([[0, 0, 1, 1, 1]], dtype=np.float32))
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,18 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from m5lib.data import Catalogue, MediaFile, Product, Skip
-from m5lib.decoding import MediaError, probe
-from m5lib.extractors import PLAIN, Features
+from m5lib.decoding import MediaError, open_image, probe
+from m5lib.extractors import PLAIN, Crops, Features, Pixels
 from m5lib.modalities import MODALITIES
+from m5lib.progress import progress
+
+# What most callers need besides, in one place.
+__all__ = [
+    "PLAIN", "Crops", "Features", "MediaError", "Pixels", "Ragged", "extract", "features_of", "in_parallel", "open_image",
+    "prepared", "probe", "with_sound",
+]  # fmt: skip
 
 
 class Ragged(NamedTuple):
@@ -128,7 +134,7 @@ def extract(
     for name, extractor in extractors.items():
         products = [product for product in catalogue.products if name in product.contents]
         results = in_parallel(lambda p, e=extractor, n=name: features_of(e, p, n), products, workers)
-        results = list(tqdm(results, total=len(products), desc=f"{name} features", unit="file", mininterval=2))
+        results = list(progress(results, len(products), f"{name} features", "files"))
         broken += [result for result in results if isinstance(result, Skip)]
         found[name] = {p.id: r for p, r in zip(products, results, strict=True) if not isinstance(r, Skip)}
     clean = catalogue.without(broken) if broken else catalogue

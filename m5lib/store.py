@@ -22,11 +22,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from m5lib.data import Catalogue, DataError, MediaFile, Product, Skip
 from m5lib.media import UNREADABLE, Ragged, features_of, in_parallel, prepared
 from m5lib.modalities import MODALITIES
+from m5lib.progress import progress
 
 
 @lru_cache(maxsize=256)  # open files are few on most systems; shards may be many
@@ -196,7 +196,7 @@ def extract(
             products = [product for product in catalogue.products if name in product.contents]
             shards, lost = _plan(products, name, extractor, folder, shard, workers)
             todo = [part for part in shards if part.record() is None]
-            _run(todo, name, extractor, workers)
+            _run(todo, sum(len(s.products) for s in shards) - sum(len(s.products) for s in todo), name, extractor, workers)
             records = [json.loads(part.stem.with_suffix(".json").read_bytes()) for part in shards]
             broken += lost + [Skip(where, name, reason) for record in records for where, reason in record["skipped"]]
             index = {"settings": settings(extractor), "shards": [part.stem.name for part in shards]}
@@ -206,18 +206,17 @@ def extract(
     return clean, {name: ragged for name in extractors if (ragged := _read(folder, name, clean)) is not None}
 
 
-def _run(todo: list[_Shard], name: str, extractor, workers: int | None) -> None:
-    products = (product for part in todo for product in part.products)
-    work = in_parallel(lambda product: features_of(extractor, product, name), products, workers)
-    total = sum(len(part.products) for part in todo)
-    bar = tqdm(total=total, desc=f"{name} features", unit="file", mininterval=2, disable=not todo)
-    with closing(work) as results, bar:
-        for part in todo:
-            found = []
-            for _ in part.products:
-                found.append(next(results))
-                bar.update()
-            part.write(found, extractor)
+def _run(todo: list[_Shard], done: int, name: str, extractor, workers: int | None) -> None:
+    products = [product for part in todo for product in part.products]
+    results = in_parallel(lambda product: features_of(extractor, product, name), products, workers)
+    parts, found = iter(todo), []
+    part = next(parts, None)
+    with closing(results):
+        for result in progress(results, done + len(products), f"{name} features", "files", start=done) if todo else ():
+            found.append(result)
+            if len(found) == len(part.products):
+                part.write(found, extractor)
+                part, found = next(parts, None), []
 
 
 def _read(folder: Path, name: str, catalogue: Catalogue) -> Ragged | None:
@@ -237,9 +236,7 @@ def _read(folder: Path, name: str, catalogue: Catalogue) -> Ragged | None:
     lengths = np.array([n for record in records for n in record["lengths"]])
     starts = np.cumsum(lengths) - lengths
     place = {i: n for n, i in enumerate(ids)}
-    wanted = np.array(
-        [place.get(i, -1) if name in p.contents else -1 for i, p in zip(catalogue.ids, catalogue.products, strict=True)]
-    )
+    wanted = np.array([place.get(i, -1) if name in p.contents else -1 for i, p in zip(catalogue.ids, catalogue.products, strict=True)])
     counts = np.where(wanted >= 0, lengths[wanted], 0)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     rows = np.repeat(starts[wanted] - offsets[:-1], counts) + np.arange(offsets[-1])

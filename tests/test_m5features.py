@@ -68,9 +68,7 @@ def test_lmdb_as_tensorpack_writes_it(tmp_path):
 
 
 atoms = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary()
-trees = st.recursive(
-    atoms, lambda x: st.lists(x, max_size=20) | st.dictionaries(st.text(max_size=3), x, max_size=20), max_leaves=20
-)
+trees = st.recursive(atoms, lambda x: st.lists(x, max_size=20) | st.dictionaries(st.text(max_size=3), x, max_size=20), max_leaves=20)
 
 
 @given(trees)
@@ -118,10 +116,7 @@ def test_lmdb_that_is_broken(tmp_path):
     reasons = {skip.where: skip.reason for skip in clean.skipped}
     assert reasons["b.lmdb:00000008"].startswith("not a record of seven") and "num_boxes 4" in reasons["count"]
     assert "no number" in reasons["word"] and "(3, 7)" in reasons["narrow"] and "finite" in reasons["nan"]
-    assert (
-        reasons["raw"].startswith("features is not an array")
-        and np.diff(features["image"].offsets).tolist() == [3, 36, 10] + [0] * 5
-    )
+    assert reasons["raw"].startswith("features is not an array") and np.diff(features["image"].offsets).tolist() == [3, 36, 10] + [0] * 5
     data = (tmp_path / "lmdb_features" / "a.lmdb").read_bytes()
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "cut.lmdb").write_bytes(data[: len(data) // 8192 * 4096])
@@ -135,9 +130,7 @@ def test_lmdb_that_is_broken(tmp_path):
 def test_arrays_of_objects_are_refused(tmp_path):
     record = records()[0]
     body = (
-        b"\x97"
-        + b"\x84"
-        + b"".join(pack(k) + pack(v) for k, v in {b"nd": True, b"type": "|O", b"shape": [1], b"data": b"x" * 8}.items())
+        b"\x97" + b"\x84" + b"".join(pack(k) + pack(v) for k, v in {b"nd": True, b"type": "|O", b"shape": [1], b"data": b"x" * 8}.items())
     )
     import lmdb
 
@@ -175,9 +168,7 @@ def test_tsv_lines_that_cannot_be_read_are_listed(tmp_path):
     write_tsv(path, records())
     first, second, *third = path.read_bytes().split(b"\r\n", 2)
     path.write_bytes(
-        b"\r\n".join(
-            [b"nonsense", first.replace(b"\t3\t", b"\t4\t"), b'stray "quote\tx', second, second[: len(second) // 2], *third]
-        )
+        b"\r\n".join([b"nonsense", first.replace(b"\t3\t", b"\t4\t"), b'stray "quote\tx', second, second[: len(second) // 2], *third])
     )
     clean, features = read_features(tmp_path)
     assert clean.ids.tolist() == ["622651200", "622651201", "622651202"]
@@ -242,9 +233,7 @@ def test_features_of_a_catalogue(release):
     lazily, stored = read_features(release, catalogue, store=release / "store")
     assert lazily == clean
     for name, ragged in features.items():
-        assert np.array_equal(np.asarray(stored[name].values), ragged.values) and np.array_equal(
-            stored[name].offsets, ragged.offsets
-        )
+        assert np.array_equal(np.asarray(stored[name].values), ragged.values) and np.array_equal(stored[name].offsets, ragged.offsets)
     again, loaded = store.load(release / "store", clean)
     assert np.array_equal(np.asarray(loaded["image"].boxes), features["image"].boxes) and again == clean
 
