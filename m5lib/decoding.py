@@ -158,7 +158,7 @@ def _pixels(frame, size: int | tuple[int, int] | None) -> np.ndarray:
     return np.rot90(pixels, round(frame.rotation / 90) % 4)  # a phone held upright stores its frames lying
 
 
-def frames(file: MediaFile, times: Iterable[float], size: int | tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+def frames(file: MediaFile, times: Iterable, size: int | tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The frames of a video nearest to some times.
 
     Args:
@@ -205,7 +205,7 @@ def frames(file: MediaFile, times: Iterable[float], size: int | tuple[int, int] 
     return np.stack(found), np.array(stamps)
 
 
-def sound(file: MediaFile, rate: int = 16_000, seconds: float = 12.0) -> np.ndarray:
+def sound(file: MediaFile, rate: int = 16_000, seconds: float | int = 12.0) -> np.ndarray:
     """The first ``seconds`` of the sound of an audio or video file: (T,) float32 mono in [-1, 1], ``rate`` samples a second.
 
     Mono is the mean of the channels, as in the released code.

@@ -41,7 +41,7 @@ class Features(NamedTuple):
     boxes: np.ndarray | None = None
 
 
-def locations(boxes: np.ndarray, width: float = 1.0, height: float = 1.0) -> np.ndarray:
+def locations(boxes: np.ndarray, width: float | int = 1.0, height: float | int = 1.0) -> np.ndarray:
     """5-d locations (L, 5) of boxes (L, 4) x1, y1, x2, y2: (x1/W, y1/H, x2/W, y2/H, area/WH), as the released loader."""
     boxes = np.asarray(boxes, dtype=np.float32) / np.array([width, height, width, height], dtype=np.float32)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -200,7 +200,7 @@ class LogMel:
 
     bands: int = 80
     group: int = 10
-    seconds: float = 12.0
+    seconds: float | int = 12.0
     version: ClassVar[int] = 1
 
     @property
@@ -232,7 +232,7 @@ class Mfcc:
     coefficients: int = 40
     bands: int = 80
     group: int = 10
-    seconds: float = 12.0
+    seconds: float | int = 12.0
     version: ClassVar[int] = 1
 
     @property
@@ -263,7 +263,7 @@ class ReleasedMel:
     """
 
     bands: int = 80
-    seconds: float = 12.0
+    seconds: float | int = 12.0
     version: ClassVar[int] = 1
 
     @property

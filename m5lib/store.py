@@ -41,7 +41,7 @@ class Mapped:
     open their own.
     """
 
-    def __init__(self, paths: Sequence[Path], lengths: Sequence[int], width: int, rows: np.ndarray | None = None):
+    def __init__(self, paths: Sequence[Path], lengths: Sequence[int] | np.ndarray, width: int, rows: np.ndarray | None = None):
         self.paths, self.rows, self.dtype, self.ndim = tuple(paths), rows, np.dtype(np.float16), 2
         self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self.shape = (int(self.starts[-1]) if rows is None else len(rows), width)
