@@ -1,8 +1,8 @@
 """The table of modalities: five rows. Nothing else in the library asks for a modality by its name.
 
 Everything that is per modality travels in dicts keyed by ``name``, in the order of this table. To add a modality, add a row
-here and an extractor to :mod:`m5lib.media` (or, for words, the ``units`` function of the row): ``CONTRIBUTING.md`` has the steps
-and ``tests/test_modalities.py`` does it.
+here and an extractor to :mod:`m5lib.extractors` (or, for words, the ``units`` function of the row): ``CONTRIBUTING.md`` has the
+steps and ``tests/test_modalities.py`` does it.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,6 +24,7 @@ class Modality:
         position: what tells tokens of the stream apart: their ``index``, or the 5-d ``box`` of a region.
         units: for words, the strings that make up the content, one per entity; unused for features.
         missing: what "absent" looks like in the data.
+        inside: the modality whose files may hold this one too, as a video holds its sound.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Modality:
     position: Literal["index", "box"] = "index"
     units: Callable[[Any], list[str]] | None = None
     missing: str = ""
+    inside: str | None = None
 
 
 def _pairs(table: tuple[tuple[str, str], ...]) -> list[str]:
@@ -49,7 +51,7 @@ MODALITIES: dict[str, Modality] = {
         Modality("text", "T", "words", 36, "MLM", units=lambda title: [title], missing="an empty title"),
         Modality("table", "Tab", "words", 64, "MEM", hides="entity", units=_pairs, missing="no filled cell"),
         Modality("video", "V", "features", 12, "MFP", missing="no file, or one that cannot be decoded"),
-        Modality("audio", "A", "features", 80, "MAM", missing="no file, and no sound in the video"),
+        Modality("audio", "A", "features", 80, "MAM", missing="no file, and no sound in the video", inside="video"),
     )
 }
 

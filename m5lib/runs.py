@@ -20,11 +20,11 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from m5lib import readers
+from m5lib import readers, shop, store
 from m5lib.data import Catalogue, Rows, split_of
 from m5lib.embeddings import embeddings, mean_harmony
 from m5lib.evaluate import retrieval
-from m5lib.media import PLAIN, Pixels, Ragged, extract
+from m5lib.media import PLAIN, Pixels, Ragged
 from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
 from m5lib.pretrain import Training, pretrain
@@ -212,16 +212,15 @@ def load(data: str, profile: Profile, seed: int = 0) -> tuple[Catalogue, dict[st
     ``shop`` is the synthetic shop, of the profile's size.
     """
     if data == "shop":
-        from m5lib import shop
-
-        return extract(shop.make(size=profile.name, seed=seed), PLAIN)
-    catalogue = thin(readers.read(data), profile.products)
-    return extract(catalogue, PLAIN)
+        catalogue = shop.make(size=profile.name, seed=seed)
+    else:
+        catalogue = thin(readers.read(data), profile.products)
+    return store.extract(catalogue, PLAIN, home("cache", f"{catalogue.name}-{catalogue.fingerprint}"))
 
 
 def pixels(catalogue: Catalogue) -> dict[str, Ragged]:
     """What a control without learning sees of the pictures: their pixels (:class:`~m5lib.media.Pixels`)."""
-    return extract(catalogue, {next(iter(MODALITIES)): Pixels()})[1]
+    return store.extract(catalogue, {next(iter(MODALITIES)): Pixels()}, home("cache", f"{catalogue.name}-pixels"))[1]
 
 
 def streams_of(catalogue: Catalogue, features, profile: Profile, modalities: str = "", tokenizer: str = "") -> Streams:
