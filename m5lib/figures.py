@@ -1,5 +1,6 @@
 """One function per figure: takes arrays, returns a matplotlib Figure. One style, colour-blind safe (Okabe and Ito)."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 
@@ -43,9 +44,9 @@ def _axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.2
     return figure, axes
 
 
-def short(text: str, limit: int) -> str:
-    """Text cut at a word, with an ellipsis."""
-    return text if len(text) <= limit else text[: limit - 1].rsplit(" ", 1)[0].rstrip(",.-") + "…"
+def short(text: str, lines: int, width: int = 20) -> str:
+    """Text broken into at most so many lines of ``width`` characters, with an ellipsis where it is cut."""
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder="…"))
 
 
 @styled
@@ -110,7 +111,7 @@ def gallery(catalogue: Catalogue, rows: Sequence[int], columns: int = 8) -> Figu
         place.axis("off")
     for place, row in zip(axes.flat, rows, strict=False):
         _picture(place, catalogue, row)
-        place.set_title(short(_title(catalogue, row), 36), fontsize=7, wrap=True, fontweight="normal")
+        place.set_title(short(_title(catalogue, row), 3), fontsize=7, fontweight="normal")
     return figure
 
 
@@ -189,13 +190,14 @@ def neighbours(catalogue: Catalogue, queries: Sequence[int], found: np.ndarray, 
     figure, axes = _axes(len(queries), columns, (1.25 * columns, 2.05 * len(queries)))
     for line, (query, rows, right) in enumerate(zip(queries, found, matched, strict=True)):
         _picture(axes[line, 0], catalogue, query, "#000000")
-        axes[line, 0].set_title(f"{short(_title(catalogue, query), 44)}\n[{catalogue.labels[query]}]", fontsize=7, wrap=True)
+        words = f"{short(_title(catalogue, query), 3)}\n[{short(str(catalogue.labels[query]), 1)}]"
+        axes[line, 0].set_title(words, fontsize=7)
         for place, row, ok in zip(axes[line, 1:], rows, right, strict=True):
             if row < 0:
                 place.axis("off")
                 continue
             _picture(place, catalogue, row, RIGHT if ok else WRONG)
-            place.set_title(short(str(catalogue.labels[row]), 22), fontsize=7, color=RIGHT if ok else WRONG, fontweight="normal")
+            place.set_title(short(str(catalogue.labels[row]), 2), fontsize=7, color=RIGHT if ok else WRONG, fontweight="normal")
     if title:
         figure.suptitle(title, fontsize=11, fontweight="bold")
     return figure

@@ -150,8 +150,8 @@ def read_table(path: str | Path, media: str | Path | None = None) -> Catalogue:
     """A table of your own products, CSV or parquet: one product per row.
 
     Columns: ``id``; ``title`` and ``label`` (optional); ``image``, ``video``, ``audio`` (optional): a path, or an empty cell.
-    Relative paths start at ``media``, by default the folder of the table. Every other column is an attribute of the product; an empty
-    cell is an attribute that it does not have.
+    Paths start at ``media``, by default the folder of the table, and do not lead out of it. Every other column is an attribute of the
+    product; an empty cell is an attribute that it does not have.
 
     Raises:
         DataError: the file is missing, empty, not UTF-8, or has no column ``id``.
@@ -166,11 +166,10 @@ def read_table(path: str | Path, media: str | Path | None = None) -> Catalogue:
         for column in MEDIA_COLUMNS:
             if not row.get(column):
                 continue
-            file = media / row[column]
-            if file.is_file():
-                contents[column] = MediaFile(file, size=file.stat().st_size)
-            else:
-                skipped.append(Skip(row["id"], column, "no such file"))
+            try:
+                contents[column] = MediaFile.inside(media, row[column])
+            except ValueError as error:
+                skipped.append(Skip(row["id"], column, str(error)))
         if row.get("title"):
             contents["text"] = row["title"]
         elif "title" in row:

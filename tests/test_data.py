@@ -135,7 +135,7 @@ def test_one_clear_error(tmp_path, spoil, says):
 def test_own_table_csv_and_parquet(tmp_path):
     draw("line", (1, 2, 3), np.random.default_rng(0)).save(tmp_path / "a.jpg")
     frame = pd.DataFrame(
-        {"id": ["a", "b", "c"], "title": ["Tea", "", "Cup"], "image": ["a.jpg", "", "gone.jpg"], "weight": ["1 kg", "2 kg", ""],
+        {"id": ["a", "b", "c"], "title": ["Tea", "", "Cup"], "image": ["a.jpg", "../a.jpg", "gone.jpg"], "weight": ["1 kg", "2 kg", ""],
          "story": ["word " * 10_000, "", ""]}
     )  # fmt: skip
     frame.to_csv(tmp_path / "mine.csv", index=False)
@@ -145,6 +145,7 @@ def test_own_table_csv_and_parquet(tmp_path):
     assert [sorted(p.contents) for p in one.products] == [["image", "table", "text"], ["table"], ["text"]]
     assert one.products[0].contents["table"][0] == ("weight", "1 kg") and list(one.labels) == [None] * 3
     assert Skip("c", "image", "no such file") in one.skipped
+    assert Skip("b", "image", "the path leads out of the media folder") in one.skipped
     with pytest.raises(DataError, match="column .'id'. is missing"):
         readers.read_table(write_csv(tmp_path / "no_id.csv", "name\nx\n"))
 
