@@ -31,7 +31,7 @@ def tfidf(catalogue: Catalogue, names: tuple[str, ...]) -> sparse.csr_matrix:
 def pca_pixels(catalogue: Catalogue, pixels: Ragged, k: int = 128, seed: int = 0) -> np.ndarray:
     """(N, k) principal components of whole pictures (:class:`~m5lib.media.Pixels`), unit rows; zeros without a picture."""
     there = np.flatnonzero(np.diff(pixels.offsets))
-    values = pixels.values.astype(np.float32)
+    values = np.asarray(pixels.values, dtype=np.float32)
     train = np.isin(there, catalogue.split("train"))
     k = min(k, int(train.sum()), values.shape[1])
     vectors = np.zeros((len(catalogue), k), dtype=np.float32)

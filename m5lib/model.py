@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from m5lib.layers import AttentionBlock
+from m5lib.layers import AttentionBlock, Whitening
 from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
 from m5lib.streams import Batch, Stream
@@ -161,15 +161,12 @@ class Model(nn.Module):
         if spec.objective.masked:
             self.heads.update({name: Head(name, spec, table[name]) for name in spec.modalities})
         contrasted = spec.objective.contrast != "none" and len(spec.modalities) > 1
-        width = spec.width
-        self.projections = nn.ModuleDict(
-            {name: nn.Sequential(nn.Linear(width, width), nn.ReLU()) for name in spec.modalities} if spec.project and contrasted else {}
-        )
         start = torch.tensor(spec.objective.temperature).log()
         if spec.objective.learn_temperature and contrasted:
             self.log_temperature = nn.Parameter(start)
         else:
             self.register_buffer("log_temperature", start)
+        self.whitening = nn.ModuleDict({name: Whitening(spec.width) for name in spec.modalities})  # of the read-out: no loss sees it
         self.apply(_initialise)
 
     @property
@@ -191,7 +188,6 @@ class Model(nn.Module):
         encoded = states if self.fusion == len(self.stages) else encoded
         pool = {"first": first_token, "mean": mean_token}[self.spec.pool]
         pooled = {name: pool(x, valid[name]) for name, x in encoded.items()}
-        pooled = {name: self.projections[name](x) if self.projections else x for name, x in pooled.items()}
         summary = {name: first_token(x, valid[name]) for name, x in states.items()}
         return Output(valid, embedded, encoded, pooled, states, summary)
 

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from m5lib import readers, shop, store
 from m5lib.data import Catalogue, Rows, split_of
-from m5lib.embeddings import embeddings, mean_harmony
+from m5lib.embeddings import embeddings, fit_whitening, mean_harmony
 from m5lib.evaluate import retrieval
 from m5lib.media import PLAIN, Pixels, Ragged
 from m5lib.modalities import MODALITIES, codes, from_codes
@@ -60,7 +60,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("tiny", 32, 1, 2, Training(epochs=4, batch_size=32, learning_rate=3e-3), vocabulary=800, products=400),
-        Profile("small", 128, 2, 4, Training(epochs=16, batch_size=256, learning_rate=2e-3), vocabulary=8000),
+        Profile("small", 256, 1, 4, Training(epochs=10, batch_size=128, learning_rate=1e-3), vocabulary=8000),
         Profile("full", 768, 6, 12, Training(epochs=5, batch_size=64, learning_rate=1e-4), vocabulary=21128),
     )
 }
@@ -310,12 +310,18 @@ def vectors(model: Model, streams: Streams, wanted: Rows, modalities: Iterable[s
 def untrained(job: Job, streams: Streams) -> Model:
     """The model as :func:`pretrained` starts it: the control of every claim about pre-training."""
     torch.manual_seed(job.seed)
-    return Model(job.spec(streams)).to(best_device())
+    model = Model(job.spec(streams)).to(best_device())
+    fit_whitening(model, streams, streams.catalogue.split("train"))
+    return model.eval()
 
 
 def glance(model: Model, streams: Streams) -> dict:
-    """A look at a model on validation products: mAP@10 (min(K, R)) of each read-out, and the mean harmony scores before the fusion."""
+    """A look at a model on validation products: mAP@10 (min(K, R)) of each read-out, and the mean harmony scores before the fusion.
+
+    Fits the model's whitening on the training products on the way.
+    """
     catalogue = streams.catalogue
+    fit_whitening(model, streams, catalogue.split("train"))
     asked, _ = catalogue.queries("validation")
     found = {}
     for readout, part in vectors(model, streams, np.concatenate([asked, catalogue.split("gallery")])).items():

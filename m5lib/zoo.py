@@ -38,7 +38,8 @@ class Objective:
         contrast: pairwise InfoNCE on the summaries before the fusion, or none.
         harmony: scores S of each product, ``embedding`` (abstract, released code) or ``uniform`` (plain IMCL: every score 1).
         harmony_on: where scores multiply logits (Eq. 3): ``contrast`` (pair scores), ``masked`` (diagonal).
-        temperature: start of the learned temperature (paper 0.1, released code 0.07, both fixed).
+        temperature: start of the learned temperature. The paper has 0.1, the released code 0.07, both fixed; harmony scores below one
+            divide into it (0.015 / 0.4), so it starts lower here (``LOG.md``).
     """
 
     masked: bool = True
@@ -47,7 +48,7 @@ class Objective:
     contrast: Literal["infonce", "none"] = "infonce"
     harmony: Literal["embedding", "uniform"] = "embedding"
     harmony_on: tuple[str, ...] = ("contrast", "masked")
-    temperature: float = 0.07
+    temperature: float = 0.015
     learn_temperature: bool = True
 
 
@@ -66,7 +67,6 @@ class Spec:
     widths: tuple[tuple[str, int], ...] = ()
     vocabulary: int = 0
     pool: Literal["first", "mean"] = "mean"
-    project: bool = False
     objective: Objective = field(default_factory=Objective)
     dropout: float = 0.1
 
@@ -97,7 +97,7 @@ def _make(kind, values: dict):
     return kind(**{key: _tuples(value) for key, value in values.items()})
 
 
-def scale(width: int = 128, layers: int = 2, heads: int = 4, dropout: float = 0.0, **settings) -> Spec:
+def scale(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings) -> Spec:
     """SCALE (section 4.1): a transformer per modality, then one over all tokens. The paper has 768 wide, 6 + 6 layers.
 
     Left open by the paper and settled here: pre-norm blocks with a final norm, the contrast on the mean of the encoded tokens

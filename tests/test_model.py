@@ -7,7 +7,7 @@ from torch import nn
 
 from m5lib import objectives, zoo
 from m5lib.embeddings import READOUTS, read_out
-from m5lib.layers import AttentionBlock, Block
+from m5lib.layers import AttentionBlock, Block, Whitening
 from m5lib.masking import Vocabulary, mask
 from m5lib.model import Model
 from m5lib.streams import Batch, Stream
@@ -21,6 +21,8 @@ def build(spec, seed=0) -> Model:
     model = Model(spec)
     for parameter in model.parameters():  # biases and norms too, so that a missing one shows
         nn.init.normal_(parameter, std=0.15) if parameter.ndim else None
+    for whitening in model.whitening.values():
+        whitening.fit(torch.randn(99, 32) + 1.0)
     return model.eval()
 
 
@@ -29,7 +31,7 @@ def step(model, batch, seed=0):
     return objectives.total(model, model(hidden), targets)
 
 
-@pytest.mark.parametrize("settings", [{}, {"project": True}, {"pool": "first"}, {"objective": Objective(harmony="uniform")}])
+@pytest.mark.parametrize("settings", [{}, {"pool": "first"}, {"objective": Objective(harmony="uniform")}])
 def test_every_parameter_receives_a_gradient(five, settings):
     model = build(replace(five, **settings))
     loss, parts = step(model, make_five_batch())
@@ -97,7 +99,7 @@ def values(model, batch):
     scores = objectives.harmony(objectives.agreement(vectors), output.presence)
     contrast, _ = objectives.pairwise_infonce(vectors, output.presence, torch.tensor(0.1), scores)
     states = {f"fused_{n}": x[:, :9] * v[:, :9, None] for (n, x), v in zip(output.fused.items(), output.valid.values(), strict=True)}
-    return {r: read_out(output, r) for r in READOUTS} | {"scores": scores, "contrast": contrast} | states
+    return {r: read_out(model, output, r) for r in READOUTS} | {"scores": scores, "contrast": contrast} | states
 
 
 @pytest.mark.parametrize("change", [lambda b: padded(b, 3), scrambled])
@@ -114,7 +116,7 @@ def test_an_absent_modality_gets_no_gradient_and_no_vector(five):
     model, batch = build(five), make_five_batch()
     embedded = {n: x.detach().requires_grad_() for n, x in model.embed(batch).items()}
     output = model.forward_from_embeddings(embedded, {n: batch.streams[n].valid for n in NAMES})
-    sum(v.float().square().sum() for v in values_of(output)).backward()
+    sum(v.float().square().sum() for v in values_of(model, output)).backward()
     for place, name in enumerate(NAMES):
         lacking = (place + 1) % 6
         assert not output.presence[lacking, place]
@@ -123,16 +125,16 @@ def test_an_absent_modality_gets_no_gradient_and_no_vector(five):
         assert embedded[name].grad[0].abs().sum() > 0
 
 
-def values_of(output):
-    return [read_out(output, readout) for readout in READOUTS]
+def values_of(model, output):
+    return [read_out(model, output, readout) for readout in READOUTS]
 
 
 def test_given_only_some_modalities_equals_a_batch_that_has_no_others(five):
     model, batch = build(five), make_five_batch()
     only = model(batch.only(["text", "table"]))
     gone = {n: replace(s, valid=s.valid & (n in ("text", "table"))) for n, s in make_five_batch().streams.items()}
-    torch.testing.assert_close(read_out(only, "fused_first"), read_out(model(replace(batch, streams=gone)), "fused_first"))
-    assert not torch.allclose(read_out(only, "fused_first"), read_out(model(batch), "fused_first"))
+    torch.testing.assert_close(read_out(model, only, "fused_first"), read_out(model, model(replace(batch, streams=gone)), "fused_first"))
+    assert not torch.allclose(read_out(model, only, "fused_first"), read_out(model, model(batch), "fused_first"))
 
 
 def test_products_of_a_batch_do_not_see_each_other(five):
@@ -140,7 +142,7 @@ def test_products_of_a_batch_do_not_see_each_other(five):
     turned = Batch(
         {n: replace(s, **{k: v.flip(0) for k, v in vars(s).items() if v is not None}) for n, s in batch.streams.items()}, batch.rows
     )
-    torch.testing.assert_close(read_out(model(turned), "fused_mean").flip(0), read_out(model(batch), "fused_mean"))
+    torch.testing.assert_close(read_out(model, model(turned), "fused_mean").flip(0), read_out(model, model(batch), "fused_mean"))
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -170,12 +172,25 @@ def test_block_equals_a_slow_transcription(norm):
     torch.testing.assert_close(block(x, valid), slow)
 
 
+def test_whitening_decorrelates_what_it_was_fitted_on():
+    torch.manual_seed(0)
+    x = torch.randn(5000, 6) @ torch.randn(6, 6) + 3
+    whitening = Whitening(6, shrink=0.0)
+    assert whitening(x).equal(x)  # the identity until fitted
+    whitening.fit(x)
+    torch.testing.assert_close(torch.cov(whitening(x).T), torch.eye(6), atol=1e-3, rtol=1e-3)
+    assert whitening(x).mean(0).abs().max() < 1e-3
+    flat = Whitening(6)
+    flat.fit(torch.cat([x[:, :1], torch.zeros(5000, 5)], 1))  # directions without content stay finite
+    assert torch.isfinite(flat(x)).all()
+
+
 def test_saved_and_loaded_models_give_identical_embeddings(five, tmp_path):
-    model, batch = build(replace(five, project=True)), make_five_batch()
+    model, batch = build(replace(five, pool="first")), make_five_batch()
     loaded = Model.from_pretrained(model.save_pretrained(tmp_path))
     assert loaded.spec == model.spec
     for readout in READOUTS:
-        assert read_out(loaded(batch), readout).equal(read_out(model(batch), readout))
+        assert read_out(loaded, loaded(batch), readout).equal(read_out(model, model(batch), readout))
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
         Model.from_pretrained(tmp_path)
@@ -195,7 +210,7 @@ def test_bad_specs_and_batches_are_errors(five):
     with pytest.raises(ValueError, match=r"call spec\.fit"):
         Model(zoo.scale())
     with pytest.raises(ValueError, match="unknown read-out 'best'"):
-        read_out(Model(five)(make_five_batch()), "best")
+        read_out(Model(five), Model(five)(make_five_batch()), "best")
     batch = make_five_batch()
     with pytest.raises(ValueError, match="no stream .'audio'."):
         Model(five)(replace(batch, streams={n: s for n, s in batch.streams.items() if n != "audio"}))

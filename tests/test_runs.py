@@ -5,6 +5,7 @@ import pytest
 
 from m5lib import figures, notebooks, runs, summary
 from m5lib.data import split_of
+from m5lib.embeddings import DEFAULT
 
 CONTEXT = {"notebook": "05_downstream", "run": "r", "data": "d", "profile": "tiny", "seed": 0, "model": "scale", "modalities": "I+T"}
 NUMBER = {"task": "retrieval", "metric": "mAP@1", "convention": "min_k_r", "value": 0.5}
@@ -38,13 +39,13 @@ def test_results_of_one_notebook_replace_its_own_and_keep_the_others(tmp_path):
 
 def test_tables_are_made_from_rows():
     found = []
-    for state, variant, value in (("untrained", "concat_mean", 0.1), ("pretrained", "concat_mean", 0.9), ("control", "svd", 0.4)):
+    for state, variant, value in (("untrained", DEFAULT, 0.1), ("pretrained", DEFAULT, 0.9), ("control", "svd", 0.4)):
         found += runs.rows([NUMBER | {"value": value}], CONTEXT, state=state, variant=variant)
     frame = pd.DataFrame(found)
-    assert summary.compare(frame, "mAP@1", "min_k_r", "concat_mean").loc["I+T"].tolist() == [0.1, 0.9, 0.4]
+    assert summary.compare(frame, "mAP@1", "min_k_r", DEFAULT).loc["I+T"].tolist() == [0.1, 0.9, 0.4]
     wide = summary.wide(frame)
     assert wide["mAP@1"].tolist() == [0.1, 0.9, 0.4]
-    assert summary.markdown(wide).splitlines()[2].startswith("| untrained | scale | I+T | concat_mean | 0.100 |")
+    assert summary.markdown(wide).splitlines()[2].startswith(f"| untrained | scale | I+T | {DEFAULT} | 0.100 |")
     assert summary.fill("a <!-- x -->old<!-- /x --> b", {"x": "new"}) == "a <!-- x -->\nnew\n<!-- /x --> b"
     with pytest.raises(ValueError, match="README has no"):
         summary.fill("nothing", {"x": "new"})
