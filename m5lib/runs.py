@@ -60,7 +60,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("tiny", 32, 1, 2, Training(epochs=4, batch_size=32, learning_rate=3e-3), vocabulary=800, products=400),
-        Profile("small", 256, 1, 4, Training(epochs=10, batch_size=128, learning_rate=1e-3), vocabulary=8000),
+        Profile("small", 256, 1, 4, Training(epochs=9, batch_size=128, learning_rate=1e-3), vocabulary=8000),
         Profile("full", 768, 6, 12, Training(epochs=5, batch_size=64, learning_rate=1e-4), vocabulary=21128),
     )
 }

@@ -66,7 +66,7 @@ class Spec:
     modalities: tuple[str, ...] = ()
     widths: tuple[tuple[str, int], ...] = ()
     vocabulary: int = 0
-    pool: Literal["first", "mean"] = "mean"
+    pool: Literal["first", "mean"] = "first"
     objective: Objective = field(default_factory=Objective)
     dropout: float = 0.1
 
@@ -100,8 +100,8 @@ def _make(kind, values: dict):
 def scale(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings) -> Spec:
     """SCALE (section 4.1): a transformer per modality, then one over all tokens. The paper has 768 wide, 6 + 6 layers.
 
-    Left open by the paper and settled here: pre-norm blocks with a final norm, the contrast on the mean of the encoded tokens
-    (``pool``; ``LOG.md`` has the comparison), a learned temperature. The three blocks that Figure 2 draws inside the fusion are
+    Left open by the paper and settled here: pre-norm blocks with a final norm, a learned temperature, no projection before the
+    contrast (the released code has one; ``LOG.md`` compares). The three blocks that Figure 2 draws inside the fusion are
     one joint self-attention here as in the released code.
     """
     block = Block(heads=heads, dropout=dropout)

@@ -31,7 +31,7 @@ def step(model, batch, seed=0):
     return objectives.total(model, model(hidden), targets)
 
 
-@pytest.mark.parametrize("settings", [{}, {"pool": "first"}, {"objective": Objective(harmony="uniform")}])
+@pytest.mark.parametrize("settings", [{}, {"pool": "mean"}, {"objective": Objective(harmony="uniform")}])
 def test_every_parameter_receives_a_gradient(five, settings):
     model = build(replace(five, **settings))
     loss, parts = step(model, make_five_batch())
@@ -186,7 +186,7 @@ def test_whitening_decorrelates_what_it_was_fitted_on():
 
 
 def test_saved_and_loaded_models_give_identical_embeddings(five, tmp_path):
-    model, batch = build(replace(five, pool="first")), make_five_batch()
+    model, batch = build(replace(five, pool="mean")), make_five_batch()
     loaded = Model.from_pretrained(model.save_pretrained(tmp_path))
     assert loaded.spec == model.spec
     for readout in READOUTS:

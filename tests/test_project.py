@@ -36,6 +36,9 @@ def test_lock_is_exact_and_holds_no_address():
 
 
 def test_readme_tables_are_the_generated_ones():
+    changed = subprocess.run(["git", "status", "--porcelain", "--", "results"], cwd=ROOT, capture_output=True, text=True)
+    if changed.stdout.strip():
+        pytest.skip("results/ holds a run of your own; the README shows the recorded one")
     assert summary.fill(README, summary.blocks()) == README, "run: python -m m5lib.summary"
 
 
