@@ -11,6 +11,7 @@ encoded_first   first tokens before the fusion, each scaled to unit length
 encoded_mean    mean of the tokens before the fusion, each scaled to unit length
 concat          summaries that the contrast compares (``Output.pooled``), unit length, side by side instead of added
 whitened        the same, each modality decorrelated before it is scaled (:class:`m5lib.layers.Whitening`)
+layered         whitened, and beside it the mean of the token embeddings, decorrelated too: what the words and regions say one by one
 =============== ==========================================================================================
 """
 
@@ -28,40 +29,49 @@ from m5lib.objectives import agreement, harmony
 from m5lib.streams import Streams
 
 #: The paper's read-out, and the one used where nothing else is asked for: the best on validation products (``LOG.md``).
-PAPER, DEFAULT = "fused_first", "whitened"
-READOUTS = ("fused_first", "fused_mean", "encoded_first", "encoded_mean", "concat", "whitened")
+PAPER, DEFAULT = "fused_first", "layered"
+READOUTS = ("fused_first", "fused_mean", "encoded_first", "encoded_mean", "concat", "whitened", "layered")
 
 
 def read_out(model: Model, output: Output, readout: str) -> Float[Tensor, "B E"]:
-    """(B, D) embeddings, or (B, M D) where modalities stand side by side. Raises ``ValueError`` for an unknown read-out."""
+    """(B, D) embeddings, or (B, M D) and more where modalities stand side by side. Raises ``ValueError`` for an unknown read-out."""
     if readout not in READOUTS:
         raise ValueError(f"unknown read-out {readout!r}: known are {READOUTS}")
-    side_by_side = readout in ("concat", "whitened")
-    if side_by_side:
-        vectors = dict(output.pooled)
-    else:
-        states = output.fused if readout.startswith("fused") else output.encoded
-        token = first_token if readout.endswith("first") else mean_token
-        vectors = {name: token(x, output.valid[name]) for name, x in states.items()}
-    if readout == "whitened":
-        vectors = {name: model.whitening[name](vector) * output.valid[name][:, :1] for name, vector in vectors.items()}
-    if readout != PAPER:  # an absent modality stays the zero vector
-        vectors = {name: F.normalize(vector.float(), dim=-1) for name, vector in vectors.items()}
-    return torch.cat(list(vectors.values()), dim=-1) if side_by_side else torch.stack(list(vectors.values())).sum(dim=0)
+    if readout in ("concat", "whitened", "layered"):
+        parts = [dict(output.pooled)]
+        if readout != "concat":
+            inputs = _whitening_inputs(output)
+            chosen = ("pooled", "embedded") if readout == "layered" else ("pooled",)
+            parts = [{name: model.whitening[part][name](x) for name, x in inputs[part].items()} for part in chosen]
+        # an absent modality stays the zero vector
+        vectors = [F.normalize(x.float(), dim=-1) * output.valid[name][:, :1] for part in parts for name, x in part.items()]
+        return torch.cat(vectors, dim=-1)
+    states = output.fused if readout.startswith("fused") else output.encoded
+    token = first_token if readout.endswith("first") else mean_token
+    vectors = [token(x, output.valid[name]) for name, x in states.items()]
+    if readout != PAPER:
+        vectors = [F.normalize(vector.float(), dim=-1) for vector in vectors]
+    return torch.stack(vectors).sum(dim=0)
+
+
+def _whitening_inputs(output: Output) -> dict[str, dict[str, Tensor]]:
+    means = {name: mean_token(x, output.valid[name]) for name, x in output.embedded.items()}
+    return {"pooled": dict(output.pooled), "embedded": means}
 
 
 @torch.no_grad()
 def fit_whitening(model: Model, streams: Streams, rows: Rows, batch_size: int = 512) -> None:
-    """Fit the model's whitening on the summaries before the fusion of these products; only those that have a modality count for it."""
+    """Fit the model's whitening on these products; only those that have a modality count for it."""
     device, was_training = next(model.parameters()).device, model.training
-    found: dict[str, list[Tensor]] = {name: [] for name in model.spec.modalities}
+    found: dict[tuple[str, str], list[Tensor]] = {}
     model.eval()
     for start in range(0, len(rows), batch_size):
         output = model(streams.batch(rows[start : start + batch_size]).to(device))
-        for name, vectors in output.pooled.items():
-            found[name].append(vectors[output.valid[name][:, 0]])
-    for name, vectors in found.items():
-        model.whitening[name].fit(torch.cat(vectors))
+        for part, by_name in _whitening_inputs(output).items():
+            for name, vectors in by_name.items():
+                found.setdefault((part, name), []).append(vectors[output.valid[name][:, 0]])
+    for (part, name), vectors in found.items():
+        model.whitening[part][name].fit(torch.cat(vectors))
     model.train(was_training)
 
 

@@ -166,7 +166,10 @@ class Model(nn.Module):
             self.log_temperature = nn.Parameter(start)
         else:
             self.register_buffer("log_temperature", start)
-        self.whitening = nn.ModuleDict({name: Whitening(spec.width) for name in spec.modalities})  # of the read-out: no loss sees it
+        # of the read-out, fitted after training: no loss sees it
+        self.whitening = nn.ModuleDict(
+            {part: nn.ModuleDict({name: Whitening(spec.width) for name in spec.modalities}) for part in ("pooled", "embedded")}
+        )
         self.apply(_initialise)
 
     @property

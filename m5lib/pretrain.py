@@ -3,8 +3,11 @@
 import json
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -141,25 +144,40 @@ def pretrain(
     start = checkpoint.load(model, optimizer)
     history = _read_history(directory / "history.jsonl", start)
     model.train()
-    step, saved = start, time.monotonic()
-    with open(directory / "history.jsonl", "w") as log:
+    saved = time.monotonic()
+    todo = range(start, min(steps, stop_after or steps))
+    with open(directory / "history.jsonl", "w") as log, interrupts_wait() as interrupted:
         log.writelines(json.dumps(line) + "\n" for line in history)
-        todo = range(start, min(steps, stop_after or steps))
-        try:
-            for step in progress(todo, steps, "pre-training", "steps", lambda: f"loss {history[-1]['loss']:.3f}", start):
-                line = train_step(model, streams, rows, training, optimizer, step, steps)
-                if watch and (step + 1) * 4 // steps > step * 4 // steps:
-                    line |= watch(model)
-                history.append(line)
-                log.write(json.dumps(history[-1]) + "\n")
-                if time.monotonic() - saved > training.checkpoint_seconds:
-                    log.flush()
-                    checkpoint.save(model, optimizer, len(history))
-                    saved = time.monotonic()
-        finally:  # Ctrl-C included; a step that Ctrl-C cut short may have changed some weights but not all: see train_step
-            log.flush()
-            checkpoint.save(model, optimizer, len(history))
+        for step in progress(todo, steps, "pre-training", "steps", lambda: f"loss {history[-1]['loss']:.3f}", start):
+            line = train_step(model, streams, rows, training, optimizer, step, steps)
+            if watch and (step + 1) * 4 // steps > step * 4 // steps:
+                line |= watch(model)
+            history.append(line)
+            log.write(json.dumps(line) + "\n")
+            if interrupted() or step == todo[-1] or time.monotonic() - saved > training.checkpoint_seconds:
+                log.flush()
+                checkpoint.save(model, optimizer, len(history))
+                saved = time.monotonic()
+            if interrupted():
+                raise KeyboardInterrupt(f"stopped after step {step + 1} of {steps}; the same call goes on from there")
     return history
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[Callable[[], bool]]:
+    """Hold Ctrl-C back, so that it never cuts an optimiser step in two; yields a function that says whether it was pressed.
+
+    Outside the main thread, where Python takes no signals, nothing is held back.
+    """
+    pressed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def train_step(model, streams: Streams, rows, training: Training, optimizer, step: int, steps: int) -> dict:
@@ -178,15 +196,16 @@ def train_step(model, streams: Streams, rows, training: Training, optimizer, ste
         group["lr"] = rate
     with autocast(device, training.precision):
         loss, parts = objectives.total(model, model(batch), targets)
+    # the one wait for the device: what the history holds, read before the backward pass, which then runs while the host goes on
+    values = torch.stack([loss, model.log_temperature.exp(), *parts.values()]).detach().float().tolist()
+    if not math.isfinite(values[0]):
+        raise FloatingPointError(f"the loss is {values[0]} at step {step}; lower the learning rate ({training.learning_rate})")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), training.clip)
     optimizer.step()
-    values = torch.stack([loss, model.log_temperature.exp(), *parts.values()]).detach().float().tolist()
     line = {"step": step, "epoch": round((step + 1) / per_epoch, 4), "loss": values[0], "temperature": values[1]}
     line |= dict(zip(parts, values[2:], strict=True)) | {"learning_rate": rate}
-    if not math.isfinite(values[0]):
-        raise FloatingPointError(f"the loss is {values[0]} at step {step}; lower the learning rate ({training.learning_rate})")
     return line | {"products_per_second": round(len(chosen) / (time.monotonic() - begun), 1)}
 
 

@@ -88,6 +88,11 @@ class Stream:
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
+    def absent(self) -> "Stream":
+        """The stream of products that lack the modality: one token, not valid."""
+        first = {key: value[:, :1] for key, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **first | {"valid": torch.zeros_like(first["valid"])})
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -106,15 +111,12 @@ class Batch:
         return replace(self, streams={name: stream.to(device) for name, stream in self.streams.items()})
 
     def only(self, names: Iterable[str]) -> "Batch":
-        """The same products with the other modalities taken away, for "given only these": they become absent, not zeros."""
+        """The same products with the other modalities taken away, for "given only these": they become absent, not zeros.
+
+        An absent stream keeps one token, which nobody reads, so that it costs next to nothing.
+        """
         keep = set(names)
-        return replace(
-            self,
-            streams={
-                name: stream if name in keep else replace(stream, valid=torch.zeros_like(stream.valid))
-                for name, stream in self.streams.items()
-            },
-        )
+        return replace(self, streams={name: s if name in keep else s.absent() for name, s in self.streams.items()})
 
 
 class _Words:

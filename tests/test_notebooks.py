@@ -61,7 +61,7 @@ def test_runs_on_tiny(path, folder, home, monkeypatch):
         assert {"untrained", "pretrained", "control"} == set(rows["state"])
         assert {"T", "I", "Tab", "I+T", "I+T+Tab"} <= set(rows["modalities"])
         assert {"retrieval", "classification", "clustering"} == set(rows["task"])
-        assert {"fused_first", "fused_mean", "encoded_first", "encoded_mean", "concat", "whitened"} <= set(rows["variant"])
+        assert {"fused_first", "fused_mean", "encoded_first", "encoded_mean", "concat", "whitened", "layered"} <= set(rows["variant"])
 
 
 def test_index_and_pages(home, tmp_path):

@@ -42,23 +42,41 @@ def test_a_kill_between_checkpoints_repeats_the_lost_steps(stream_set, tmp_path)
     assert without_speed(found) == without_speed(expected)
 
 
-def test_ctrl_c_keeps_the_last_step(stream_set, tmp_path, monkeypatch):
+def test_ctrl_c_waits_for_the_step_and_keeps_it(stream_set, tmp_path, monkeypatch):
+    import os
+    import signal
+
     from m5lib import pretrain as module
 
+    expected = pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path / "whole")
     real, calls = module.train_step, []
 
-    def interrupted(*arguments):
+    def pressed_meanwhile(*arguments):
         calls.append(1)
         if len(calls) == 4:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments)
 
-    monkeypatch.setattr(module, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(fresh(stream_set), stream_set, replace(TRAINING, checkpoint_seconds=1e9), tmp_path)
+    monkeypatch.setattr(module, "train_step", pressed_meanwhile)
+    rare = replace(TRAINING, checkpoint_seconds=1e9)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 4 of 8"):
+        pretrain(fresh(stream_set), stream_set, rare, tmp_path / "cut")
     monkeypatch.undo()
-    history = pretrain(fresh(stream_set), stream_set, replace(TRAINING, checkpoint_seconds=1e9), tmp_path)
-    assert [line["step"] for line in history] == list(range(8))
+    found = pretrain(fresh(stream_set), stream_set, rare, tmp_path / "cut")
+    assert without_speed(found) == without_speed(expected)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_loss_that_is_not_a_number_keeps_the_last_good_checkpoint(stream_set, tmp_path, monkeypatch):
+    from m5lib import pretrain as module
+
+    pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path, stop_after=2)
+    good = (tmp_path / "checkpoint.pt").read_bytes()
+    real = module.objectives.total
+    monkeypatch.setattr(module.objectives, "total", lambda *a: (real(*a)[0] * float("nan"), {}))
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == good
 
 
 def test_a_checkpoint_of_another_run_is_refused(stream_set, tmp_path):
@@ -80,7 +98,7 @@ def test_loss_falls_and_seeds_decide(stream_set, tmp_path):
 def test_overfits_one_batch(stream_set, tmp_path):
     rows = stream_set.catalogue.split("train")[:16]
     model = fresh(stream_set, objective=zoo.Objective(mask_rate=0.0))
-    history = pretrain(model, stream_set, Training(steps=120, batch_size=16, learning_rate=3e-3), tmp_path, rows)
+    history = pretrain(model, stream_set, Training(steps=250, batch_size=16, learning_rate=3e-3), tmp_path, rows)
     start, end = history[0]["contrast_I+T"], history[-1]["contrast_I+T"]
     assert start > 2.0 and end < 0.35  # from log 16; two of the sixteen may be alike
 

@@ -77,7 +77,7 @@ def test_files_stay_small_and_name_no_machine():
         assert len(file.read_text().splitlines()) <= 400, f"{file.name} is too long to hold"
 
 
-LAZY = ("torchvision", "torchaudio", "av", "captum", "umap", "papermill", "nbconvert", "IPython")
+LAZY = ("torchvision", "torchaudio", "av", "lmdb", "captum", "umap", "papermill", "nbconvert", "IPython")
 
 
 def test_the_library_imports_without_what_only_some_functions_need():
