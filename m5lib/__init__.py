@@ -18,8 +18,8 @@ Q G R  queries, gallery products, ranks
 
 Masks are boolean and say what is *there*: ``valid[b, l]`` is True where token ``l`` of product ``b`` is a real token.
 
-Importing :mod:`m5lib` needs torch, numpy, pandas, scikit-learn, tokenizers and jaxtyping only; torchvision, torchaudio, PyAV, lmdb,
-captum, umap-learn and papermill are imported by the functions that use them.
+torchvision, torchaudio, PyAV, lmdb, captum, umap-learn and papermill are imported by the functions that use them; importing any module
+of :mod:`m5lib` needs none of them.
 """
 
 __version__ = "0.1.0"

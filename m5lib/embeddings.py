@@ -28,7 +28,8 @@ from m5lib.model import Model, Output, first_token, mean_token
 from m5lib.objectives import agreement, harmony
 from m5lib.streams import Streams
 
-#: The paper's read-out, and the one used where nothing else is asked for: the best on validation products (``LOG.md``).
+#: The paper's read-out, and the one used where nothing else is asked for: the best on validation products, averaged over the sets of
+#: modalities that ``05_downstream`` gives the model. Not the best for each set: see the table there.
 PAPER, DEFAULT = "fused_first", "layered"
 READOUTS = ("fused_first", "fused_mean", "encoded_first", "encoded_mean", "concat", "whitened", "layered")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from m5lib import tasks
-from m5lib.data import Catalogue
+from m5lib.data import Catalogue, DataError
 
 CUTS = (1, 5, 10)
 TASKS = ("retrieval", "classification", "clustering")
@@ -23,6 +23,15 @@ def _number(task: str, metric: str, convention: str, value: float) -> dict:
 def needed_rows(catalogue: Catalogue, split: str = "query") -> np.ndarray:
     """Rows whose vectors :func:`evaluate` reads, ascending."""
     return np.unique(np.concatenate([catalogue.split(name) for name in (split, "gallery", "classifier")]))
+
+
+def require_labels(catalogue: Catalogue) -> None:
+    """Raises :class:`~m5lib.data.DataError` where there is nothing to measure with: no query whose category is in the gallery."""
+    if not len(catalogue.queries()[0]):
+        raise DataError(
+            f"{catalogue.name}: no query product has a label that is also in the gallery, so nothing can be measured; "
+            "give the category of each product in a column 'label' (pre-training needs none)"
+        )
 
 
 def retrieval(catalogue: Catalogue, vectors, split: str = "query") -> list[dict]:

@@ -54,6 +54,9 @@ def long_tail(labels: Sequence) -> Figure:
     """Products per category, largest first, on a logarithmic axis (Figure 3)."""
     counts = pd.Series([label for label in labels if label is not None], dtype=object).value_counts()
     figure, ((axes,),) = _axes()
+    if counts.empty:
+        axes.text(0.5, 0.5, "the products have no labels", ha="center", transform=axes.transAxes)
+        return figure
     rank = np.arange(1, len(counts) + 1)
     axes.fill_between(rank, 0.8, counts, step="mid", color=PALETTE[0], alpha=0.25)
     axes.step(rank, counts, where="mid", color=PALETTE[0])
@@ -142,7 +145,10 @@ def milestones(points: pd.DataFrame, metric: str) -> Figure:
         part = part.sort_values("share")
         axes.plot(100 * part["share"], part["value"], marker="o", color=PALETTE[number % len(PALETTE)], label=readout)
     axes.set(xlabel="pre-training done (%)", ylabel=metric, title="Pre-training and read-outs, validation products")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if len(points):
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        axes.text(0.5, 0.5, "nothing to measure: the products have no labels", ha="center", transform=axes.transAxes)
     return figure
 
 

@@ -325,8 +325,9 @@ def glance(model: Model, streams: Streams) -> dict:
     asked, _ = catalogue.queries("validation")
     found = {}
     for readout, part in vectors(model, streams, np.concatenate([asked, catalogue.split("gallery")])).items():
-        numbers = retrieval(catalogue, part, "validation")
-        found[readout] = next(n["value"] for n in numbers if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r"))
+        for number in retrieval(catalogue, part, "validation"):  # none, where products have no labels
+            if (number["metric"], number["convention"]) == ("mAP@10", "min_k_r"):
+                found[readout] = number["value"]
     return {"validation": found, "harmony": mean_harmony(model, streams, asked).tolist()}
 
 

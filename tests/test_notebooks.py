@@ -64,6 +64,7 @@ def test_runs_on_tiny(path, folder, home, monkeypatch):
         assert {"fused_first", "fused_mean", "encoded_first", "encoded_mean", "concat", "whitened", "layered"} <= set(rows["variant"])
 
 
+@pytest.mark.xdist_group("notebooks")
 def test_index_and_pages(home, tmp_path):
     import shutil
 

@@ -91,6 +91,21 @@ def test_an_interrupted_run_resumes(stream_set, tmp_path, monkeypatch):
     assert runs.milestones(resumed).equals(runs.milestones(whole))
 
 
+def test_products_without_labels_pretrain_but_are_not_measured(extracted, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from m5lib import evaluate, streams
+    from m5lib.data import DataError
+
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    bare = replace(extracted[0], products=tuple(replace(p, label=None) for p in extracted[0].products))
+    run = runs.pretrained(runs.Job(profile="tiny", epochs=1), streams.Streams(bare, extracted[1], streams.train_tokenizer(bare, 300)))
+    assert runs.milestones(run).empty and figures.milestones(runs.milestones(run), "mAP").axes
+    assert figures.long_tail(bare.labels).axes and "harmony" in run.history[-1]
+    with pytest.raises(DataError, match="give the category of each product in a column 'label'"):
+        evaluate.require_labels(bare)
+
+
 def test_unknown_names_list_the_known_ones(stream_set):
     with pytest.raises(ValueError, match="known are .'scale'"):
         runs.Job(model="bigger").spec(stream_set)
