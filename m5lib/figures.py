@@ -196,7 +196,7 @@ def neighbours(catalogue: Catalogue, queries: Sequence[int], found: np.ndarray, 
     figure, axes = _axes(len(queries), columns, (1.25 * columns, 2.05 * len(queries)))
     for line, (query, rows, right) in enumerate(zip(queries, found, matched, strict=True)):
         _picture(axes[line, 0], catalogue, query, "#000000")
-        words = f"{short(_title(catalogue, query), 3)}\n[{short(str(catalogue.labels[query]), 1)}]"
+        words = f"{short(_title(catalogue, query), 3, 18)}\n[{short(str(catalogue.labels[query]), 1)}]"
         axes[line, 0].set_title(words, fontsize=7)
         for place, row, ok in zip(axes[line, 1:], rows, right, strict=True):
             if row < 0:

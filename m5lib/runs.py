@@ -136,7 +136,7 @@ def record(name: str, found: list[dict], made: dict, pictures: Mapping[str, Figu
         save_results(results / f"{name}.json", found, made, append=True)
     results.mkdir(parents=True, exist_ok=True)
     for title, figure in pictures.items():
-        figure.savefig(results / f"{name}_{title}.png")
+        figure.savefig(results / f"{name}_{title}.png", bbox_inches="tight", dpi=120)
 
 
 # --- provenance --------------------------------------------------------------------------------------------------------------
