@@ -110,7 +110,8 @@ def embeddings(
 def mean_harmony(model: Model, streams: Streams, rows: Rows, batch_size: int = 512) -> np.ndarray:
     """(M, M) harmony scores before the fusion, each entry averaged over the products that have both modalities (0 if none has)."""
     device = next(model.parameters()).device
-    was_training, total, count = model.training, 0.0, 0.0
+    sides, was_training = len(model.spec.modalities), model.training
+    total, count = torch.zeros(2, sides, sides, device=device)
     model.eval()
     for start in range(0, len(rows), batch_size):
         output = model(streams.batch(rows[start : start + batch_size]).to(device))

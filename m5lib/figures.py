@@ -1,7 +1,7 @@
 """One function per figure: takes arrays, returns a matplotlib Figure. One style, colour-blind safe (Okabe and Ito)."""
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 
 import matplotlib.pyplot as plt
@@ -50,7 +50,7 @@ def short(text: str, lines: int, width: int = 20) -> str:
 
 
 @styled
-def long_tail(labels: Sequence) -> Figure:
+def long_tail(labels: Iterable) -> Figure:
     """Products per category, largest first, on a logarithmic axis (Figure 3)."""
     counts = pd.Series([label for label in labels if label is not None], dtype=object).value_counts()
     figure, ((axes,),) = _axes()
