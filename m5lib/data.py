@@ -86,13 +86,15 @@ class Product:
         contents: modality name -> raw content, absent modalities left out. A title is a ``str``, a table a tuple of
             ``(property, value)`` pairs in the shop's order, image, video and audio a :class:`MediaFile`.
         label: the category; ``None`` where unknown.
-        split: a split given by the data's owner; ``None`` to draw it by hash of the id.
+        split: a split given by the data's owner (:data:`GIVEN`); ``None`` to draw it by hash of the id.
+        instance: the same for all listings of one product by several merchants; ``None`` where unknown.
     """
 
     id: str
     contents: Mapping[str, Any]
     label: str | None = None
     split: str | None = None
+    instance: str | None = None
 
 
 #: Shares of the splits drawn by hash. Pre-training sees ``train``; ``validation`` queries the gallery wherever something has
@@ -100,7 +102,9 @@ class Product:
 #: ``train`` (labels are used there only), and tested on ``query``.
 SHARES = {"train": 0.50, "validation": 0.08, "gallery": 0.34, "query": 0.08}
 CLASSIFIER_SHARE = 0.5
-SPLITS = (*SHARES, "classifier")
+#: Splits that a product can be given by the data's owner. In the fine-grained sets a match is another listing of the same product.
+GIVEN = (*SHARES, "fine_gallery", "fine_query")
+SPLITS = (*GIVEN, "classifier")
 
 
 def _uniform(text: str, purpose: str) -> float:
@@ -155,6 +159,11 @@ class Catalogue:
         return np.array([product.label for product in self.products], dtype=object)
 
     @cached_property
+    def instances(self) -> np.ndarray:
+        """(N,) object array: which product this is a listing of, ``None`` where unknown."""
+        return np.array([product.instance for product in self.products], dtype=object)
+
+    @cached_property
     def presence(self) -> pd.DataFrame:
         """(N, M) booleans, one column per modality in the table's order."""
         rows = [[name in product.contents for name in MODALITIES] for product in self.products]
@@ -170,22 +179,33 @@ class Catalogue:
         return np.array([split_of(product) for product in self.products], dtype=object)
 
     def split(self, name: str) -> np.ndarray:
-        """Rows of one split (see :data:`SHARES`), in the catalogue's order. Raises ``ValueError`` for an unknown name."""
+        """Rows of one split (:data:`SPLITS`), in the catalogue's order. Raises ``ValueError`` for an unknown name."""
         if name not in SPLITS:
             raise ValueError(f"unknown split {name!r}: known are {SPLITS}")
         if name != "classifier":
             return np.flatnonzero(self._splits == name)
         return np.array([row for row in self.split("train") if _uniform(self.ids[row], "classifier") < CLASSIFIER_SHARE], dtype=int)
 
-    def queries(self, split: str = "query", gallery: str = "gallery") -> tuple[np.ndarray, int]:
+    def sought(self, split: str = "query") -> tuple[np.ndarray, np.ndarray]:
+        """What the products of a split look for: rows of their gallery, and (N,) what a match has in common with the query.
+
+        ``fine_query`` looks for listings of the same product in ``fine_gallery``, every other split for the same category in
+        ``gallery`` (section 5: fine-grained and coarse retrieval).
+        """
+        if split == "fine_query":
+            return self.split("fine_gallery"), self.instances
+        return self.split("gallery"), self.labels
+
+    def queries(self, split: str = "query") -> tuple[np.ndarray, int]:
         """Rows of the split that can be retrieved, and how many of it cannot.
 
         The long tail is kept: a class needs no more than one product in the gallery. Products without a label, and those whose
         class has no product in the gallery (a class of one product among them), have nothing to be found and are left out.
         """
-        known = set(self.labels[self.split(gallery)]) - {None}
+        gallery, same = self.sought(split)
+        known = set(same[gallery]) - {None}
         rows = self.split(split)
-        keep = np.array([self.labels[row] in known for row in rows], dtype=bool)
+        keep = np.array([same[row] in known for row in rows], dtype=bool)
         return rows[keep], int((~keep).sum())
 
     def take(self, rows: Rows) -> "Catalogue":
@@ -215,14 +235,15 @@ class Catalogue:
         for product in self.products:
             known = {name: product.contents[name] for name in MODALITIES if name in product.contents}
             contents = [(name, content.size if isinstance(content, MediaFile) else content) for name, content in known.items()]
-            digest.update(repr((product.id, product.label, product.split, contents)).encode())
+            digest.update(repr((product.id, product.label, product.split, product.instance, contents)).encode())
         return digest.hexdigest()
 
     def report(self, examples: int = 3) -> str:
         """What was read and what was not, in a few lines for people."""
         lines = [f"{self.name}: {len(self):,} products with {codes(self.modalities)}"]
         classes = {label for label in self.labels if label is not None}
-        lines.append(f"  {len(classes):,} labels; " + ", ".join(f"{name} {len(self.split(name)):,}" for name in SPLITS))
+        sizes = {name: len(self.split(name)) for name in SPLITS}
+        lines.append(f"  {len(classes):,} labels; " + ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size))
         counts: dict[tuple[str, str], list[str]] = {}
         for skip in self.skipped:
             counts.setdefault((skip.field, skip.reason), []).append(skip.where)

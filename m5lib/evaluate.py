@@ -13,7 +13,7 @@ from m5lib import tasks
 from m5lib.data import Catalogue, DataError
 
 CUTS = (1, 5, 10)
-TASKS = ("retrieval", "classification", "clustering")
+TASKS = ("retrieval", "fine retrieval", "classification", "clustering")
 
 
 def _number(task: str, metric: str, convention: str, value: float) -> dict:
@@ -22,7 +22,8 @@ def _number(task: str, metric: str, convention: str, value: float) -> dict:
 
 def needed_rows(catalogue: Catalogue, split: str = "query") -> np.ndarray:
     """Rows whose vectors :func:`evaluate` reads, ascending."""
-    return np.unique(np.concatenate([catalogue.split(name) for name in (split, "gallery", "classifier")]))
+    names = (split, "gallery", "classifier", "fine_query", "fine_gallery")
+    return np.unique(np.concatenate([catalogue.split(name) for name in names]))
 
 
 def require_labels(catalogue: Catalogue) -> None:
@@ -35,20 +36,23 @@ def require_labels(catalogue: Catalogue) -> None:
 
 
 def retrieval(catalogue: Catalogue, vectors, split: str = "query") -> list[dict]:
-    """mAP@K (both conventions) and Prec@K, K = 1, 5, 10, by cosine. Queries with nothing to find are left out (:meth:`queries`)."""
+    """mAP@K (both conventions) and Prec@K, K = 1, 5, 10, by cosine. Queries with nothing to find are left out (:meth:`queries`).
+
+    With ``split="fine_query"`` a match is a listing of the same product, and the task ``fine retrieval``.
+    """
     queries, _ = catalogue.queries(split)
-    gallery = catalogue.split("gallery")
+    gallery, same = catalogue.sought(split)
     if not len(queries):
         return []
-    ids, labels = catalogue.ids, catalogue.labels
+    ids, task = catalogue.ids, "fine retrieval" if split == "fine_query" else "retrieval"
     ranking = tasks.rank(vectors[queries], vectors[gallery], max(CUTS), ids[queries], ids[gallery])
-    matched, positives = tasks.hits(ranking, labels[queries], labels[gallery])
+    matched, positives = tasks.hits(ranking, same[queries], same[gallery])
     found = []
     for k in CUTS:
         for convention in ("min_k_r", "hits"):
             values = tasks.average_precision(matched, positives, k, convention)
-            found.append(_number("retrieval", f"mAP@{k}", convention, values.mean()))
-        found.append(_number("retrieval", f"Prec@{k}", "k", tasks.precision(matched, k).mean()))
+            found.append(_number(task, f"mAP@{k}", convention, values.mean()))
+        found.append(_number(task, f"Prec@{k}", "k", tasks.precision(matched, k).mean()))
     return found
 
 
@@ -84,8 +88,8 @@ def evaluate(catalogue: Catalogue, vectors, which: Iterable[str] = TASKS, split:
     """
     found = []
     for task in which:
-        if task == "retrieval":
-            found += retrieval(catalogue, vectors, split)
+        if task in ("retrieval", "fine retrieval"):
+            found += retrieval(catalogue, vectors, split if task == "retrieval" else "fine_query")
         else:
             found += {"classification": classification, "clustering": clustering}[task](catalogue, vectors, split, seed)
     return found

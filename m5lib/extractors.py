@@ -13,7 +13,7 @@ plain, no weights    token                                                  F
 ==================== ====================================================== =======================
 :class:`Crops`       a crop of the picture, at several scales               cells² (3 + directions)
 :class:`Pixels`      the whole picture, for controls                        3 width height
-:class:`Frames`      a frame of the video, one per second                   3 size²
+:class:`Frames`      a frame of the video, one per second                   cells² (3 + directions)
 :class:`Mfcc`        0.16 s of sound, cepstral coefficients                 coefficients
 :class:`LogMel`      0.16 s of sound, decibels of mel bands                 bands
 :class:`ReleasedMel` a mel band over 12 s of sound (released layout)        751
@@ -131,30 +131,33 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Frames:
-    """One frame per second (supplement E), at most ``limit``, each resized to ``size`` x ``size`` RGB pixels in [-1, 1].
+    """One frame per second (supplement E), at most ``limit``, each described by its colours and its edges as a crop of :class:`Crops`.
 
-    The frame is the one in the middle of each second (the first of a video is often black): token ``n`` shows second ``n`` + 0.5.
-    A video shorter than that gives its middle frame, so one of a single frame gives one token. The released code differs: clips of
-    16 frames through S3D-G (:class:`m5lib.backbones.Clips`).
+    F = cells² (3 + directions). The frame is the one in the middle of each second (the first of a video is often black): token
+    ``n`` shows second ``n`` + 0.5. A video shorter than that gives its middle frame, so one of a single frame gives one token. The
+    released code differs: clips of 16 frames through S3D-G (:class:`m5lib.backbones.Clips`).
     """
 
-    size: int = 16
+    cells: int = 6
+    directions: int = 8
     limit: int = 12
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @property
     def width(self) -> int:
         """F."""
-        return 3 * self.size**2
+        return self.cells**2 * (3 + self.directions)
 
     def __call__(self, file: MediaFile) -> Features:
         """One frame per second of a video."""
         track = probe(file).video
         if track is None:
             raise MediaError("no video track in it")
-        pixels, stamps = frames(file, seconds_of(track.seconds, self.limit), (self.size, self.size))
+        side = 4 * self.cells
+        pixels, stamps = frames(file, seconds_of(track.seconds, self.limit), (side, side))
         keep = np.unique(stamps, return_index=True)[1] if track.seconds is None else slice(None)
-        return Features(pixels[keep].reshape(len(pixels[keep]), -1).astype(np.float32) / 127.5 - 1.0)
+        describe = Crops(cells=self.cells, directions=self.directions).describe
+        return Features(describe(pixels[keep].astype(np.float32) / 255.0))
 
 
 def seconds_of(length: float | None, limit: int) -> list[float]:

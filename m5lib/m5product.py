@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from m5lib.data import SHARES, Catalogue, DataError, MediaFile, Product, Skip
+from m5lib.data import GIVEN, Catalogue, DataError, MediaFile, Product, Skip
 from m5lib.modalities import MODALITIES
 
 ANNOTATIONS = "product5m_v2"
@@ -161,9 +161,9 @@ def _listing(folder: Path) -> dict[str, MediaFile] | None:
 
 def _splits(folder: Path, splits: Mapping[str, str | Path] | None, skipped: list[Skip]) -> dict[str, str]:
     if splits is None:
-        splits = {name: path for name in SHARES if (path := folder / ANNOTATIONS / f"{name}_ids.json").is_file()}
-    if unknown := set(splits) - set(SHARES):
-        raise ValueError(f"unknown split {sorted(unknown)}: known are {list(SHARES)}")
+        splits = {name: path for name in GIVEN if (path := folder / ANNOTATIONS / f"{name}_ids.json").is_file()}
+    if unknown := set(splits) - set(GIVEN):
+        raise ValueError(f"unknown split {sorted(unknown)}: known are {list(GIVEN)}")
     found: dict[str, str] = {}
     for split, path in splits.items():
         for i in read_ids(path):
@@ -184,7 +184,7 @@ def read_m5product(
         folder: the data root; media are found by id in ``images/``, ``videos/`` and ``audios/``, whatever their ending. A folder
             that is not there is no fault: that modality is absent, or comes from :func:`m5lib.m5features.read_features`.
         annotation: a file as ``subset_v2_id_label.json``; needed where the folder has several.
-        splits: split (``train``, ``validation``, ``gallery``, ``query``) -> id list; by default ``product5m_v2/<split>_ids.json``
+        splits: split (:data:`m5lib.data.GIVEN`) -> id list; by default ``product5m_v2/<split>_ids.json``
             where it exists. Products in no list are drawn by hash of their id.
         only: ids, or an id list, to read no others: 6.3 million products take tens of GB.
 

@@ -2,6 +2,7 @@
 
 * :func:`read_fashion` — the public "Fashion Product Images" layout (``styles.csv`` beside ``images/`` or ``images.tar``);
 * :func:`read_table` — a table of your own (CSV or parquet) with media by path;
+* :func:`m5lib.m5product.read_m5product` — the official M5Product release;
 * :func:`read` — looks at a path and picks one of them.
 
 Nothing is decoded here: a media file that cannot be decoded is found, counted and listed by :mod:`m5lib.media`.
@@ -14,6 +15,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from m5lib import m5product
 from m5lib.data import Catalogue, DataError, MediaFile, Product, Skip
 
 FASHION_COLUMNS = {"id": "id", "title": "productDisplayName", "label": "articleType"}
@@ -33,9 +35,14 @@ def read(path: str | Path) -> Catalogue:
         raise DataError(f"{path}: no such file or folder")
     if path.is_dir() and (path / "styles.csv").exists():
         return read_fashion(path)
+    if path.is_dir() and ((path / m5product.ANNOTATIONS).is_dir() or any(path.glob("*id_label.json"))):
+        return m5product.read_m5product(path)
     if path.is_file() and path.suffix in (".csv", ".parquet"):
         return read_table(path)
-    raise DataError(f"{path}: expected a folder with styles.csv (and images/ or images.tar), or a .csv or .parquet file")
+    raise DataError(
+        f"{path}: expected a folder with styles.csv (and images/ or images.tar), a folder with {m5product.ANNOTATIONS}/ (the official "
+        "release), or a .csv or .parquet file"
+    )
 
 
 def _rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, dict[str, str]]]:

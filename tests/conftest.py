@@ -8,7 +8,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("m5lib", "beartype.beartype")
+hook = install_import_hook("m5lib", "typecheck.check")
 
 import csv  # noqa: E402
 

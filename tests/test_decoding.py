@@ -64,10 +64,11 @@ def test_frames_sizes_and_rotation(tmp_path):
 
 def test_frames_extractor_takes_the_middle_of_each_second(tmp_path):
     long, one = write_video(tmp_path / "long.mp4", 140, 10), write_video(tmp_path / "one.mp4", 1, 25)
-    values = Frames(size=8)(file_of(long)).values
-    assert values.shape == (12, 192) and np.abs(values).max() <= 1
-    assert np.allclose(values[3], frames(file_of(long), [3.5], (8, 8))[0].reshape(-1) / 127.5 - 1, atol=1e-6)
-    assert Frames()(file_of(one)).values.shape == (1, 768)  # a single frame is a video of one token
+    values = Frames(cells=2)(file_of(long)).values
+    assert values.shape == (12, 44)
+    fourth = frames(file_of(long), [3.5], (8, 8))[0].astype(np.float32) / 255
+    assert np.allclose(values[3], Crops(cells=2).describe(fourth)[0], atol=1e-6)
+    assert Frames()(file_of(one)).values.shape == (1, 396)  # a single frame is a video of one token
 
 
 def test_a_video_inside_a_tar_is_read_in_place(tmp_path):
@@ -87,7 +88,7 @@ def test_metadata_in_another_encoding_are_no_fault(tmp_path):
     data = path.read_bytes()
     assert data.count(b"abcdefgh") == 1
     path.write_bytes(data.replace(b"abcdefgh", "真皮手提".encode("gbk")))
-    assert Frames()(file_of(path)).values.shape == (1, 768)
+    assert Frames()(file_of(path)).values.shape == (1, 396)
 
 
 # ---- sound

@@ -61,7 +61,7 @@ def test_store_gives_what_memory_gives(mixed, tmp_path):
     assert {n: ragged.values.shape for n, ragged in lazily.items()} == {n: ragged.values.shape for n, ragged in features.items()}
     assert same(features, store.extract(mixed, PLAIN, tmp_path / "s", shard=3)[1])
     index = json.loads((tmp_path / "s" / "video.json").read_text())
-    assert index["settings"] == {"extractor": "Frames", "version": 1, "width": 768, "size": 16, "limit": 12}
+    assert index["settings"] == {"extractor": "Frames", "version": 2, "width": 396, "cells": 6, "directions": 8, "limit": 12}
     assert index["rows"] == len(features["video"].values) and str(tmp_path) not in (tmp_path / "s" / "video.json").read_text()
 
 
@@ -220,7 +220,7 @@ def test_settings_count_weights_by_content_and_leave_devices_out(tmp_path):
     assert a == b and "device" not in a and str(tmp_path) not in json.dumps(a)
     (tmp_path / "b.pt").write_bytes(b"wEights")
     assert store.settings(Clips(weights=tmp_path / "b.pt")) != a
-    assert store.settings(Frames()) != store.settings(Frames(size=8)) and store.settings(Slow()) != store.settings(Crops())
+    assert store.settings(Frames()) != store.settings(Frames(cells=2)) and store.settings(Slow()) != store.settings(Crops())
 
 
 @pytest.fixture(scope="module")
