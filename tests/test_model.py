@@ -5,7 +5,7 @@ import torch
 from conftest import make_five_batch
 from torch import nn
 
-from m5lib import objectives, zoo
+from m5lib import contrast, objectives, zoo
 from m5lib.embeddings import READOUTS, read_out
 from m5lib.layers import AttentionBlock, Block, Whitening
 from m5lib.masking import Vocabulary, mask
@@ -98,9 +98,9 @@ def values(model, batch):
     output = model(batch)
     vectors = torch.stack(list(output.pooled.values()), 1)
     scores = objectives.harmony(objectives.agreement(vectors), output.presence)
-    contrast, _ = objectives.pairwise_infonce(vectors, output.presence, torch.tensor(0.1), scores)
+    found, _ = contrast.infonce(vectors, output.presence, torch.tensor(0.1), scores)
     states = {f"fused_{n}": x[:, :9] * v[:, :9, None] for (n, x), v in zip(output.fused.items(), output.valid.values(), strict=True)}
-    return {r: read_out(model, output, r) for r in READOUTS} | {"scores": scores, "contrast": contrast} | states
+    return {r: read_out(model, output, r) for r in READOUTS} | {"scores": scores, "contrast": found} | states
 
 
 @pytest.mark.parametrize("change", [lambda b: padded(b, 3), scrambled])

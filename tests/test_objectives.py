@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from m5lib import objectives
+from m5lib import contrast, objectives
 from m5lib.masking import Target
 
 
@@ -73,7 +73,7 @@ def slow_infonce(vectors, presence, temperature, scores):
 def test_infonce_equals_a_slow_loop_with_random_presence(seed, weighted):
     vectors, presence = random_case(seed)
     scores = objectives.harmony(objectives.agreement(vectors), presence) if weighted else None
-    fast, count = objectives.pairwise_infonce(vectors, presence, torch.tensor(0.3), scores)
+    fast, count = contrast.infonce(vectors, presence, torch.tensor(0.3), scores)
     slow = slow_infonce(vectors, presence, 0.3, scores)
     pairs = torch.triu_indices(4, 4, 1).T.tolist()
     assert int(count.sum()) == len(slow)
@@ -92,12 +92,12 @@ def test_infonce_limits():
     products = 8
     all_there = torch.ones(products, 2, dtype=torch.bool)
     perfect = torch.eye(products)[:, None].expand(-1, 2, -1)
-    assert objectives.pairwise_infonce(perfect, all_there, torch.tensor(0.01))[0].max() < 1e-6
+    assert contrast.infonce(perfect, all_there, torch.tensor(0.01))[0].max() < 1e-6
     alike = torch.ones(products, 2, 3)
     torch.testing.assert_close(
-        objectives.pairwise_infonce(alike, all_there, torch.tensor(0.1))[0], torch.full((1, products), math.log(products))
+        contrast.infonce(alike, all_there, torch.tensor(0.1))[0], torch.full((1, products), math.log(products))
     )
-    alone = objectives.pairwise_infonce(alike[:1], all_there[:1], torch.tensor(0.1))[0]
+    alone = contrast.infonce(alike[:1], all_there[:1], torch.tensor(0.1))[0]
     assert alone.item() == 0.0  # one product: nothing to tell it from
 
 
@@ -106,7 +106,7 @@ def test_infonce_gradient():
     scores = torch.rand(3, 3, 3)
 
     def loss(x):
-        return objectives.pairwise_infonce(x, presence, torch.tensor(0.5), scores)[0]
+        return contrast.infonce(x, presence, torch.tensor(0.5), scores)[0]
 
     vectors = vectors.float().requires_grad_()  # computed in float32 on purpose: autocast must not touch it
     with warnings.catch_warnings():

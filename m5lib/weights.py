@@ -1,0 +1,199 @@
+"""Weights from elsewhere: the authors' checkpoints by their parameter names, there and back, and BERT's."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from m5lib import zoo
+from m5lib.modalities import MODALITIES
+from m5lib.model import Model
+
+State = Mapping[str, Tensor]
+
+#: The released order of the joint encoder's tokens and of the classifier's input, and how many tokens each stream has there.
+RELEASED_LENGTHS = {"text": 36, "table": 64, "image": 37, "video": 13, "audio": 81}
+
+_EMBEDDINGS = {"text+table": "embeddings", "image": "v_embeddings", "video": "video_embeddings", "audio": "audio_embedding"}
+_FEATURES = {"image": "image_embeddings", "video": "video_embeddings", "audio": "audio_embeddings"}
+_LAYERS = {"text+table": "layer", "image+video": "v_layer", "audio": "audio_layer"}
+_POOLERS = {"text": "t", "table": "pv", "image": "v", "video": "video", "audio": "audio"}
+_HEADS = {"text+table": "predictions", "image": "imagePredictions", "video": "videoPredictions", "audio": "audioPredictions"}
+_BERT_LAYER = {
+    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"), "out": ("attention.output.dense",),
+    "norm_attention": ("attention.output.LayerNorm",), "up": ("intermediate.dense",), "down": ("output.dense",),
+    "norm_feed": ("output.LayerNorm",),
+}  # fmt: skip
+_JOINT_LAYER = {"out": "attn.out_proj", "norm_attention": "ln_1", "norm_feed": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj"}
+_TRANSFORM = {"0": "dense", "2": "LayerNorm"}
+
+
+def released_names(name: str) -> tuple[str, ...]:
+    """Where a parameter of ours lies in the released checkpoints: the names whose rows, one after another, make it up."""
+    match name.split("."):
+        case ["embeddings", owner, "words" | "position" | "kind" as part, "weight"] if MODALITIES[owner.split("+")[0]].position == "index":
+            part = {"words": "word_embeddings", "position": "position_embeddings", "kind": "token_type_embeddings"}[part]
+            return (f"bert.{_EMBEDDINGS[owner]}.{part}.weight",)
+        case ["embeddings", owner, "position", kind]:
+            return (f"bert.{_EMBEDDINGS[owner]}.image_location_embeddings.{kind}",)
+        case ["embeddings", owner, "project", kind]:
+            return (f"bert.{_EMBEDDINGS[owner]}.{_FEATURES[owner]}.{kind}",)
+        case ["embeddings", owner, "norm", kind]:
+            return (f"bert.{_EMBEDDINGS[owner]}.LayerNorm.{kind}",)
+        case ["stages", "0", "blocks", owner, layer, part, kind]:
+            return tuple(f"bert.encoder.{_LAYERS[owner]}.{layer}.{piece}.{kind}" for piece in _BERT_LAYER[part])
+        case ["stages", "1", "blocks", _, layer, "qkv", kind]:
+            return (f"bert.cross_encoder.transformer.resblocks.{layer}.attn.in_proj_{kind}",)
+        case ["stages", "1", "blocks", _, layer, part, kind]:
+            return (f"bert.cross_encoder.transformer.resblocks.{layer}.{_JOINT_LAYER[part]}.{kind}",)
+        case ["stages", "1", "positions", _, "weight"]:
+            return ("bert.cross_encoder.embeddings.position_embeddings.weight",)
+        case ["poolers", owner, kind]:
+            return (f"bert.encoder.{_POOLERS[owner]}_pooler.dense.{kind}",)
+        case ["heads", owner, "transform", number, kind]:
+            return (f"cls.{_HEADS[owner]}.transform.{_TRANSFORM[number]}.{kind}",)
+        case ["heads", owner, "bias"]:
+            return (f"cls.{_HEADS[owner]}.bias",)
+        case ["heads", owner, "features", kind]:
+            return (f"cls.{_HEADS[owner]}.decoder.{kind}",)
+    raise ValueError(f"{name} has no place in the released model; this needs the row 'released' with all five modalities")
+
+
+def _slices(name: str, ours: Tensor, theirs: Sequence[Tensor], lengths: Mapping[str, int]):
+    """Pairs of rows of ours and of theirs that hold the same numbers, for each of their tensors.
+
+    Tables of positions and types are longer there than we can use; ours is longer than a toy's. Positions of the joint encoder
+    belong to places in the concatenation there, and to a modality and its place here.
+    """
+    if ".positions." in name:
+        modality = name.split(".")[3]
+        start = sum(length for other, length in lengths.items() if list(lengths).index(other) < list(lengths).index(modality))
+        count = min(lengths[modality], len(ours))
+        yield slice(0, count), slice(start, start + count)
+    elif name.startswith("embeddings.") and name.endswith(("position.weight", "kind.weight")) and ours.shape != theirs[0].shape:
+        count = min(len(ours), len(theirs[0]))
+        yield slice(0, count), slice(0, count)
+    else:
+        rows = [len(part) for part in theirs]
+        for n, count in enumerate(rows):
+            yield slice(sum(rows[:n]), sum(rows[: n + 1])), slice(0, count)
+
+
+def import_released(model: Model, state: State, lengths: Mapping[str, int] = RELEASED_LENGTHS) -> None:
+    """Copy a released state dict into a model of the row ``released``, in place. What never trains there has no place here.
+
+    Raises:
+        ValueError: a parameter is missing, or the checkpoint is of another width.
+    """
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    with torch.no_grad():
+        for name, ours in model.named_parameters():
+            wanted = released_names(name)
+            if missing := [source for source in wanted if source not in state]:
+                raise ValueError(f"not a released checkpoint of this model: {missing} missing")
+            theirs = [state[source] for source in wanted]
+            fresh = torch.zeros_like(ours)
+            for part, (here, there) in zip(theirs, _slices(name, ours, theirs, lengths), strict=True):
+                if fresh[here].shape != part[there].shape:
+                    raise ValueError(f"{wanted[0]}: the checkpoint has {tuple(part.shape)}, the model's {name} is {tuple(ours.shape)}")
+                fresh[here] = part[there].to(ours.dtype)
+            ours.copy_(fresh)
+
+
+def export_released(
+    tensors: State, like: State, lengths: Mapping[str, int] = RELEASED_LENGTHS
+) -> dict[str, Float[Tensor, "..."]]:
+    """Tensors by our parameter names (parameters, or their gradients) under the released names.
+
+    Args:
+        like: a released state dict; what has no counterpart here (stacks that never train, unused positions) is taken from it.
+    """
+    state = {name: value.clone() for name, value in like.items()}
+    for name, ours in tensors.items():
+        wanted = released_names(name)
+        theirs = [state[source] for source in wanted]
+        for part, (here, there) in zip(theirs, _slices(name, ours, theirs, lengths), strict=True):
+            part[there] = ours[here].detach().to(part.dtype)
+    tied = "cls.predictions.decoder.weight"
+    if tied in state:
+        state[tied] = state["bert.embeddings.word_embeddings.weight"]
+    return state
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """A state dict from a ``safetensors`` or a PyTorch file; nothing else in such a file is executed."""
+    if Path(path).suffix == ".safetensors":
+        return load_file(str(path))
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def released_spec(state: State, **heads) -> zoo.Spec:
+    """The row ``released`` at the sizes of a state dict. Heads cannot be read from weights: by default the published 12, 8 and 8."""
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    words, up = state["bert.embeddings.word_embeddings.weight"], "bert.encoder.{}.0.intermediate.dense.bias"
+    width = words.shape[1]
+    layers = sum(name.startswith("bert.encoder.layer.") and name.endswith("intermediate.dense.bias") for name in state)
+    spec = zoo.released(
+        width=width, layers=layers, hidden=len(state[up.format("layer")]) / width, feature_hidden=len(state[up.format("v_layer")]) / width,
+        projection=len(state["bert.encoder.t_pooler.dense.bias"]), **heads,
+    )  # fmt: skip
+    widths = tuple((n, state[f"bert.{_EMBEDDINGS[n]}.{part}.weight"].shape[1]) for n, part in _FEATURES.items())
+    # the tokenizer of the release is bert-base-chinese, in which an empty string is [CLS] [SEP] = 101, 102
+    known = tuple(name for name in MODALITIES if name in RELEASED_LENGTHS)
+    return zoo.change(spec, (("modalities", known), ("widths", widths), ("vocabulary", len(words)), ("empty", (101, 102))))
+
+
+def load_released(path: str | Path, lengths: Mapping[str, int] = RELEASED_LENGTHS, **heads) -> Model:
+    """The authors' checkpoint (pre-training or classification) as a model of ours, in evaluation mode.
+
+    Args:
+        lengths: tokens of each stream in the joint encoder's concatenation, in its order.
+        heads: ``heads``, ``feature_heads``, ``joint_heads``, where they are not the published ones.
+    """
+    state = read_state(path)
+    model = Model(released_spec(state, **heads))
+    import_released(model, state, lengths)
+    return model.eval()
+
+
+def start_from_bert(model: Model, source: str | Path) -> None:
+    """Start the title's path from a BERT, by name or path, in place: embeddings, and the first layers, as many as fit.
+
+    The layers go into the ``solo`` blocks that titles run through, in order, or into the ``joint`` ones of a model that starts with
+    these; a fusion that follows encoders stays random (section 4.1). Needs BERT's form of layer: ``scale(bert=True)`` and the baselines.
+
+    Raises:
+        ValueError: the widths differ, the vocabulary does, or a layer of ours is not BERT's.
+    """
+    from transformers import BertModel
+
+    source = BertModel.from_pretrained(str(source))
+    spec, name = model.spec, "text"
+    words, ours = source.embeddings.word_embeddings.weight, model.embeddings[spec.owner(name)]
+    if words.shape != ours.words.weight.shape:
+        raise ValueError(f"BERT's word embeddings are {tuple(words.shape)}, the model's {tuple(ours.words.weight.shape)}")
+    with torch.no_grad():
+        ours.words.weight.copy_(words)
+        known = source.embeddings.position_embeddings.weight[: len(ours.position.weight)]
+        ours.position.weight[: len(known)] = known
+        if ours.kind is not None:
+            ours.kind.weight.copy_(source.embeddings.token_type_embeddings.weight[:1])
+        ours.norm.load_state_dict(source.embeddings.LayerNorm.state_dict())
+        stages = [stack for stack in model.stages if name in stack.stage.takes(spec.modalities)]
+        kind = stages[0].stage.kind
+        blocks = [block for stack in stages if stack.stage.kind == kind for block in stack.blocks[stack.stage.owner(name)]]
+        if kind == "joint":
+            blocks = list(stages[0].blocks["joint"])
+        for block, layer in zip(blocks, source.encoder.layer, strict=False):
+            _copy_layer(block, layer.state_dict())
+
+
+def _copy_layer(block, layer: State) -> None:
+    if block.block.norm != "post" or len(block.up.bias) != len(layer["intermediate.dense.bias"]):
+        raise ValueError("not BERT's form of layer (norm after each part, the same feed-forward width): use scale(bert=True) or a baseline")
+    for part, sources in _BERT_LAYER.items():
+        for kind in ("weight", "bias"):
+            getattr(getattr(block, part), kind).copy_(torch.cat([layer[f"{source}.{kind}"] for source in sources]))
