@@ -227,11 +227,12 @@ def gram(
 def volumes(anchors: Float[Tensor, "K D"], others: Float[Tensor, "K m D"], ridge: float = 1e-4) -> Float[Tensor, "K K"]:
     """Volume spanned by anchor i and the others of candidate j, unit vectors all. ``ridge`` on the diagonal of the Gram matrix keeps the
     gradient finite where vectors coincide and the volume is zero, which is the aim."""
-    size, between = others.shape[1] + 1, others @ others.transpose(1, 2)  # (K, m, m)
-    matrix = torch.diag_embed(anchors.new_full((len(anchors), len(anchors), size), 1.0 + ridge))
-    across = torch.einsum("id,jmd->ijm", anchors, others)
-    matrix[:, :, 0, 1:] = matrix[:, :, 1:, 0] = across
-    matrix[:, :, 1:, 1:] = between + ridge * torch.eye(size - 1, dtype=between.dtype, device=between.device)
+    count, size = len(anchors), others.shape[1] + 1
+    across = torch.einsum("id,jmd->ijm", anchors, others).to(anchors.dtype)[:, :, None]  # autocast may have made it coarser
+    between = (others @ others.transpose(1, 2)).to(anchors.dtype).expand(count, -1, -1, -1)
+    top = torch.cat([across.new_ones(count, count, 1, 1), across], dim=-1)
+    matrix = torch.cat([top, torch.cat([across.transpose(2, 3), between], dim=-1)], dim=-2)
+    matrix = matrix + ridge * torch.eye(size, dtype=matrix.dtype, device=matrix.device)
     return torch.linalg.det(matrix).clamp(min=torch.finfo(matrix.dtype).tiny).sqrt()
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
 from m5lib import zoo
+from m5lib.finetune import Classifier
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model
 
@@ -59,43 +59,56 @@ def released_names(name: str) -> tuple[str, ...]:
             return (f"cls.{_HEADS[owner]}.bias",)
         case ["heads", owner, "features", kind]:
             return (f"cls.{_HEADS[owner]}.decoder.{kind}",)
+        case ["hidden" | "out" as layer, kind]:
+            return ({"hidden": "dense1", "out": "dense2"}[layer] + f".{kind}",)
+        case ["model", *rest]:
+            return released_names(".".join(rest))
     raise ValueError(f"{name} has no place in the released model; this needs the row 'released' with all five modalities")
 
 
 def _slices(name: str, ours: Tensor, theirs: Sequence[Tensor], lengths: Mapping[str, int]):
-    """Pairs of rows of ours and of theirs that hold the same numbers, for each of their tensors.
+    """Rows of ours and of theirs that hold the same numbers, for each of their tensors.
 
-    Tables of positions and types are longer there than we can use; ours is longer than a toy's. Positions of the joint encoder
+    Tables of positions and types are longer there than we can use (ours is longer than a toy's). Positions of the joint encoder
     belong to places in the concatenation there, and to a modality and its place here.
     """
     if ".positions." in name:
-        modality = name.split(".")[3]
-        start = sum(length for other, length in lengths.items() if list(lengths).index(other) < list(lengths).index(modality))
-        count = min(lengths[modality], len(ours))
+        order, modality = list(lengths), name.split(".")[-2]
+        start, count = sum(lengths[other] for other in order[: order.index(modality)]), min(lengths[modality], len(ours))
         yield slice(0, count), slice(start, start + count)
-    elif name.startswith("embeddings.") and name.endswith(("position.weight", "kind.weight")) and ours.shape != theirs[0].shape:
+    elif name.endswith(("position.weight", "kind.weight")) and ours.shape[1:] == theirs[0].shape[1:] and len(ours) != len(theirs[0]):
         count = min(len(ours), len(theirs[0]))
         yield slice(0, count), slice(0, count)
     else:
-        rows = [len(part) for part in theirs]
-        for n, count in enumerate(rows):
-            yield slice(sum(rows[:n]), sum(rows[: n + 1])), slice(0, count)
+        start = 0
+        for part in theirs:
+            yield slice(start, start + len(part)), slice(0, len(part))
+            start += len(part)
 
 
-def import_released(model: Model, state: State, lengths: Mapping[str, int] = RELEASED_LENGTHS) -> None:
-    """Copy a released state dict into a model of the row ``released``, in place. What never trains there has no place here.
+def _columns(module: Model | Classifier, weight: Tensor, lengths: Mapping[str, int], back: bool = False) -> Tensor:
+    """The classifier's input in the order of our modalities; ``back``: in theirs."""
+    ours, theirs = list(module.model.spec.modalities), list(lengths)
+    parts = weight.chunk(len(ours), dim=1)
+    return torch.cat([parts[(ours if back else theirs).index(name)] for name in (theirs if back else ours)], dim=1)
+
+
+def import_released(module: Model | Classifier, state: State, lengths: Mapping[str, int] = RELEASED_LENGTHS) -> None:
+    """Copy a released state dict into a model of the row ``released`` or a classifier on it, in place. What never trains there has no
+    place here.
 
     Raises:
         ValueError: a parameter is missing, or the checkpoint is of another width.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
+    if isinstance(module, Classifier):
+        state["dense1.weight"] = _columns(module, state["dense1.weight"], lengths)
     with torch.no_grad():
-        for name, ours in model.named_parameters():
+        for name, ours in module.named_parameters():
             wanted = released_names(name)
             if missing := [source for source in wanted if source not in state]:
                 raise ValueError(f"not a released checkpoint of this model: {missing} missing")
-            theirs = [state[source] for source in wanted]
-            fresh = torch.zeros_like(ours)
+            theirs, fresh = [state[source] for source in wanted], torch.zeros_like(ours)
             for part, (here, there) in zip(theirs, _slices(name, ours, theirs, lengths), strict=True):
                 if fresh[here].shape != part[there].shape:
                     raise ValueError(f"{wanted[0]}: the checkpoint has {tuple(part.shape)}, the model's {name} is {tuple(ours.shape)}")
@@ -104,23 +117,25 @@ def import_released(model: Model, state: State, lengths: Mapping[str, int] = REL
 
 
 def export_released(
-    tensors: State, like: State, lengths: Mapping[str, int] = RELEASED_LENGTHS
-) -> dict[str, Float[Tensor, "..."]]:
-    """Tensors by our parameter names (parameters, or their gradients) under the released names.
+    module: Model | Classifier, like: State, lengths: Mapping[str, int] = RELEASED_LENGTHS, gradients: bool = False
+) -> dict[str, Tensor]:
+    """Our parameters (or their gradients) under the released names.
 
     Args:
         like: a released state dict; what has no counterpart here (stacks that never train, unused positions) is taken from it.
     """
     state = {name: value.clone() for name, value in like.items()}
-    for name, ours in tensors.items():
-        wanted = released_names(name)
-        theirs = [state[source] for source in wanted]
+    for name, parameter in module.named_parameters():
+        ours = parameter.grad if gradients else parameter.detach()
+        if ours is None:
+            continue
+        if name == "hidden.weight":
+            ours = _columns(module, ours, lengths, back=True)
+        theirs = [state[source] for source in released_names(name)]
         for part, (here, there) in zip(theirs, _slices(name, ours, theirs, lengths), strict=True):
-            part[there] = ours[here].detach().to(part.dtype)
+            part[there] = ours[here].to(part.dtype)
     tied = "cls.predictions.decoder.weight"
-    if tied in state:
-        state[tied] = state["bert.embeddings.word_embeddings.weight"]
-    return state
+    return state | ({tied: state["bert.embeddings.word_embeddings.weight"]} if tied in state else {})
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -132,7 +147,6 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 def released_spec(state: State, **heads) -> zoo.Spec:
     """The row ``released`` at the sizes of a state dict. Heads cannot be read from weights: by default the published 12, 8 and 8."""
-    state = {name.removeprefix("module."): value for name, value in state.items()}
     words, up = state["bert.embeddings.word_embeddings.weight"], "bert.encoder.{}.0.intermediate.dense.bias"
     width = words.shape[1]
     layers = sum(name.startswith("bert.encoder.layer.") and name.endswith("intermediate.dense.bias") for name in state)
@@ -146,17 +160,21 @@ def released_spec(state: State, **heads) -> zoo.Spec:
     return zoo.change(spec, (("modalities", known), ("widths", widths), ("vocabulary", len(words)), ("empty", (101, 102))))
 
 
-def load_released(path: str | Path, lengths: Mapping[str, int] = RELEASED_LENGTHS, **heads) -> Model:
-    """The authors' checkpoint (pre-training or classification) as a model of ours, in evaluation mode.
+def load_released(path: str | Path, lengths: Mapping[str, int] = RELEASED_LENGTHS, **heads) -> Model | Classifier:
+    """The authors' checkpoint as a model of ours, or as a classifier where it is one, in evaluation mode.
 
     Args:
         lengths: tokens of each stream in the joint encoder's concatenation, in its order.
         heads: ``heads``, ``feature_heads``, ``joint_heads``, where they are not the published ones.
     """
     state = read_state(path)
-    model = Model(released_spec(state, **heads))
-    import_released(model, state, lengths)
-    return model.eval()
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    found = Model(released_spec(state, **heads))
+    if "dense1.weight" in state:  # their labels are numbers in the order of a file that is not in the checkpoint
+        labels = [str(n) for n in range(len(state["dense2.bias"]))]
+        found = Classifier(found, labels, hidden=len(state["dense1.bias"]))
+    import_released(found, state, lengths)
+    return found.eval()
 
 
 def start_from_bert(model: Model, source: str | Path) -> None:

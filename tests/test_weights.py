@@ -83,7 +83,7 @@ def their_logits(model, output):
     return torch.stack(found)
 
 
-def outputs_of(model, batch, output) -> dict:
+def outputs_of(model, output) -> dict:
     """Everything that pre-training and classification both store, under their names."""
     found, names = {}, model.spec.modalities
     for name, code in THEIRS.items():
@@ -104,7 +104,7 @@ def pretraining(path, dtype):
     output = model(batch)
     loss, parts = objectives.total(model, output, targets)
     loss.backward()
-    names, found = model.spec.modalities, outputs_of(model, batch, output)
+    names, found = model.spec.modalities, outputs_of(model, output)
     found["graph"] = graph_of(model, torch.stack([output.summary[n] for n in names], 1))
     found["modality_weight"] = found["graph"].diagonal(dim1=1, dim2=2)
     for name, code in THEIRS.items():
@@ -129,20 +129,33 @@ def largest_difference(found: dict, expected) -> dict[str, float]:
     return differences
 
 
-def gradient_differences(model, path, state, lengths=LENGTHS) -> dict[str, float]:
-    ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+def gradient_differences(module, path, state) -> dict[str, float]:
     blank = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in state.items()}
-    found, expected = weights.export_released(ours, blank, lengths), np.load(path)
+    found, expected = weights.export_released(module, blank, LENGTHS, gradients=True), np.load(path)
     return {name: np.abs(found[name].numpy() - expected[name]).max() for name in expected}
 
 
+def classification(path, dtype):
+    """The same for the classifier on top."""
+    inputs = np.load(path / "inputs.npz")
+    classifier = weights.load_released(path / "state_dict.safetensors", LENGTHS, **HEADS).to(dtype)
+    batch = batch_of(inputs, dtype)
+    hidden, logits = classifier(batch)
+    loss = F.cross_entropy(logits, torch.from_numpy(inputs["label"]))
+    loss.backward()
+    return classifier, outputs_of(classifier.model, classifier.model(batch)) | {"hidden_state": hidden, "logits": logits, "loss": loss}
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_pretraining_equals_the_authors_numbers(dtype):
-    path = folder("pretrain")
-    model, found = pretraining(path, dtype)
+@pytest.mark.parametrize("case", ["pretrain", "classification"])
+def test_released_equals_the_authors_numbers(case, dtype):
+    path = folder(case)
+    module, found = {"pretrain": pretraining, "classification": classification}[case](path, dtype)
     stored = np.load(path / f"outputs_headmask_fixed{'_f64' if dtype == torch.float64 else ''}.npz")
     outputs = largest_difference(found, stored)
-    gradients = gradient_differences(model, path / "grads_headmask_fixed_f64.npz", weights.read_state(path / "state_dict.safetensors"))
-    assert len(outputs) == len(stored) == 48 and len(gradients) == 175
-    print(dtype, max(outputs.values()), max(gradients.values()), sorted(outputs.items(), key=lambda x: -x[1])[:4], sorted(gradients.items(), key=lambda x: -x[1])[:4])
+    gradients = gradient_differences(module, path / "grads_headmask_fixed_f64.npz", weights.read_state(path / "state_dict.safetensors"))
+    assert len(outputs) == len(stored) and len(gradients) == {"pretrain": 175, "classification": 146}[case]
+    print(f"{case} {dtype}: outputs {max(outputs.values()):.1e}, gradients {max(gradients.values()):.1e}")
     assert max(outputs.values()) < LIMITS[dtype][0] and max(gradients.values()) < LIMITS[dtype][1]
+
+
