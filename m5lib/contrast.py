@@ -112,9 +112,7 @@ def eq2(
     return (below - positive).masked_fill(~both, 0.0), both
 
 
-def released_logits(
-    vectors: Float[Tensor, "B M D"], temperature: Float[Tensor, ""], scores: Scores = None
-) -> Float[Tensor, "P B2 B2"]:
+def released_logits(vectors: Float[Tensor, "B M D"], temperature: Float[Tensor, ""], scores: Scores = None) -> Float[Tensor, "P B2 B2"]:
     """(P, 2 B, 2 B) logits of the released form: rows and columns are the products in the first modality, then in the second."""
     first, second = pairs_of(vectors.shape[1], vectors.device)
     unit = _unit(vectors)

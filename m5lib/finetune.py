@@ -45,7 +45,10 @@ class Classifier(nn.Module):
         self.model.save_pretrained(folder)
         head = {"labels": self.labels, "dropout": self.dropout.p}
         (folder / "labels.json").write_text(json.dumps(head, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        save_file({n: p.detach().contiguous() for n, p in self.named_parameters() if not n.startswith("model.")}, folder / "classifier.safetensors")
+        save_file(
+            {n: p.detach().contiguous() for n, p in self.named_parameters() if not n.startswith("model.")},
+            folder / "classifier.safetensors",
+        )
         return folder
 
     @classmethod

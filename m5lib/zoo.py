@@ -262,7 +262,11 @@ def released(
     joint = Block(heads=joint_heads, activation="quick_gelu", dropout=0.0, eps=1e-12)
     words = ("text", "table")
     solo = Stage(
-        "solo", layers, _bert(heads, dropout, hidden), tuple((n, feature) for n in MODALITIES if n not in words), (words, ("image", "video"))
+        "solo",
+        layers,
+        _bert(heads, dropout, hidden),
+        tuple((n, feature) for n in MODALITIES if n not in words),
+        (words, ("image", "video")),
     )
     objective = Objective(
         reads="encoded", contrast="released", agreement="cosine", pair_order=("text", "image", "table", "video", "audio"),
@@ -336,7 +340,9 @@ def visualbert(width: int = 256, layers: int = 1, heads: int = 4, dropout: float
     Left out: the second caption whose place the other's takes in matching.
     """
     stages = (Stage("joint", 2 * layers, _bert(heads, dropout)),)
-    return _baseline("visualbert", stages, width, dropout, {"types": "all", "boxes": False} | settings, masked=("text",), matching=("text",))
+    return _baseline(
+        "visualbert", stages, width, dropout, {"types": "all", "boxes": False} | settings, masked=("text",), matching=("text",)
+    )
 
 
 def vl_bert(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings) -> Spec:
@@ -370,9 +376,7 @@ def capture(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 
 
 
 #: One row per model: name -> function of ``width``, ``layers`` and ``heads``.
-MODELS = {
-    row.__name__: row for row in (scale, released, m5_mmt, image_based, bert, vilbert, clip, vl_bert, visualbert, uniter, capture)
-}
+MODELS = {row.__name__: row for row in (scale, released, m5_mmt, image_based, bert, vilbert, clip, vl_bert, visualbert, uniter, capture)}
 
 
 def build(name: str, **settings) -> Spec:

@@ -94,9 +94,7 @@ def test_infonce_limits():
     perfect = torch.eye(products)[:, None].expand(-1, 2, -1)
     assert contrast.infonce(perfect, all_there, torch.tensor(0.01))[0].max() < 1e-6
     alike = torch.ones(products, 2, 3)
-    torch.testing.assert_close(
-        contrast.infonce(alike, all_there, torch.tensor(0.1))[0], torch.full((1, products), math.log(products))
-    )
+    torch.testing.assert_close(contrast.infonce(alike, all_there, torch.tensor(0.1))[0], torch.full((1, products), math.log(products)))
     alone = contrast.infonce(alike[:1], all_there[:1], torch.tensor(0.1))[0]
     assert alone.item() == 0.0  # one product: nothing to tell it from
 
