@@ -40,15 +40,13 @@ class Classifier(nn.Module):
         return hidden, self.out(self.dropout(hidden))
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the model as :meth:`m5lib.model.Model.save_pretrained` does, and beside it ``labels.json`` and ``classifier.safetensors``."""
+        """Write the model as its own ``save_pretrained`` does, and beside it ``labels.json`` and ``classifier.safetensors``."""
         folder = Path(folder)
+        own = {name: p.detach().contiguous() for name, p in self.named_parameters() if not name.startswith("model.")}
         self.model.save_pretrained(folder)
         head = {"labels": self.labels, "dropout": self.dropout.p}
         (folder / "labels.json").write_text(json.dumps(head, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        save_file(
-            {n: p.detach().contiguous() for n, p in self.named_parameters() if not n.startswith("model.")},
-            folder / "classifier.safetensors",
-        )
+        save_file(own, folder / "classifier.safetensors")
         return folder
 
     @classmethod

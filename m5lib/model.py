@@ -3,21 +3,25 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin, snapshot_download
 from jaxtyping import Bool, Float
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from m5lib import store
 from m5lib.layers import AttentionBlock, Whitening
 from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
-from m5lib.streams import Batch, Stream, impute
+from m5lib.streams import Batch, Stream, impute, load_tokenizer
 from m5lib.zoo import Spec, Stage
 
+#: Settings of the extractors that the model was trained with, beside its weights.
+EXTRACTORS = "preprocessor_config.json"
 States = dict[str, Float[Tensor, "B L D"]]
 
 
@@ -161,7 +165,7 @@ class Stack(nn.Module):
         return {name: self.norms[self.stage.owner(name)](x) for name, x in states.items()}
 
 
-class Model(nn.Module):
+class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", "multimodal"]):
     """A model of the zoo, built from its :class:`~m5lib.zoo.Spec`.
 
     An absent modality, and padding, take part in nothing: no token reads them, they are in no mean, no pair and no loss. What
@@ -239,32 +243,44 @@ class Model(nn.Module):
             batch = impute(batch, self.spec.empty)
         return self.forward_from_embeddings(self.embed(batch), {n: batch.streams[n].valid for n in self.spec.modalities})
 
-    def save_pretrained(self, folder: str | Path, tokenizer=None) -> Path:
-        """Write ``config.json``, the tokenizer and ``model.safetensors``, the weights last: a folder that has them is complete."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(self.spec.to_dict(), indent=1) + "\n", encoding="utf-8")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        temporary = folder / "model.safetensors.tmp"
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What ``save_pretrained`` (of the mixin, which also pushes to a hub) writes: ``config.json``, the tokenizer, the extractors'
+        settings, and ``model.safetensors``, the weights last: a folder that has them is complete."""
+        (save_directory / "config.json").write_text(json.dumps(self.spec.to_dict(), indent=1) + "\n", encoding="utf-8")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+        found = {name: store.settings(e) if is_dataclass(e) else e for name, e in self.extractors.items()}
+        (save_directory / EXTRACTORS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        temporary = save_directory / "model.safetensors.tmp"
         save_model(self, str(temporary))
-        os.replace(temporary, folder / "model.safetensors")
-        return folder
+        os.replace(temporary, save_directory / "model.safetensors")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Model":
-        """Load what :meth:`save_pretrained` wrote, in evaluation mode.
+    def _from_pretrained(cls, *, model_id: str, revision, cache_dir, force_download, local_files_only, token, **unused) -> "Model":
+        """What ``from_pretrained`` (a folder, or a repository on a hub) loads, in evaluation mode, with ``tokenizer`` and ``extractors``.
 
         Raises:
             FileNotFoundError: the folder lacks ``config.json`` or ``model.safetensors``.
-            ValueError: the configuration has an unknown key.
+            ValueError: the configuration has an unknown key, or the weights are of another width.
         """
-        folder = Path(folder)
+        folder = Path(model_id)
+        if not folder.is_dir():
+            where = {"revision": revision, "cache_dir": cache_dir, "token": token}
+            folder = Path(snapshot_download(model_id, force_download=force_download, local_files_only=local_files_only, **where))
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).exists():
                 raise FileNotFoundError(f"{folder}: {name} is missing; expected a folder written by save_pretrained")
         model = cls(Spec.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
-        load_model(model, str(folder / "model.safetensors"))
+        try:
+            load_model(model, str(folder / "model.safetensors"))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(f"{folder}: model.safetensors does not fit config.json ({reason})") from None
+        if (folder / "tokenizer_config.json").exists():
+            model.tokenizer = load_tokenizer(folder)
+        if (folder / EXTRACTORS).exists():
+            found = json.loads((folder / EXTRACTORS).read_text(encoding="utf-8"))
+            model.extractors = {name: store.extractor_of(settings) for name, settings in found.items()}
         return model.eval()
 
     def predict(self, output: Output, targets: Mapping[str, Target]) -> dict[str, Float[Tensor, "S F"]]:

@@ -261,13 +261,8 @@ def released(
     feature = _bert(feature_heads, dropout, feature_hidden)
     joint = Block(heads=joint_heads, activation="quick_gelu", dropout=0.0, eps=1e-12)
     words = ("text", "table")
-    solo = Stage(
-        "solo",
-        layers,
-        _bert(heads, dropout, hidden),
-        tuple((n, feature) for n in MODALITIES if n not in words),
-        (words, ("image", "video")),
-    )
+    others = tuple((name, feature) for name in MODALITIES if name not in words)
+    solo = Stage("solo", layers, _bert(heads, dropout, hidden), others, share=(words, ("image", "video")))
     objective = Objective(
         reads="encoded", contrast="released", agreement="cosine", pair_order=("text", "image", "table", "video", "audio"),
         temperature=0.07, learn_temperature=False,
@@ -323,7 +318,8 @@ def clip(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0
 
 
 def vilbert(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings) -> Spec:
-    """ViLBERT (Lu et al. 2019): the title first alone, then each modality reads the other and itself in turn. MLM, masked regions, matching.
+    """ViLBERT (Lu et al. 2019): the title first alone, then each modality reads the other and itself in turn; MLM, masked
+    regions, matching.
 
     Left out: 1,024 wide regions with 8 heads (the paper of M5Product gives all baselines 768), object classes as targets (features here),
     the product of both summaries in the matching head.
