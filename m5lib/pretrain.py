@@ -52,9 +52,10 @@ def autocast(device: torch.device, precision: str):
 
 
 def optimiser(model: nn.Module, training: Training) -> torch.optim.AdamW:
-    """AdamW that decays matrices only (position tables too): no biases, norms or temperature."""
-    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    rest = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    """AdamW that decays matrices only (position tables too): no biases, norms, temperature or harmony scores."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decay = [p for name, p in trained if p.ndim > 1 and name != "scores"]
+    rest = [p for name, p in trained if p.ndim <= 1 or name == "scores"]
     groups = [{"params": decay, "weight_decay": training.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     fused = next(model.parameters()).device.type == "cuda"
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98), fused=fused)

@@ -16,7 +16,7 @@ from m5lib.layers import Block
 from m5lib.masking import Vocabulary, mask
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model
-from m5lib.zoo import MODELS, Objective, Stage
+from m5lib.zoo import MODELS, Stage
 
 WIDTHS = {"image": 12, "video": 10, "audio": 8}
 
