@@ -154,12 +154,14 @@ class Spec:
         names = tuple(name for name in ordered(streams.modalities) if not self.takes or name in self.takes)
         if not names:
             raise ValueError(f"{self.name} takes {list(self.takes)}; these streams have {list(streams.modalities)}")
+        if lacking := [name for name in names if name in self.objective.classes and name not in streams.classes]:
+            raise ValueError(f"{self.name} predicts class probabilities of {lacking}, but their extractor gives none")
         tokenizer, widths = streams.tokenizer, streams.widths
         return replace(
             self,
             modalities=names,
             widths=tuple((name, widths[name]) for name in names if name in widths),
-            classes=tuple((name, width) for name, width in streams.classes.items() if name in self.objective.classes),
+            classes=tuple((name, width) for name, width in streams.classes.items() if name in self.objective.classes and name in names),
             vocabulary=len(tokenizer),
             empty=(tokenizer.cls_token_id, tokenizer.sep_token_id),
         )

@@ -48,6 +48,7 @@ STAGES = {
     "joint": ((Stage("joint", 1),), torch.ones(5, 5, dtype=torch.bool)),
     "scale": (zoo.scale(width=32, heads=2).stages, torch.ones(5, 5, dtype=torch.bool)),
     "cross": ((Stage("cross", 1),), torch.ones(5, 5, dtype=torch.bool)),
+    "released": (zoo.released(width=32, layers=1, heads=2).stages, torch.ones(5, 5, dtype=torch.bool)),
 }
 
 
@@ -104,7 +105,7 @@ def values(model, batch):
 
 
 @pytest.mark.parametrize("change", [lambda b: padded(b, 3), scrambled])
-@pytest.mark.parametrize("stages", ["scale", "cross"])
+@pytest.mark.parametrize("stages", ["scale", "cross", "released"])
 def test_padding_and_absent_modalities_change_nothing(five, change, stages):
     model, batch = build(replace(five, stages=STAGES[stages][0])), make_five_batch()
     before, after = values(model, batch), values(model, change(batch))

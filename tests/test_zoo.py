@@ -79,6 +79,7 @@ def test_every_row_trains_every_parameter_and_reaches_what_it_says(name):
     assert len([part for part in parts if part.isupper()]) == TASKS.get(name, 2)
     sides = len(spec.modalities)
     declared = REACH.get(name, torch.ones(sides, sides, dtype=torch.bool))
+    assert sum(anatomy.token_budget(model).values()) == {5: 231, 2: 73}.get(sides, 36 + (name == "image_based"))
     assert anatomy.reach(model, make_five_batch()).equal(declared)
     assert anatomy.reach(model, make_five_batch(), "encoded").equal(torch.eye(sides, dtype=torch.bool))
 
@@ -214,6 +215,8 @@ def test_bad_settings_list_the_known_ones():
         zoo.change(zoo.scale(), (("stages.layers", 3),))
     with pytest.raises(ValueError, match=r"bert takes \['text'\]; these streams have \['image'\]"):
         fitted("bert", SimpleNamespace(modalities=("image",), widths=WIDTHS, classes={}, tokenizer=Tokenizer()))
+    with pytest.raises(ValueError, match=r"vl_bert predicts class probabilities of \['image'\], but their extractor gives none"):
+        fitted("vl_bert", changes=(("objective.classes", ("image",)),))
     with pytest.raises(ValueError, match="empty string: call spec.fit"):
         Model(replace(fitted("scale"), missing="impute", empty=()))
     changed = zoo.change(zoo.scale(), (("missing", "impute"), ("objective.contrast", "gram")))
