@@ -169,7 +169,8 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
     """A model of the zoo, built from its :class:`~m5lib.zoo.Spec`.
 
     An absent modality, and padding, take part in nothing: no token reads them, they are in no mean, no pair and no loss. What
-    the model computes *at* such positions is finite and meaningless.
+    the model computes *at* such positions is finite and meaningless. (With ``Spec.missing="impute"`` an absent modality is first
+    replaced by zeros that are there.)
     """
 
     def __init__(self, spec: Spec):

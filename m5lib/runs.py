@@ -26,7 +26,7 @@ from m5lib import readers, shop, store
 from m5lib.data import Catalogue, Rows, split_of
 from m5lib.embeddings import embeddings, fit_whitening, mean_harmony
 from m5lib.evaluate import retrieval
-from m5lib.finetune import Classifier, finetune, labels_of
+from m5lib.finetune import Classifier, classify, finetune, labels_of
 from m5lib.media import PLAIN, Pixels, Ragged
 from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
@@ -376,3 +376,16 @@ def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
     classifier.save_pretrained(folder)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return classifier.eval()
+
+
+def tuned_vectors(
+    classifier: Classifier, streams: Streams, wanted: Rows, modalities: Iterable[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fine-tuned features (N, H) and predicted labels (N,) of the wanted rows over the whole catalogue; other rows are NaN and None.
+
+    For ``evaluate(catalogue, features, predicted=labels)``, state ``finetuned``.
+    """
+    hidden, predicted = classify(classifier, streams, wanted, modalities)
+    features, labels = np.full((len(streams), hidden.shape[1]), np.nan, dtype=np.float32), np.full(len(streams), None, dtype=object)
+    features[wanted], labels[wanted] = hidden, predicted
+    return features, labels

@@ -41,6 +41,7 @@ class Stage:
 
     def __post_init__(self):
         check_choices(self)
+        ordered([*self.only, *dict(self.blocks)])  # an unknown modality is an error
 
     def owner(self, name: str) -> str:
         """Name under which the weights of a modality are kept."""
@@ -97,6 +98,7 @@ class Objective:
         check_choices(self)
         if unknown := set(self.harmony_on) - {"contrast", "masked"}:
             raise ValueError(f"Objective: unknown harmony_on {sorted(unknown)}: known are ['contrast', 'masked']")
+        ordered([*(() if isinstance(self.masked, bool) else self.masked), *dict(self.hides), *self.classes, *self.matching])
 
     def tasks(self, names: Iterable[str]) -> Names:
         """Those of the modalities that have a masked task."""
@@ -140,6 +142,7 @@ class Spec:
 
     def __post_init__(self):
         check_choices(self)
+        ordered(self.takes)
 
     def owner(self, name: str) -> str:
         """Name under which the embedding and the head of a modality are kept."""

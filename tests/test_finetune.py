@@ -65,9 +65,7 @@ def test_it_learns_and_is_evaluated_by_its_own_head(stream_set, tmp_path):
     history = finetune.finetune(classifier, stream_set, Training(steps=60, batch_size=32, learning_rate=3e-3), tmp_path)
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     rows = evaluate.needed_rows(catalogue)
-    hidden, predicted = classify(classifier, stream_set, rows)
-    vectors, labels = np.full((len(catalogue), 24), np.nan, np.float32), np.full(len(catalogue), None, dtype=object)
-    vectors[rows], labels[rows] = hidden, predicted
+    vectors, labels = runs.tuned_vectors(classifier, stream_set, rows)
     numbers = evaluate.evaluate(catalogue, vectors, predicted=labels)
     found = {(n["task"], n["metric"], n["convention"]): n["value"] for n in numbers}
     test = catalogue.split("query")

@@ -211,6 +211,10 @@ def test_bad_settings_list_the_known_ones():
         zoo.change(zoo.scale(), (("misssing", "impute"),))
     with pytest.raises(ValueError, match="Objective has no field 'temprature': known are"):
         zoo.change(zoo.scale(), (("objective.temprature", 0.1),))
+    with pytest.raises(ValueError, match=r"unknown modality \['titel'\]: known are"):
+        zoo.change(zoo.scale(), (("objective.masked", ("titel",)),))
+    with pytest.raises(ValueError, match=r"unknown modality \['titel'\]: known are"):
+        Stage("solo", 1, only=("titel",))
     with pytest.raises(ValueError, match="cannot change 'stages.layers'"):
         zoo.change(zoo.scale(), (("stages.layers", 3),))
     with pytest.raises(ValueError, match=r"bert takes \['text'\]; these streams have \['image'\]"):
