@@ -266,10 +266,11 @@ class Job:
 
     def folder(self, streams: Streams) -> Path:
         """``runs/<model>-<codes>-<hash>`` of this job on this data with this code."""
-        what = {"job": asdict(self), "training": asdict(self.training()), "spec": self.spec(streams).to_dict()}
+        spec = self.spec(streams)
+        what = {"job": asdict(self), "training": asdict(self.training()), "spec": spec.to_dict()}
         what |= {"data": streams.catalogue.fingerprint, "code": code_version()}
         digest = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=5).hexdigest()
-        return home("runs", f"{self.model}-{codes(streams.modalities)}-{digest}")
+        return home("runs", f"{self.model}-{codes(spec.modalities)}-{digest}")
 
 
 @dataclass(frozen=True)
