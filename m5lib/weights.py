@@ -163,6 +163,8 @@ def released_spec(state: State, **heads) -> zoo.Spec:
 def load_released(path: str | Path, lengths: Mapping[str, int] = RELEASED_LENGTHS, **heads) -> Model | Classifier:
     """The authors' checkpoint as a model of ours, or as a classifier where it is one, in evaluation mode.
 
+    It brings no tokenizer: theirs is ``bert-base-chinese`` (:func:`m5lib.streams.load_tokenizer`).
+
     Args:
         lengths: tokens of each stream in the joint encoder's concatenation, in its order.
         heads: ``heads``, ``feature_heads``, ``joint_heads``, where they are not the published ones.

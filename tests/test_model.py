@@ -23,7 +23,7 @@ def build(spec, seed=0) -> Model:
         nn.init.normal_(parameter, std=0.15) if parameter.ndim else None
     for whitening in model.whitening.modules():
         if isinstance(whitening, Whitening):
-            whitening.fit(torch.randn(99, 32) + 1.0)
+            whitening.fit(torch.randn(99, len(whitening.mean)) + 1.0)
     return model.eval()
 
 
@@ -147,6 +147,17 @@ def test_products_of_a_batch_do_not_see_each_other(five):
         {n: replace(s, **{k: v.flip(0) for k, v in vars(s).items() if v is not None}) for n, s in batch.streams.items()}, batch.rows
     )
     torch.testing.assert_close(read_out(model, model(turned), "fused_mean").flip(0), read_out(model, model(batch), "fused_mean"))
+
+
+@pytest.mark.parametrize("row", [zoo.scale, zoo.released])
+def test_the_order_of_modalities_changes_nothing(five, row):
+    """Nor that of the released scores, which name theirs (``pair_order``)."""
+    spec = replace(row(width=32, layers=1, heads=2), modalities=five.modalities, widths=five.widths, vocabulary=50, empty=(2, 3))
+    model, turned = build(spec), build(replace(spec, modalities=spec.modalities[::-1]), seed=1)
+    turned.load_state_dict(model.state_dict())
+    (one, parts), (two, other) = (step(m, make_five_batch()) for m in (model, turned))
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+    assert sorted(round(v.item(), 3) for v in parts.values()) == sorted(round(v.item(), 3) for v in other.values())
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
