@@ -13,6 +13,8 @@ V      size of the vocabulary
 S      masked positions of one stream in a batch
 P      pairs of modalities, ``M (M - 1) / 2``
 C      classes
+E H    width of an embedding or a projection; of the classifier's hidden vector
+K      tokens that are read; candidates of a contrast; classes of a region
 Q G R  queries, gallery products, ranks
 ====== =======================================================================
 

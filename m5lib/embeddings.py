@@ -25,7 +25,7 @@ from torch import Tensor
 
 from m5lib.data import Rows
 from m5lib.model import Model, Output, first_token, mean_token
-from m5lib.objectives import agreement, harmony
+from m5lib.objectives import scores
 from m5lib.streams import Streams
 
 #: The paper's read-out, and the one used where nothing else is asked for: the best on validation products, averaged over the sets of
@@ -116,7 +116,8 @@ def mean_harmony(model: Model, streams: Streams, rows: Rows, batch_size: int = 5
     for start in range(0, len(rows), batch_size):
         output = model(streams.batch(rows[start : start + batch_size]).to(device))
         both = output.presence[:, :, None] & output.presence[:, None, :]
-        total = total + harmony(agreement(torch.stack(list(output.pooled.values()), dim=1)), output.presence).sum(0)
+        found = scores(model, torch.stack(list(output.pooled.values()), dim=1), output.presence)
+        total = total + (both if found is None else found).sum(0)
         count = count + both.sum(0)
     model.train(was_training)
     return (total / count.clamp(min=1)).cpu().numpy()

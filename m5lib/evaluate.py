@@ -56,14 +56,16 @@ def retrieval(catalogue: Catalogue, vectors, split: str = "query") -> list[dict]
     return found
 
 
-def classification(catalogue: Catalogue, vectors, split: str = "query", seed: int = 0) -> list[dict]:
-    """Accuracy of a linear probe; products without a label are left out."""
+def classification(catalogue: Catalogue, vectors, split: str = "query", seed: int = 0, predicted=None) -> list[dict]:
+    """Accuracy of a linear probe, or of labels that a fine-tuned head predicted; products without a label are left out."""
     labelled = np.array([label is not None for label in catalogue.labels])
     train, test = (rows[labelled[rows]] for rows in (catalogue.split("classifier"), catalogue.split(split)))
     if not len(test) or len(set(catalogue.labels[train])) < 2:
         return []
-    predicted = tasks.linear_probe(vectors[train], catalogue.labels[train], vectors[test], seed)
-    return [_number("classification", "accuracy", "linear probe", tasks.accuracy(predicted, catalogue.labels[test]))]
+    if predicted is not None:
+        return [_number("classification", "accuracy", "fine-tuned head", tasks.accuracy(predicted[test], catalogue.labels[test]))]
+    found = tasks.linear_probe(vectors[train], catalogue.labels[train], vectors[test], seed)
+    return [_number("classification", "accuracy", "linear probe", tasks.accuracy(found, catalogue.labels[test]))]
 
 
 def clustering(catalogue: Catalogue, vectors, split: str = "query", seed: int = 0) -> list[dict]:
@@ -80,16 +82,21 @@ def clustering(catalogue: Catalogue, vectors, split: str = "query", seed: int = 
     ]
 
 
-def evaluate(catalogue: Catalogue, vectors, which: Iterable[str] = TASKS, split: str = "query", seed: int = 0) -> list[dict]:
+def evaluate(
+    catalogue: Catalogue, vectors, which: Iterable[str] = TASKS, split: str = "query", seed: int = 0, predicted: np.ndarray | None = None
+) -> list[dict]:
     """All numbers of the chosen tasks: dicts with ``task, metric, convention, value``.
 
     Args:
         vectors: (N, D), dense or sparse, one row per product of the catalogue; only :func:`needed_rows` are read.
+        predicted: (N,) labels from a fine-tuned head (:func:`m5lib.finetune.classify`), measured instead of a linear probe.
     """
     found = []
     for task in which:
         if task in ("retrieval", "fine retrieval"):
             found += retrieval(catalogue, vectors, split if task == "retrieval" else "fine_query")
+        elif task == "classification":
+            found += classification(catalogue, vectors, split, seed, predicted)
         else:
-            found += {"classification": classification, "clustering": clustering}[task](catalogue, vectors, split, seed)
+            found += clustering(catalogue, vectors, split, seed)
     return found

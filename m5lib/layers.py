@@ -1,7 +1,7 @@
 """One transformer block. Nothing here knows of modalities."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,14 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+
+
+def check_choices(settings) -> None:
+    """Raises ``ValueError``, with the known names, where a ``Literal`` field of a dataclass holds something else."""
+    for name, hint in get_type_hints(type(settings)).items():
+        value = getattr(settings, name, None)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise ValueError(f"{type(settings).__name__}: unknown {name} {value!r}: known are {list(get_args(hint))}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,9 @@ class Block:
     dropout: float = 0.1
     eps: float = 1e-6
 
+    def __post_init__(self):
+        check_choices(self)
+
 
 class AttentionBlock(nn.Module):
     """Multi-head attention and a feed-forward layer, each with a residual.
@@ -47,8 +58,8 @@ class AttentionBlock(nn.Module):
         self.block = block
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.up = nn.Linear(width, int(block.hidden * width))
-        self.down = nn.Linear(int(block.hidden * width), width)
+        self.up = nn.Linear(width, round(block.hidden * width))
+        self.down = nn.Linear(round(block.hidden * width), width)
         self.norm_attention = nn.LayerNorm(width, eps=block.eps)
         self.norm_feed = nn.LayerNorm(width, eps=block.eps)
 

@@ -13,7 +13,7 @@ only 90 % of the chosen regions and all chosen frames and audio tokens. Here eve
 is computed again from what is left, so that it does not give the hidden tokens away.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,11 +27,12 @@ from m5lib.streams import Batch, Stream, with_summary
 @dataclass(frozen=True)
 class Target:
     """What is to be predicted of one stream: ``product`` and ``token`` (S,) are positions in the batch, ``value`` (S,) word
-    pieces or (S, F) features."""
+    pieces or (S, F) features, or class probabilities where ``probability`` says so."""
 
     product: Int[Tensor, " S"]
     token: Int[Tensor, " S"]
     value: Int[Tensor, " S"] | Float[Tensor, "S F"]
+    probability: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,23 +83,31 @@ def mask(
     generator: torch.Generator,
     rate: float = 0.15,
     hides: Mapping[str, str] | None = None,
+    only: Sequence[str] | None = None,
+    classes: Sequence[str] = (),
 ) -> tuple[Batch, dict[str, Target]]:
     """Hide a part of every stream.
 
     Args:
         batch: on the device of the generator.
         hides: modality -> ``token`` or ``entity``, instead of what its row says (``{"table": "token"}`` is Table 7's MLM).
+        only: streams to hide something of; all, if not given.
+        classes: streams whose target is the class probabilities.
 
     Returns:
         the batch with the chosen tokens hidden, and for each modality its target; a stream may have nothing chosen (S = 0).
     """
     streams, targets = {}, {}
     for name, stream in batch.streams.items():
+        if only is not None and name not in only:
+            streams[name] = stream
+            continue
         row = MODALITIES[name]
         entities = (hides or {}).get(name, row.hides) == "entity"
         chosen = (_choose_entities if entities else _choose_tokens)(stream, rate, generator)
         product, token = chosen.nonzero(as_tuple=True)
-        targets[name] = Target(product, token, stream.tokens[product, token])
+        source = stream.classes if name in classes else stream.tokens
+        targets[name] = Target(product, token, source[product, token], name in classes)
         if row.kind == "words":
             streams[name] = _hide_words(stream, chosen, vocabulary, generator, entities)
         else:

@@ -31,12 +31,14 @@ class Ragged(NamedTuple):
     """Features of N products one after another: those of product ``n`` are rows ``offsets[n]`` to ``offsets[n + 1]``.
 
     ``values`` (T, F) float16, ``boxes`` (T, 5) float16 or None, ``offsets`` (N + 1,) int64; an absent modality has no rows.
-    ``values`` and ``boxes`` are arrays, or :class:`m5lib.store.Mapped` files that are indexed like arrays.
+    ``classes`` (T, K) are class probabilities, where there are any. ``values`` and ``boxes`` are arrays, or :class:`m5lib.store.Mapped`
+    files that are indexed like arrays.
     """
 
     values: np.ndarray
     offsets: np.ndarray
     boxes: np.ndarray | None = None
+    classes: np.ndarray | None = None
 
 
 def _stack(found: list[Features | None]) -> Ragged:

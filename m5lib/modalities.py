@@ -38,6 +38,11 @@ class Modality:
     missing: str = ""
     inside: str | None = None
 
+    @property
+    def slots(self) -> int:
+        """The longest stream, its summary token included (words count theirs within ``max_tokens``)."""
+        return self.max_tokens + (self.kind == "features")
+
 
 def _pairs(table: tuple[tuple[str, str], ...]) -> list[str]:
     """Properties and values in turn, without separators (as the released loader does before pre-training)."""

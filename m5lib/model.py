@@ -2,22 +2,26 @@
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin, snapshot_download
 from jaxtyping import Bool, Float
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from m5lib import store
 from m5lib.layers import AttentionBlock, Whitening
 from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
-from m5lib.streams import Batch, Stream
+from m5lib.streams import Batch, Stream, impute, load_tokenizer
 from m5lib.zoo import Spec, Stage
 
+#: Settings of the extractors that the model was trained with, beside its weights.
+EXTRACTORS = "preprocessor_config.json"
 States = dict[str, Float[Tensor, "B L D"]]
 
 
@@ -30,7 +34,7 @@ class Output:
         embedded: (B, L, D) tokens before any stage.
         encoded: (B, L, D) after the last stage before the fusion, where each modality has read only itself (for a model that
             starts with a fusion: ``embedded``).
-        pooled: (B, D) summary before the fusion, what the contrast compares.
+        pooled: (B, D) summary before the fusion, what the contrast compares; (B, E) where ``Spec.projection`` is E.
         fused: (B, L, D) after the last stage.
         summary: (B, D) first fused token.
     """
@@ -38,7 +42,7 @@ class Output:
     valid: Mapping[str, Bool[Tensor, "B L"]]
     embedded: States
     encoded: States
-    pooled: Mapping[str, Float[Tensor, "B D"]]
+    pooled: Mapping[str, Float[Tensor, "B E"]]
     fused: States
     summary: Mapping[str, Float[Tensor, "B D"]]
 
@@ -49,45 +53,51 @@ class Output:
 
 
 class Embedding(nn.Module):
-    """Tokens of one modality -> (B, L, D): word embedding or linear map, plus position (index or box), normalised."""
+    """Tokens of one modality (or of a group of ``Spec.share``) -> (B, L, D): word embedding or linear map, plus position (index or box)
+    and type, normalised."""
 
-    def __init__(self, name: str, spec: Spec, words: nn.Embedding | None):
+    def __init__(self, names: Sequence[str], spec: Spec, words: nn.Embedding | None):
         super().__init__()
-        row = MODALITIES[name]
-        self.words = words
+        rows = [MODALITIES[name] for name in names]
+        self.words, self.position, self.kind = words, None, None
         if words is None:
-            self.project = nn.Linear(dict(spec.widths)[name], spec.width)
-        if row.position == "box":
+            self.project = nn.Linear(dict(spec.widths)[names[0]], spec.width)
+        self.by_index = rows[0].position == "index"
+        if self.by_index:
+            self.position = nn.Embedding(max(row.slots for row in rows), spec.width)
+        elif spec.boxes:
             self.position = nn.Linear(5, spec.width)
-        else:
-            self.position = nn.Embedding(row.max_tokens + (row.kind == "features"), spec.width)
-        self.norm = nn.LayerNorm(spec.width, eps=1e-6)
+        if spec.types == "all" or (spec.types == "words" and words is not None):
+            self.kind = nn.Embedding(1, spec.width)
+        self.norm = nn.LayerNorm(spec.width, eps=spec.eps)
         self.dropout = nn.Dropout(spec.dropout)
 
     def forward(self, stream: Stream) -> Float[Tensor, "B L D"]:
         """Embed a stream; also of its padding, which nobody reads."""
         x = self.project(stream.tokens) if self.words is None else self.words(stream.tokens)
-        if stream.boxes is not None:
-            x = x + self.position(stream.boxes)
-        else:
+        if self.by_index:
             x = x + self.position(torch.arange(x.shape[1], device=x.device))
+        elif self.position is not None:
+            x = x + self.position(stream.boxes)
+        if self.kind is not None:
+            x = x + self.kind.weight[0]
         return self.dropout(self.norm(x))
 
 
 class Head(nn.Module):
-    """Masked-task head (released layout): linear, GELU, norm, then to features, or to words through the tied word embeddings."""
+    """Masked-task head (released layout): linear, GELU, norm, then to features or classes, or to words through the tied word embeddings."""
 
     def __init__(self, name: str, spec: Spec, words: nn.Embedding | None):
         super().__init__()
-        self.transform = nn.Sequential(nn.Linear(spec.width, spec.width), nn.GELU(), nn.LayerNorm(spec.width, eps=1e-6))
+        self.transform = nn.Sequential(nn.Linear(spec.width, spec.width), nn.GELU(), nn.LayerNorm(spec.width, eps=spec.eps))
         self.words = words
         if words is None:
-            self.features = nn.Linear(spec.width, dict(spec.widths)[name])
+            self.features = nn.Linear(spec.width, (dict(spec.widths) | dict(spec.classes))[name])
         else:
             self.bias = nn.Parameter(torch.zeros(spec.vocabulary))
 
-    def forward(self, states: Float[Tensor, "S D"]) -> Float[Tensor, "S F"]:
-        """(S, D) -> (S, V) logits or (S, F) features."""
+    def forward(self, states: Float[Tensor, "*S D"]) -> Float[Tensor, "*S F"]:
+        """(S, D) -> (S, V) logits of words, (S, F) features, or logits of classes."""
         states = self.transform(states)
         return self.features(states) if self.words is None else F.linear(states, self.words.weight, self.bias)
 
@@ -98,16 +108,31 @@ class Stack(nn.Module):
     def __init__(self, stage: Stage, spec: Spec):
         super().__init__()
         self.stage = stage
-        owners = dict.fromkeys(stage.owner(name) for name in spec.modalities)
+        names = stage.takes(spec.modalities)
+        owners = {stage.owner(name): stage.block_of(name) for name in reversed(names)}
+        owners = {stage.owner(name): owners[stage.owner(name)] for name in names}
         self.blocks = nn.ModuleDict(
-            {owner: nn.ModuleList(AttentionBlock(spec.width, stage.block) for _ in range(stage.layers)) for owner in owners}
+            {owner: nn.ModuleList(AttentionBlock(spec.width, block) for _ in range(stage.layers)) for owner, block in owners.items()}
         )
-        normed = stage.final_norm and stage.block.norm == "pre"
-        self.norms = nn.ModuleDict({owner: nn.LayerNorm(spec.width, eps=stage.block.eps) if normed else nn.Identity() for owner in owners})
+        self.norms = nn.ModuleDict(
+            {
+                owner: nn.LayerNorm(spec.width, eps=block.eps) if stage.final_norm and block.norm == "pre" else nn.Identity()
+                for owner, block in owners.items()
+            }
+        )
+        # a vector per modality and place, not per place in the concatenation: neither padding nor the order of streams moves it
+        placed = names if stage.positions else ()
+        self.positions = nn.ModuleDict({name: nn.Embedding(MODALITIES[name].slots, spec.width) for name in placed})
 
     def forward(self, states: States, valid: Mapping[str, Tensor]) -> States:
         """States of every modality -> states of every modality."""
-        return {"solo": self._solo, "cross": self._cross, "joint": self._joint}[self.stage.kind](states, valid)
+        taken = {name: states[name] for name in self.stage.takes(states)}
+        if not taken:
+            return states
+        if self.positions:
+            taken = {name: x + self.positions[name].weight[: x.shape[1]] for name, x in taken.items()}
+        here = {name: valid[name] for name in taken}
+        return {**states, **{"solo": self._solo, "cross": self._cross, "joint": self._joint}[self.stage.kind](taken, here)}
 
     def _solo(self, states, valid):
         for layer in range(self.stage.layers):
@@ -140,47 +165,62 @@ class Stack(nn.Module):
         return {name: self.norms[self.stage.owner(name)](x) for name, x in states.items()}
 
 
-class Model(nn.Module):
+class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", "multimodal"]):
     """A model of the zoo, built from its :class:`~m5lib.zoo.Spec`.
 
     An absent modality, and padding, take part in nothing: no token reads them, they are in no mean, no pair and no loss. What
-    the model computes *at* such positions is finite and meaningless.
+    the model computes *at* such positions is finite and meaningless. (With ``Spec.missing="impute"`` an absent modality is first
+    replaced by zeros that are there.)
     """
 
     def __init__(self, spec: Spec):
         super().__init__()
         if not spec.modalities:
             raise ValueError("the spec has no modalities yet: call spec.fit(streams)")
+        if spec.missing == "impute" and not spec.empty:
+            raise ValueError('missing="impute" has to know the word pieces of an empty string: call spec.fit(streams)')
         self.spec = spec
-        worded = [name for name in spec.modalities if MODALITIES[name].kind == "words"]
+        #: What turns products into streams, to travel with the weights: the tokenizer, and the settings of each extractor.
+        self.tokenizer, self.extractors = None, {}
+        objective, names = spec.objective, spec.modalities
+        groups = {spec.owner(name): [n for n in names if spec.owner(n) == spec.owner(name)] for name in names}
+        worded = [name for name in names if MODALITIES[name].kind == "words"]
         words = nn.Embedding(spec.vocabulary, spec.width) if worded else None
-        table = {name: words if name in worded else None for name in spec.modalities}
-        self.embeddings = nn.ModuleDict({name: Embedding(name, spec, table[name]) for name in spec.modalities})
+        table = {owner: words if group[0] in worded else None for owner, group in groups.items()}
+        self.embeddings = nn.ModuleDict({owner: Embedding(group, spec, table[owner]) for owner, group in groups.items()})
         self.stages = nn.ModuleList(Stack(stage, spec) for stage in spec.stages)
-        self.heads = nn.ModuleDict()
-        if spec.objective.masked:
-            self.heads.update({name: Head(name, spec, table[name]) for name in spec.modalities})
-        contrasted = spec.objective.contrast != "none" and len(spec.modalities) > 1
-        start = torch.tensor(spec.objective.temperature).log()
-        if spec.objective.learn_temperature and contrasted:
-            self.log_temperature = nn.Parameter(start)
-        else:
-            self.register_buffer("log_temperature", start)
+        self.heads = nn.ModuleDict({owner: Head(group[0], spec, table[owner]) for owner, group in groups.items() if objective.tasks(group)})
+        self.matchers = nn.ModuleDict({name: nn.Linear(spec.width, 1) for name in names if name in objective.matching and len(names) > 1})
+        contrasted = objective.contrast != "none" and len(names) > 1
+        projected = spec.projection if contrasted else 0
+        self.poolers = nn.ModuleDict({name: nn.Linear(spec.width, projected) for name in names if projected})
+        if objective.learn_temperature and contrasted:
+            self.log_temperature = nn.Parameter(torch.tensor(objective.temperature).log())
+        if contrasted and objective.contrast == "siglip":
+            self.contrast_bias = nn.Parameter(torch.tensor(-10.0))
+        if objective.harmony in ("free", "literal") and len(names) > 1:
+            self.scores = nn.Parameter(torch.zeros(len(names), len(names)))
         # of the read-out, fitted after training: no loss sees it
-        self.whitening = nn.ModuleDict(
-            {part: nn.ModuleDict({name: Whitening(spec.width) for name in spec.modalities}) for part in ("pooled", "embedded")}
-        )
+        width = {"pooled": projected or spec.width, "embedded": spec.width}
+        self.whitening = nn.ModuleDict({part: nn.ModuleDict({name: Whitening(width[part]) for name in names}) for part in width})
         self.apply(_initialise)
 
     @property
+    def temperature(self) -> Float[Tensor, ""]:
+        """Of the contrast, learned or fixed."""
+        if hasattr(self, "log_temperature"):
+            return self.log_temperature.exp()
+        return torch.tensor(self.spec.objective.temperature, dtype=torch.float64)  # takes the type and device of what it divides
+
+    @property
     def fusion(self) -> int:
-        """Index of the first stage in which modalities read each other."""
-        kinds = [stage.kind for stage in self.spec.stages]
-        return next((i for i, kind in enumerate(kinds) if kind != "solo"), len(kinds))
+        """Index of the first stage in which all modalities read each other."""
+        fused = [stage.kind != "solo" and not stage.only for stage in self.spec.stages]
+        return fused.index(True) if any(fused) else len(fused)
 
     def embed(self, batch: Batch) -> States:
-        """Token embeddings (B, L, D) of each modality, the input of :meth:`forward_from_embeddings`."""
-        return {name: self.embeddings[name](batch.streams[name]) for name in self.spec.modalities}
+        """Token embeddings of every modality, the input of :meth:`forward_from_embeddings`."""
+        return {name: self.embeddings[self.spec.owner(name)](batch.streams[name]) for name in self.spec.modalities}
 
     def forward_from_embeddings(self, embedded: States, valid: Mapping[str, Bool[Tensor, "B L"]]) -> Output:
         """Run the stages on given embeddings, so that attribution can start from them."""
@@ -191,6 +231,8 @@ class Model(nn.Module):
         encoded = states if self.fusion == len(self.stages) else encoded
         pool = {"first": first_token, "mean": mean_token}[self.spec.pool]
         pooled = {name: pool(x, valid[name]) for name, x in encoded.items()}
+        if self.poolers:
+            pooled = {name: self.poolers[name](x).relu() * valid[name][:, :1] for name, x in pooled.items()}
         summary = {name: first_token(x, valid[name]) for name, x in states.items()}
         return Output(valid, embedded, encoded, pooled, states, summary)
 
@@ -198,39 +240,62 @@ class Model(nn.Module):
         """The whole model on a batch that has every modality of the spec (as present or absent). See :class:`Output`."""
         if missing := set(self.spec.modalities) - set(batch.streams):
             raise ValueError(f"the batch has no stream {sorted(missing)}; build Streams with modalities {self.spec.modalities}")
+        if self.spec.missing == "impute":
+            batch = impute(batch, self.spec.empty)
         return self.forward_from_embeddings(self.embed(batch), {n: batch.streams[n].valid for n in self.spec.modalities})
 
-    def save_pretrained(self, folder: str | Path, tokenizer=None) -> Path:
-        """Write ``config.json``, the tokenizer and ``model.safetensors``, the weights last: a folder that has them is complete."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(self.spec.to_dict(), indent=1) + "\n", encoding="utf-8")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        temporary = folder / "model.safetensors.tmp"
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What ``save_pretrained`` (of the mixin, which also pushes to a hub) writes: ``config.json``, the tokenizer, the extractors'
+        settings, and ``model.safetensors``, the weights last: a folder that has them is complete."""
+        (save_directory / "config.json").write_text(json.dumps(self.spec.to_dict(), indent=1) + "\n", encoding="utf-8")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+        found = {name: store.settings(e) if is_dataclass(e) else e for name, e in self.extractors.items()}
+        (save_directory / EXTRACTORS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        temporary = save_directory / "model.safetensors.tmp"
         save_model(self, str(temporary))
-        os.replace(temporary, folder / "model.safetensors")
-        return folder
+        os.replace(temporary, save_directory / "model.safetensors")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Model":
-        """Load what :meth:`save_pretrained` wrote, in evaluation mode.
+    def _from_pretrained(cls, *, model_id: str, revision, cache_dir, force_download, local_files_only, token, **unused) -> "Model":
+        """What ``from_pretrained`` (a folder, or a repository on a hub) loads, in evaluation mode, with ``tokenizer`` and ``extractors``.
 
         Raises:
             FileNotFoundError: the folder lacks ``config.json`` or ``model.safetensors``.
-            ValueError: the configuration has an unknown key.
+            ValueError: the configuration has an unknown key, or the weights are of another width.
         """
-        folder = Path(folder)
+        folder = Path(model_id)
+        if not folder.is_dir():
+            where = {"revision": revision, "cache_dir": cache_dir, "token": token}
+            folder = Path(snapshot_download(model_id, force_download=force_download, local_files_only=local_files_only, **where))
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).exists():
                 raise FileNotFoundError(f"{folder}: {name} is missing; expected a folder written by save_pretrained")
         model = cls(Spec.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
-        load_model(model, str(folder / "model.safetensors"))
+        try:
+            load_model(model, str(folder / "model.safetensors"))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(f"{folder}: model.safetensors does not fit config.json ({reason})") from None
+        if (folder / "tokenizer_config.json").exists():
+            model.tokenizer = load_tokenizer(folder)
+        if (folder / EXTRACTORS).exists():
+            found = json.loads((folder / EXTRACTORS).read_text(encoding="utf-8"))
+            model.extractors = {name: store.extractor_of(settings) for name, settings in found.items()}
         return model.eval()
 
     def predict(self, output: Output, targets: Mapping[str, Target]) -> dict[str, Float[Tensor, "S F"]]:
-        """Predictions of the masked tasks from the **fused** states, at the masked positions only: (S, V) or (S, F)."""
-        return {name: head(output.fused[name][targets[name].product, targets[name].token]) for name, head in self.heads.items()}
+        """Predictions of the masked tasks, at the masked positions only: (S, V) or (S, F). From the **fused** states (the released
+        code reads the ones before the fusion: ``Objective.reads``)."""
+        states, spec = getattr(output, self.spec.objective.reads), self.spec
+        return {
+            name: self.heads[spec.owner(name)](states[name][targets[name].product, targets[name].token])
+            for name in spec.objective.tasks(spec.modalities)
+        }
+
+    def match(self, output: Output) -> dict[str, Float[Tensor, " B"]]:
+        """Logit, for each modality of ``Objective.matching``, that it belongs to the product: linear in its fused summary."""
+        return {name: matcher(output.summary[name]).squeeze(-1) for name, matcher in self.matchers.items()}
 
 
 def first_token(x: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:

@@ -1,4 +1,4 @@
-"""One loop: batches -> masks -> model -> losses -> AdamW, with a seed, a schedule, a history, and a checkpoint that resumes."""
+"""One loop: batches -> losses -> AdamW, with a seed, a schedule, a history, and a checkpoint that resumes; and what pre-training is."""
 
 import json
 import math
@@ -14,13 +14,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from m5lib import objectives
 from m5lib.masking import Vocabulary, mask
 from m5lib.model import Model
 from m5lib.progress import progress
-from m5lib.streams import Streams
+from m5lib.streams import Batch, Streams, impute
+from m5lib.zoo import Spec
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ def autocast(device: torch.device, precision: str):
 
 
 def optimiser(model: nn.Module, training: Training) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: no biases, norms, position tables or temperature."""
-    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    rest = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    """AdamW that decays matrices only (position tables too): no biases, norms, temperature or harmony scores."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decay = [p for name, p in trained if p.ndim > 1 and name != "scores"]
+    rest = [p for name, p in trained if p.ndim <= 1 or name == "scores"]
     groups = [{"params": decay, "weight_decay": training.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     fused = next(model.parameters()).device.type == "cuda"
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98), fused=fused)
@@ -126,21 +128,57 @@ def pretrain(
     Returns:
         the history, that of earlier parts of the same run included.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     rows = streams.catalogue.split("train") if rows is None else np.asarray(rows)
     if not len(rows):
         raise ValueError(f"{streams.catalogue.name}: the train split is empty; nothing to pre-train on")
+
+    def losses(chosen: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        objective, spec = model.spec.objective, model.spec
+        batch = batch_of(streams, chosen, generator.device, spec)
+        tasks = objective.tasks(spec.modalities)
+        hides, words = dict(objective.hides), Vocabulary.of(streams.tokenizer)
+        batch, targets = mask(batch, words, generator, objective.mask_rate, hides, tasks, objective.classes)
+        loss, parts = objectives.total(model, model(batch), targets)
+        return loss, {"temperature": model.temperature} | parts
+
+    identity = {"spec": model.spec.to_dict(), "data": streams.catalogue.fingerprint, "rows": len(rows)}
+    return run_loop(model, losses, rows, training, Path(directory), identity, "pre-training", stop_after, watch)
+
+
+def batch_of(streams: Streams, rows: np.ndarray, device: torch.device, spec: Spec) -> Batch:
+    """The batch of the rows on a device; what is missing is imputed before masks are drawn, where the model is given zeros.
+
+    Raises:
+        ValueError: no product of the batch has any of the model's modalities.
+    """
+    batch = streams.batch(rows)
+    if not any(batch.streams[name].valid.any() for name in spec.modalities):
+        raise ValueError(f"no product of the batch has any of {list(spec.modalities)} (rows {rows[:3].tolist()} …)")
+    batch = batch.to(device)
+    return impute(batch, spec.empty) if spec.missing == "impute" else batch
+
+
+def run_loop(
+    model: nn.Module,
+    losses: Callable[[np.ndarray, torch.Generator], tuple[Tensor, dict[str, Tensor]]],
+    rows: np.ndarray,
+    training: Training,
+    directory: Path,
+    identity: dict,
+    label: str,
+    stop_after: int | None = None,
+    watch: Callable[[nn.Module], dict] | None = None,
+) -> list[dict]:
+    """Train in place; resumes from the directory's checkpoint if that has the same identity. See :func:`pretrain`.
+
+    Args:
+        losses: of a batch of rows, with a generator for all that is random in it: the loss and its parts by name.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
     steps = training.total_steps(len(rows))
     torch.manual_seed(training.seed)
     optimizer = optimiser(model, training)
-    identity = {
-        "training": asdict(training),
-        "spec": model.spec.to_dict(),
-        "data": streams.catalogue.fingerprint,
-        "rows": len(rows),
-    }
-    checkpoint = Checkpoint(directory / "checkpoint.pt", identity)
+    checkpoint = Checkpoint(directory / "checkpoint.pt", {"training": asdict(training), **identity})
     start = checkpoint.load(model, optimizer)
     history = _read_history(directory / "history.jsonl", start)
     model.train()
@@ -148,8 +186,8 @@ def pretrain(
     todo = range(start, min(steps, stop_after or steps))
     with open(directory / "history.jsonl", "w") as log, interrupts_wait() as interrupted:
         log.writelines(json.dumps(line) + "\n" for line in history)
-        for step in progress(todo, steps, "pre-training", "steps", lambda: f"loss {history[-1]['loss']:.3f}", start):
-            line = train_step(model, streams, rows, training, optimizer, step, steps)
+        for step in progress(todo, steps, label, "steps", lambda: f"loss {history[-1]['loss']:.3f}", start):
+            line = train_step(model, losses, rows, training, optimizer, step, steps)
             if watch and (step + 1) * 4 // steps > step * 4 // steps:
                 line |= watch(model)
             history.append(line)
@@ -180,32 +218,31 @@ def interrupts_wait() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def train_step(model, streams: Streams, rows, training: Training, optimizer, step: int, steps: int) -> dict:
+def train_step(model: nn.Module, losses, rows, training: Training, optimizer, step: int, steps: int) -> dict:
     """One optimiser step; everything random in it is a function of seed and step, save dropout."""
     begun = time.monotonic()
     device = next(model.parameters()).device
     per_epoch = math.ceil(len(rows) / training.batch_size)
     epoch, place = divmod(step, per_epoch)
-    chosen = order(rows, epoch, training.seed)[place * training.batch_size : (place + 1) * training.batch_size]
+    # a last batch of a single product takes the one before along: contrast compares products
+    first = min(place * training.batch_size, max(0, len(rows) - 2))
+    chosen = order(rows, epoch, training.seed)[first : (place + 1) * training.batch_size]
     generator = torch.Generator(device).manual_seed(training.seed * 1_000_003 + step)
-    objective = model.spec.objective
-    batch = streams.batch(chosen).to(device)
-    batch, targets = mask(batch, Vocabulary.of(streams.tokenizer), generator, objective.mask_rate, dict(objective.hides))
     rate = training.learning_rate * schedule(step, steps, training.warmup)
     for group in optimizer.param_groups:
         group["lr"] = rate
     with autocast(device, training.precision):
-        loss, parts = objectives.total(model, model(batch), targets)
+        loss, parts = losses(chosen, generator)
     # the one wait for the device: what the history holds, read before the backward pass, which then runs while the host goes on
-    values = torch.stack([loss, model.log_temperature.exp(), *parts.values()]).detach().float().tolist()
+    values = torch.stack([x.detach().to(device, torch.float32) for x in (loss, *parts.values())]).tolist()
     if not math.isfinite(values[0]):
         raise FloatingPointError(f"the loss is {values[0]} at step {step}; lower the learning rate ({training.learning_rate})")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), training.clip)
     optimizer.step()
-    line = {"step": step, "epoch": round((step + 1) / per_epoch, 4), "loss": values[0], "temperature": values[1]}
-    line |= dict(zip(parts, values[2:], strict=True)) | {"learning_rate": rate}
+    line = {"step": step, "epoch": round((step + 1) / per_epoch, 4), "loss": values[0]}
+    line |= dict(zip(parts, values[1:], strict=True)) | {"learning_rate": rate}
     return line | {"products_per_second": round(len(chosen) / (time.monotonic() - begun), 1)}
 
 

@@ -4,6 +4,7 @@ A run is a function of its settings: its folder's name holds a hash of the setti
 source. A finished run is not run again, an interrupted one resumes.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,12 +26,14 @@ from m5lib import readers, shop, store
 from m5lib.data import Catalogue, Rows, split_of
 from m5lib.embeddings import embeddings, fit_whitening, mean_harmony
 from m5lib.evaluate import retrieval
+from m5lib.finetune import Classifier, classify, finetune, labels_of
 from m5lib.media import PLAIN, Pixels, Ragged
 from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
 from m5lib.pretrain import Training, pretrain
 from m5lib.streams import Streams, load_tokenizer, train_tokenizer
-from m5lib.zoo import MODELS, Spec
+from m5lib.weights import start_from_bert
+from m5lib.zoo import Spec, build, change
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -231,13 +235,19 @@ def streams_of(catalogue: Catalogue, features, profile: Profile, modalities: str
 
 @dataclass(frozen=True)
 class Job:
-    """One pre-training run: everything it depends on besides the data and the code."""
+    """One pre-training run: everything it depends on besides the data and the code.
+
+    ``bert`` is the name or path of a BERT to start titles from; ``changes`` are those of :func:`m5lib.zoo.change`, such as
+    ``(("objective.contrast", "siglip"),)``.
+    """
 
     profile: str = "tiny"
     model: str = "scale"
     seed: int = 0
     epochs: int | float = 0
     tokenizer: str = ""
+    bert: str = ""
+    changes: tuple[tuple[str, Any], ...] = ()
 
     def training(self) -> Training:
         """The profile's settings with this job's seed, and epochs where given."""
@@ -245,18 +255,22 @@ class Job:
         return replace(training, epochs=self.epochs) if self.epochs else training
 
     def spec(self, streams: Streams) -> Spec:
-        """The model's row at the profile's size, for these streams."""
-        if self.model not in MODELS:
-            raise ValueError(f"unknown model {self.model!r}: known are {list(MODELS)}")
+        """The model's row at the profile's size, with the changes, for these streams.
+
+        Raises:
+            ValueError: an unknown model, field or value; the message lists the known ones.
+        """
         size = profile_of(self.profile)
-        return MODELS[self.model](width=size.width, layers=size.layers, heads=size.heads).fit(streams)
+        own = {"bert": True} if self.bert and self.model == "scale" else {}
+        return change(build(self.model, width=size.width, layers=size.layers, heads=size.heads, **own), self.changes).fit(streams)
 
     def folder(self, streams: Streams) -> Path:
         """``runs/<model>-<codes>-<hash>`` of this job on this data with this code."""
-        what = {"job": asdict(self), "training": asdict(self.training()), "spec": self.spec(streams).to_dict()}
+        spec = self.spec(streams)
+        what = {"job": asdict(self), "training": asdict(self.training()), "spec": spec.to_dict()}
         what |= {"data": streams.catalogue.fingerprint, "code": code_version()}
         digest = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=5).hexdigest()
-        return home("runs", f"{self.model}-{codes(streams.modalities)}-{digest}")
+        return home("runs", f"{self.model}-{codes(spec.modalities)}-{digest}")
 
 
 @dataclass(frozen=True)
@@ -311,6 +325,10 @@ def untrained(job: Job, streams: Streams) -> Model:
     """The model as :func:`pretrained` starts it: the control of every claim about pre-training."""
     torch.manual_seed(job.seed)
     model = Model(job.spec(streams)).to(best_device())
+    if job.bert:
+        start_from_bert(model, job.bert)
+    model.tokenizer = streams.tokenizer
+    model.extractors = {name: PLAIN[name] for name in model.spec.modalities if name in PLAIN}
     fit_whitening(model, streams, streams.catalogue.split("train"))
     return model.eval()
 
@@ -343,6 +361,32 @@ def pretrained(job: Job, streams: Streams) -> Run:
     history = pretrain(model, streams, job.training(), folder, watch=lambda m: glance(m, streams))
     history = [history[0] | {"before": start}, *history[1:]]
     (folder / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
-    model.save_pretrained(folder, streams.tokenizer)
+    model.save_pretrained(folder)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return Run(model.eval(), folder, history)
+
+
+def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
+    """The run's model fine-tuned with the job's training settings: trained, resumed or only loaded, in ``finetuned`` of its folder."""
+    folder = run.folder / "finetuned"
+    if (folder / "classifier.safetensors").exists():
+        return Classifier.from_pretrained(folder).to(best_device())
+    torch.manual_seed(job.seed)
+    classifier = Classifier(copy.deepcopy(run.model), labels_of(streams)).to(best_device())
+    finetune(classifier, streams, job.training(), folder)
+    classifier.save_pretrained(folder)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return classifier.eval()
+
+
+def tuned_vectors(
+    classifier: Classifier, streams: Streams, wanted: Rows, modalities: Iterable[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fine-tuned features (N, H) and predicted labels (N,) of the wanted rows over the whole catalogue; other rows are NaN and None.
+
+    For ``evaluate(catalogue, features, predicted=labels)``, state ``finetuned``.
+    """
+    hidden, predicted = classify(classifier, streams, wanted, modalities)
+    features, labels = np.full((len(streams), hidden.shape[1]), np.nan, dtype=np.float32), np.full(len(streams), None, dtype=object)
+    features[wanted], labels[wanted] = hidden, predicted
+    return features, labels

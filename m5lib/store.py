@@ -82,6 +82,23 @@ def settings(extractor) -> dict:
     return found
 
 
+def extractor_of(found: dict):
+    """The extractor of some :func:`settings`; the settings themselves, where it is not one of the library's or needs weights.
+
+    Raises:
+        ValueError: its class computes something else now (another version).
+    """
+    from m5lib import backbones, extractors, m5features
+
+    kind = next((getattr(m, found["extractor"]) for m in (extractors, backbones, m5features) if hasattr(m, found["extractor"])), None)
+    if kind is None or found.get("weights"):  # a file of weights is known by its checksum, not by where it lies
+        return found
+    if getattr(kind, "version", 1) != found["version"]:
+        raise ValueError(f"made with version {found['version']} of {kind.__name__}, this is version {kind.version}")
+    given = {field.name: found[field.name] for field in dataclasses.fields(kind) if field.name in found}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
 def _write(path: Path, write: Callable) -> None:
     """Write a file so that it is there whole or not at all, whenever the process ends."""
     part = path.with_name(path.name + ".part")

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from m5lib.data import Catalogue, Rows
 from m5lib.media import Ragged
-from m5lib.modalities import MODALITIES
+from m5lib.modalities import MODALITIES, Modality, ordered
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
@@ -76,12 +76,14 @@ class Stream:
         entity: (B, L) int64 for words: the number of the unit (property or value) a token belongs to, -1 for ``[CLS]``, ``[SEP]``
             and padding.
         boxes: (B, L, 5) float32 for regions.
+        classes: (B, L, K) float32, class probabilities of each token where the extractor gives some.
     """
 
     tokens: Int[Tensor, "B L"] | Float[Tensor, "B L F"]
     valid: Bool[Tensor, "B L"]
     entity: Int[Tensor, "B L"] | None = None
     boxes: Float[Tensor, "B L 5"] | None = None
+    classes: Float[Tensor, "B L K"] | None = None
 
     def to(self, device) -> "Stream":
         """The stream on a device."""
@@ -113,9 +115,9 @@ class Batch:
     def only(self, names: Iterable[str]) -> "Batch":
         """The same products with the other modalities taken away, for "given only these": they become absent, not zeros.
 
-        An absent stream keeps one token, which nobody reads, so that it costs next to nothing.
+        An absent stream keeps one token, which nobody reads, so that it costs next to nothing. Raises ``ValueError`` for an unknown name.
         """
-        keep = set(names)
+        keep = set(ordered(names))
         return replace(self, streams={name: s if name in keep else s.absent() for name, s in self.streams.items()})
 
 
@@ -191,6 +193,12 @@ class Streams:
         """F of each feature modality: widths come from the extractor."""
         return {n: self.features[n].values.shape[1] for n in self.modalities if n in self.features and n not in self.words}
 
+    @property
+    def classes(self) -> dict[str, int]:
+        """Number of classes of each feature modality whose extractor gives their probabilities."""
+        found = {n: getattr(self.features[n], "classes", None) for n in self.widths}
+        return {name: values.shape[1] for name, values in found.items() if values is not None}
+
     def lengths(self) -> dict[str, np.ndarray]:
         """(N,) tokens of each product and stream, the summary included; 0 where the modality is absent."""
         found = {}
@@ -231,7 +239,11 @@ class Streams:
             found = torch.from_numpy(ragged.boxes[index].astype(np.float32)) * torch.from_numpy(there)[..., None]
             whole = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0]).expand(len(rows), 1, 5) * present[..., None]
             boxes = torch.cat([whole, found], dim=1)
-        return Stream(tokens, valid, boxes=boxes)
+        classes = None
+        if name in self.classes:
+            found = torch.from_numpy(ragged.classes[index].astype(np.float32)) * torch.from_numpy(there)[..., None]
+            classes = torch.cat([torch.zeros_like(found[:, :1]), found], dim=1)
+        return Stream(tokens, valid, boxes=boxes, classes=classes)
 
 
 def with_summary(tokens: Float[Tensor, "B L F"], valid: Bool[Tensor, "B L"]) -> Float[Tensor, "B L F"]:
@@ -239,3 +251,36 @@ def with_summary(tokens: Float[Tensor, "B L F"], valid: Bool[Tensor, "B L"]) -> 
     there = valid[:, 1:, None]
     mean = (tokens[:, 1:] * there).sum(1) / there.sum(1).clamp(min=1)
     return torch.cat([mean[:, None], tokens[:, 1:]], dim=1)
+
+
+def impute(batch: Batch, empty: Sequence[int]) -> Batch:
+    """The paper's missing modalities (section 4.1): zeros in their place, which everyone sees.
+
+    An absent feature stream becomes the longest there is of zero vectors, all valid, as in the released loader (the box of its summary
+    is the whole picture); an absent word stream the two word pieces ``empty``, an empty string.
+    """
+    return replace(batch, streams={name: _imputed(stream, MODALITIES[name], empty) for name, stream in batch.streams.items()})
+
+
+def _imputed(stream: Stream, row: Modality, empty: Sequence[int]) -> Stream:
+    lacking = ~stream.valid[:, :1]
+    if not lacking.any():
+        return stream
+    longest = row.slots if row.kind == "features" else len(empty)
+    length = max(longest, stream.valid.shape[1])
+    grown = {k: _longer(v, length) for k, v in vars(stream).items() if isinstance(v, Tensor)}
+    place = torch.arange(length, device=lacking.device)
+    filled = {k: v.masked_fill(lacking.reshape(-1, *[1] * (v.ndim - 1)), 0) for k, v in grown.items()}
+    if row.kind == "words":
+        pieces = _longer(torch.tensor([list(empty)], device=lacking.device), length)
+        filled["tokens"] = torch.where(lacking, pieces, filled["tokens"])
+        filled["entity"] = filled["entity"].masked_fill(lacking, -1)
+    if "boxes" in filled:
+        whole = filled["boxes"].new_tensor([0.0, 0.0, 1.0, 1.0, 1.0]) * (place == 0)[:, None]
+        filled["boxes"] = torch.where(lacking[..., None], whole, filled["boxes"])
+    return replace(stream, **filled | {"valid": torch.where(lacking, place < longest, grown["valid"])})
+
+
+def _longer(x: Tensor, length: int) -> Tensor:
+    """Padded with zeros along the tokens."""
+    return torch.cat([x, x.new_zeros(len(x), length - x.shape[1], *x.shape[2:])], dim=1)

@@ -5,7 +5,7 @@ import torch
 from conftest import make_five_batch
 from torch import nn
 
-from m5lib import objectives, zoo
+from m5lib import contrast, objectives, zoo
 from m5lib.embeddings import READOUTS, read_out
 from m5lib.layers import AttentionBlock, Block, Whitening
 from m5lib.masking import Vocabulary, mask
@@ -23,7 +23,7 @@ def build(spec, seed=0) -> Model:
         nn.init.normal_(parameter, std=0.15) if parameter.ndim else None
     for whitening in model.whitening.modules():
         if isinstance(whitening, Whitening):
-            whitening.fit(torch.randn(99, 32) + 1.0)
+            whitening.fit(torch.randn(99, len(whitening.mean)) + 1.0)
     return model.eval()
 
 
@@ -48,6 +48,7 @@ STAGES = {
     "joint": ((Stage("joint", 1),), torch.ones(5, 5, dtype=torch.bool)),
     "scale": (zoo.scale(width=32, heads=2).stages, torch.ones(5, 5, dtype=torch.bool)),
     "cross": ((Stage("cross", 1),), torch.ones(5, 5, dtype=torch.bool)),
+    "released": (zoo.released(width=32, layers=1, heads=2).stages, torch.ones(5, 5, dtype=torch.bool)),
 }
 
 
@@ -98,13 +99,13 @@ def values(model, batch):
     output = model(batch)
     vectors = torch.stack(list(output.pooled.values()), 1)
     scores = objectives.harmony(objectives.agreement(vectors), output.presence)
-    contrast, _ = objectives.pairwise_infonce(vectors, output.presence, torch.tensor(0.1), scores)
+    found, _ = contrast.infonce(vectors, output.presence, torch.tensor(0.1), scores)
     states = {f"fused_{n}": x[:, :9] * v[:, :9, None] for (n, x), v in zip(output.fused.items(), output.valid.values(), strict=True)}
-    return {r: read_out(model, output, r) for r in READOUTS} | {"scores": scores, "contrast": contrast} | states
+    return {r: read_out(model, output, r) for r in READOUTS} | {"scores": scores, "contrast": found} | states
 
 
 @pytest.mark.parametrize("change", [lambda b: padded(b, 3), scrambled])
-@pytest.mark.parametrize("stages", ["scale", "cross"])
+@pytest.mark.parametrize("stages", ["scale", "cross", "released"])
 def test_padding_and_absent_modalities_change_nothing(five, change, stages):
     model, batch = build(replace(five, stages=STAGES[stages][0])), make_five_batch()
     before, after = values(model, batch), values(model, change(batch))
@@ -146,6 +147,17 @@ def test_products_of_a_batch_do_not_see_each_other(five):
         {n: replace(s, **{k: v.flip(0) for k, v in vars(s).items() if v is not None}) for n, s in batch.streams.items()}, batch.rows
     )
     torch.testing.assert_close(read_out(model, model(turned), "fused_mean").flip(0), read_out(model, model(batch), "fused_mean"))
+
+
+@pytest.mark.parametrize("row", [zoo.scale, zoo.released])
+def test_the_order_of_modalities_changes_nothing(five, row):
+    """Nor that of the released scores, which name theirs (``pair_order``)."""
+    spec = replace(row(width=32, layers=1, heads=2), modalities=five.modalities, widths=five.widths, vocabulary=50, empty=(2, 3))
+    model, turned = build(spec), build(replace(spec, modalities=spec.modalities[::-1]), seed=1)
+    turned.load_state_dict(model.state_dict())
+    (one, parts), (two, other) = (step(m, make_five_batch()) for m in (model, turned))
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+    assert sorted(round(v.item(), 3) for v in parts.values()) == sorted(round(v.item(), 3) for v in other.values())
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -190,7 +202,8 @@ def test_whitening_decorrelates_what_it_was_fitted_on():
 
 def test_saved_and_loaded_models_give_identical_embeddings(five, tmp_path):
     model, batch = build(replace(five, pool="mean")), make_five_batch()
-    loaded = Model.from_pretrained(model.save_pretrained(tmp_path))
+    model.save_pretrained(tmp_path)
+    loaded = Model.from_pretrained(tmp_path)
     assert loaded.spec == model.spec
     for readout in READOUTS:
         assert read_out(loaded, loaded(batch), readout).equal(read_out(model, model(batch), readout))

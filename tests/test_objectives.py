@@ -1,12 +1,16 @@
 import math
-import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import make_five_batch
 
-from m5lib import objectives
-from m5lib.masking import Target
+from m5lib import contrast, objectives, zoo
+from m5lib.embeddings import read_out
+from m5lib.masking import Target, Vocabulary, mask
+from m5lib.model import Model
+from m5lib.streams import impute
 
 
 def random_case(seed, products=5, modalities=4, width=6):
@@ -47,71 +51,10 @@ def test_harmony_limits():
     assert none.abs().sum() == 0
 
 
-def slow_infonce(vectors, presence, temperature, scores):
-    products, modalities, _ = vectors.shape
-    values = {}
-    for i in range(modalities):
-        for j in range(i + 1, modalities):
-            for b in range(products):
-                if not (presence[b, i] and presence[b, j]):
-                    continue
-                both = 0.0
-                for anchor, other in ((i, j), (j, i)):
-                    s = 1.0 if scores is None else scores[b, anchor, other].item()
-                    logit = {
-                        k: s * F.cosine_similarity(vectors[b, anchor], vectors[k, other], dim=0).item() / temperature
-                        for k in range(products)
-                        if presence[k, other]
-                    }
-                    both += -math.log(math.exp(logit[b]) / sum(math.exp(v) for v in logit.values())) / 2
-                values[i, j, b] = both
-    return values
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("weighted", [False, True])
-def test_infonce_equals_a_slow_loop_with_random_presence(seed, weighted):
-    vectors, presence = random_case(seed)
-    scores = objectives.harmony(objectives.agreement(vectors), presence) if weighted else None
-    fast, count = objectives.pairwise_infonce(vectors, presence, torch.tensor(0.3), scores)
-    slow = slow_infonce(vectors, presence, 0.3, scores)
-    pairs = torch.triu_indices(4, 4, 1).T.tolist()
-    assert int(count.sum()) == len(slow)
-    for p, (i, j) in enumerate(pairs):
-        for b in range(5):
-            assert fast[p, b].item() == pytest.approx(slow.get((i, j, b), 0.0), abs=1e-5)
-
-
 def test_scores_are_never_negative():
     """A negative score would reward vectors that point away from each other."""
     opposite = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]])
     assert objectives.harmony(objectives.agreement(opposite), torch.ones(1, 3, dtype=torch.bool)).min() == 0
-
-
-def test_infonce_limits():
-    products = 8
-    all_there = torch.ones(products, 2, dtype=torch.bool)
-    perfect = torch.eye(products)[:, None].expand(-1, 2, -1)
-    assert objectives.pairwise_infonce(perfect, all_there, torch.tensor(0.01))[0].max() < 1e-6
-    alike = torch.ones(products, 2, 3)
-    torch.testing.assert_close(
-        objectives.pairwise_infonce(alike, all_there, torch.tensor(0.1))[0], torch.full((1, products), math.log(products))
-    )
-    alone = objectives.pairwise_infonce(alike[:1], all_there[:1], torch.tensor(0.1))[0]
-    assert alone.item() == 0.0  # one product: nothing to tell it from
-
-
-def test_infonce_gradient():
-    vectors, presence = random_case(0, products=3, modalities=3, width=3)
-    scores = torch.rand(3, 3, 3)
-
-    def loss(x):
-        return objectives.pairwise_infonce(x, presence, torch.tensor(0.5), scores)[0]
-
-    vectors = vectors.float().requires_grad_()  # computed in float32 on purpose: autocast must not touch it
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # not double
-        torch.autograd.gradcheck(loss, (vectors,), eps=1e-2, atol=1e-2, rtol=5e-2)
 
 
 def test_masked_values_equal_their_formulas():
@@ -133,9 +76,6 @@ def test_masked_values_equal_their_formulas():
 
 
 def test_a_batch_without_masked_tokens_has_a_finite_loss(five, five_batch):
-    from m5lib.masking import Vocabulary, mask
-    from m5lib.model import Model
-
     model = Model(five)
     batch, targets = mask(five_batch(), Vocabulary(50, 4), torch.Generator(), rate=0.0)
     loss, parts = objectives.total(model, model(batch), targets)
@@ -144,12 +84,190 @@ def test_a_batch_without_masked_tokens_has_a_finite_loss(five, five_batch):
 
 
 def test_total_is_the_sum_of_masked_tasks_and_the_mean_of_pairs(five, five_batch):
-    from m5lib.masking import Vocabulary, mask
-    from m5lib.model import Model
-
     model = Model(five).eval()
     batch, targets = mask(five_batch(), Vocabulary(50, 4), torch.Generator().manual_seed(0), 0.3)
     loss, parts = objectives.total(model, model(batch), targets)
     pairs = torch.stack([v for k, v in parts.items() if k.startswith("contrast")])
     tasks = torch.stack([v for k, v in parts.items() if k.isupper()])
     torch.testing.assert_close(loss, tasks.sum() + pairs.mean())
+
+
+def test_class_probabilities_are_compared_by_divergence():
+    torch.manual_seed(0)
+    place = torch.arange(4)
+    goal, prediction, scores = torch.rand(4, 6).softmax(-1), torch.randn(4, 6), torch.rand(4, 1)
+    goal[0] = torch.eye(6)[2]  # a certain class: cross-entropy
+    target = {"image": Target(place, place, goal, probability=True)}
+    found = objectives.masked_values({"image": prediction}, target, scores)["image"]
+    for s in range(4):
+        q = (prediction[s] * scores[s]).softmax(-1)
+        slow = sum((p * (p / r).log()).item() for p, r in zip(goal[s], q, strict=True) if p > 0)
+        assert found[s].item() == pytest.approx(slow, abs=1e-5)
+    assert objectives.masked_values({"image": goal.clamp(min=1e-9).log()}, target)["image"].abs().max() < 1e-5
+
+
+# --- terms of the total, on a model --------------------------------------------------------------------------------------------
+
+
+def outputs(five, five_batch, settings=(), rate=0.3, **spec):
+    spec = zoo.change(five, [(f"objective.{key}", value) for key, value in dict(settings).items()])
+    torch.manual_seed(0)
+    model = Model(replace(spec, empty=(2, 3))).eval()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 and name != "scores" else None
+    tasks = model.spec.objective.tasks(model.spec.modalities)
+    batch, targets = mask(five_batch(), Vocabulary(50, 4), torch.Generator().manual_seed(0), rate, None, tasks)
+    return model, model(batch), targets
+
+
+def contrasts(parts):
+    return torch.stack([value for name, value in parts.items() if name.startswith("contrast")])
+
+
+@pytest.mark.parametrize("harmony", ["embedding", "free", "literal", "uniform"])
+@pytest.mark.parametrize("acts_on", ["logits", "losses"])
+def test_scores_act_where_they_are_told(five, five_batch, harmony, acts_on):
+    """Against the same terms put together by hand: S times logits (Eq. 3), or S times losses."""
+    model, output, targets = outputs(five, five_batch, {"harmony": harmony, "acts_on": acts_on})
+    if harmony in ("free", "literal"):
+        torch.nn.init.normal_(model.scores)
+    _, parts = objectives.total(model, output, targets)
+    make = {
+        "embedding": lambda v: objectives.harmony(objectives.agreement(v), output.presence),
+        "free": lambda v: objectives.free_harmony(model.scores, output.presence),
+        "literal": lambda v: objectives.literal_harmony(model.scores, output.presence),
+        "uniform": lambda v: torch.ones(6, 5, 5),
+    }[harmony]
+    pooled, summary = (torch.stack(list(x.values()), 1) for x in (output.pooled, output.summary))
+    s = make(pooled)
+    values, count = contrast.infonce(pooled, output.presence, model.temperature, s if acts_on == "logits" else None)
+    values = values if acts_on == "logits" else values * contrast.pair_scores(s)
+    torch.testing.assert_close(contrasts(parts), values.sum(1) / count.sum(1))
+    s, text = make(summary)[:, 1, 1], targets["text"]
+    prediction = model.predict(output, targets)["text"] * (s[text.product, None] if acts_on == "logits" else 1)
+    value = F.cross_entropy(prediction, text.value, reduction="none") * (1 if acts_on == "logits" else s[text.product])
+    torch.testing.assert_close(parts["MLM"], value.mean())
+
+
+def test_free_scores_equal_their_formula_and_start_at_one():
+    torch.manual_seed(0)
+    presence, matrix = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]]).bool(), torch.randn(4, 4)
+    found = objectives.free_harmony(matrix, presence)
+    for b in range(4):
+        there = [m for m in range(4) if presence[b, m]]
+        for i in range(4):
+            for j in range(4):
+                both = i in there and j in there
+                expected = len(there) * matrix[i, j].exp() / sum(matrix[i, k].exp() for k in there) if both else 0.0
+                assert found[b, i, j].item() == pytest.approx(float(expected), abs=1e-5)
+    assert objectives.free_harmony(torch.zeros(4, 4), presence)[0].equal(torch.ones(4, 4))
+
+
+def train(five, five_batch, settings, steps=40):
+    """Contrast alone: the scores' smallest off-diagonal entry, the loss and the encoders' gradient at each step."""
+    model, _, _ = outputs(five, five_batch, settings | {"masked": False, "temperature": 0.2, "learn_temperature": False})
+    optimizer, seen = torch.optim.Adam(model.parameters(), lr=0.02), []
+    for _ in range(steps):
+        output = model(five_batch())
+        loss, _ = objectives.total(model, output, {})
+        optimizer.zero_grad()
+        loss.backward()
+        pull = max(p.grad.abs().max().item() for n, p in model.named_parameters() if n != "scores" and p.grad is not None)
+        s = objectives.scores(model, torch.stack(list(output.pooled.values()), 1), output.presence)[0]
+        seen.append((s[~torch.eye(5, dtype=torch.bool)].min().item(), loss.item(), pull))
+        optimizer.step()
+    return seen
+
+
+def test_the_papers_free_scores_degenerate_and_ours_do_not(five, five_batch):
+    """Section 4.3 to the letter: S = 0, S softmax(S). See the audit's last tables."""
+    on_losses = train(five, five_batch, {"harmony": "literal", "acts_on": "losses"})
+    assert on_losses[0][2] == 0.0  # nothing pulls at the encoders
+    assert on_losses[-1][1] < -0.5 and on_losses[-1][0] < 0  # then the total falls below zero: the contrast is maximised
+    on_logits = train(five, five_batch, {"harmony": "literal"}, steps=1)
+    assert on_logits[0][2] == 0.0
+    for acts_on in ("logits", "losses"):
+        ours = train(five, five_batch, {"harmony": "free", "acts_on": acts_on})
+        assert ours[0][2] > 0.01 and min(score for score, _, _ in ours) > 0 and min(loss for _, loss, _ in ours) >= 0
+        assert ours[-1][1] < 0.7 * ours[0][1]
+
+
+def test_matching_equals_a_batch_with_swapped_titles(five, five_batch):
+    model, output, targets = outputs(five, five_batch, {"matching": ("text",), "masked": False, "contrast": "none"})
+    loss, parts = objectives.total(model, output, targets)
+    batch = five_batch()
+    rolled = {key: value.roll(1, 0) for key, value in vars(batch.streams["text"]).items() if value is not None}
+    swapped = replace(batch, streams={**batch.streams, "text": replace(batch.streams["text"], **rolled)})
+    own, other = model.match(output)["text"], model.match(model(swapped))["text"]
+    slow = []
+    for b in range(6):
+        for logit, title, goal in ((own[b], b, 1.0), (other[b], (b - 1) % 6, 0.0)):
+            if output.presence[title, 1]:  # every product of the batch has something to match a title with
+                slow.append(F.binary_cross_entropy_with_logits(logit, torch.tensor(goal)))
+    assert list(parts) == ["matching_T"] and len(slow) == 10
+    torch.testing.assert_close(loss, torch.stack(slow).mean())
+
+
+def test_neighbours_are_the_chain_of_the_first_version(five, five_batch):
+    model, output, targets = outputs(five, five_batch, {"pairs": "neighbours"})
+    _, parts = objectives.total(model, output, targets)
+    assert [name for name in parts if "_" in name] == ["contrast_I+T", "contrast_T+Tab", "contrast_Tab+V", "contrast_V+A"]
+
+
+@pytest.mark.parametrize("form", ["eq2", "released", "siglip", "symile", "gram"])
+def test_every_form_trains_the_model(five, five_batch, form):
+    model, output, targets = outputs(five, five_batch, {"contrast": form})
+    loss, parts = objectives.total(model, output, targets)
+    loss.backward()
+    assert len(contrasts(parts)) == (5 if form in contrast.AT_ONCE else 10) and torch.isfinite(loss)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_which_modalities_are_masked_and_what_is_predicted(five, five_batch):
+    batch = five_batch()
+    classes = torch.rand(6, 9, 7).softmax(-1)
+    batch = replace(batch, streams={**batch.streams, "image": replace(batch.streams["image"], classes=classes)})
+    hidden, targets = mask(batch, Vocabulary(50, 4), torch.Generator().manual_seed(0), 0.5, None, ("image", "text"), ("image",))
+    assert list(targets) == ["image", "text"]
+    assert hidden.streams["audio"].tokens.equal(batch.streams["audio"].tokens)
+    assert targets["image"].value.equal(classes[targets["image"].product, targets["image"].token])
+    spec = replace(five, classes=(("image", 7),), objective=replace(five.objective, classes=("image",), masked=("image", "text")))
+    model = Model(spec)
+    loss, parts = objectives.total(model, model(hidden), targets)
+    loss.backward()
+    assert [name for name in parts if name.isupper()] == ["MRP", "MLM"] and model.heads["image"].features.weight.grad.abs().sum() > 0
+
+
+def test_one_product_cannot_be_contrasted(five):
+    model, output, targets = outputs(five, lambda: make_five_batch(products=1))
+    with pytest.raises(ValueError, match="a batch of one has nothing to be told from"):
+        objectives.total(model, output, targets)
+
+
+# --- what is missing -----------------------------------------------------------------------------------------------------------
+
+
+def test_imputing_is_a_stream_of_zeros_that_everyone_sees(five, five_batch):
+    """As if the loader had put them there, and whatever else is in the batch."""
+    spec = replace(five, missing="impute", empty=(2, 3))
+    torch.manual_seed(0)
+    model, batch = Model(spec).eval(), five_batch()
+    output = model(batch)
+    assert output.presence.all() and output.fused["audio"].shape[1] == 81 and output.fused["text"].shape[1] == 9
+    full = impute(batch, (2, 3))
+    assert (full.streams["audio"].tokens[5] == 0).all() and full.streams["audio"].valid[5].all()
+    assert full.streams["text"].tokens[2].tolist() == [2, 3, 0, 0, 0, 0, 0, 0, 0] and full.streams["text"].valid[2].sum() == 2
+    assert full.streams["image"].boxes[1, 0].tolist() == [0.0, 0.0, 1.0, 1.0, 1.0] and full.streams["image"].boxes[1, 1:].sum() == 0
+    for stream, old in zip(full.streams.values(), batch.streams.values(), strict=True):  # what is there stays as it is
+        assert stream.tokens[:, : old.tokens.shape[1]][old.valid].equal(old.tokens[old.valid]) and stream.valid[0].equal(
+            F.pad(old.valid[0], (0, stream.valid.shape[1] - old.valid.shape[1]))
+        )
+    third = {n: replace(s, **{k: v[2:3] for k, v in vars(s).items() if v is not None}) for n, s in batch.streams.items()}
+    alone = read_out(model, model(replace(batch, streams=third)), "fused_first")
+    torch.testing.assert_close(alone, read_out(model, output, "fused_first")[2:3], atol=1e-4, rtol=1e-4)
+    only = model(batch.only(["text"]))
+    masked = Model(five).eval()
+    masked.load_state_dict(model.state_dict())
+    assert not torch.allclose(read_out(model, only, "fused_first"), read_out(masked, masked(batch.only(["text"])), "fused_first"))
+    with pytest.raises(ValueError, match="unknown modality"):
+        batch.only(["titel"])

@@ -132,3 +132,23 @@ def test_features_are_hidden_from_the_summary_too(five_batch):
 def test_same_seed_same_mask(five_batch):
     one, two, other = (masked(five_batch(), seed)[1]["text"].token for seed in (5, 5, 6))
     assert one.equal(two) and not (len(one) == len(other) and one.equal(other))
+
+
+def test_class_probabilities_of_an_extractor_reach_the_loss(extracted, stream_set, tmp_path):
+    """VL-BERT's and the released code's other targets: streams -> spec -> masks -> divergence, by one training step."""
+    from m5lib import zoo
+    from m5lib.model import Model
+    from m5lib.pretrain import Training, pretrain
+
+    catalogue, features = extracted
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(4), len(features["image"].values)).astype(np.float16)
+    found = streams.Streams(catalogue, {"image": features["image"]._replace(classes=probabilities)}, stream_set.tokenizer)
+    stream = found.batch([3, 5]).streams["image"]
+    first, last = features["image"].offsets[3:5]
+    assert found.classes == {"image": 4} and stream.classes.shape == (2, stream.tokens.shape[1], 4)
+    assert np.allclose(stream.classes[0, 1 : last - first + 1], probabilities[first:last]) and stream.classes[:, 0].sum() == 0
+    spec = zoo.change(zoo.vl_bert(width=16, heads=2), (("objective.classes", ("image",)),)).fit(found)
+    torch.manual_seed(0)
+    model = Model(spec)
+    history = pretrain(model, found, Training(steps=1, batch_size=16), tmp_path)
+    assert model.heads["image"].features.out_features == 4 and 0 < history[0]["MRP"] < 4
