@@ -8,7 +8,8 @@ export JUPYTER_PREFER_ENV_PATH = 1
 .PHONY: demo test lint lab notebooks environment clean help
 
 help:
-	@echo "make demo DATA=<folder>   pre-train, measure and draw on your products; see reports/index.html"
+	@echo "make demo                 pre-train, measure and draw on the synthetic shop; see reports/index.html"
+	@echo "make demo DATA=<folder>   the same on products of your own (README: what DATA may be)"
 	@echo "make test                 lint, tests and notebooks (tiny)"
 	@echo "make lab                  open JupyterLab"
 	@echo "make notebooks            run every notebook into reports/ (PROFILE=tiny|small|full DATA=<folder>)"
@@ -25,12 +26,6 @@ environment: .venv/ready
 	@touch $@
 
 demo: environment
-ifeq ($(strip $(DATA)),)
-	@echo "make demo needs products: make demo DATA=<folder>"
-	@echo "  <folder> holds styles.csv beside images/ or images.tar (the public Fashion Product Images layout),"
-	@echo "  or is a .csv or .parquet file with the columns id, title, label, image (see README, 'your own products')."
-	@exit 2
-endif
 	$(BIN)/python -m m5lib.notebooks --demo --profile $(PROFILE) --data "$(DATA)"
 
 notebooks: environment

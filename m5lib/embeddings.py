@@ -121,3 +121,25 @@ def mean_harmony(model: Model, streams: Streams, rows: Rows, batch_size: int = 5
         count = count + both.sum(0)
     model.train(was_training)
     return (total / count.clamp(min=1)).cpu().numpy()
+
+
+@torch.no_grad()
+def similarity(model: Model, streams: Streams, rows: Rows, pair: tuple[str, str], batch_size: int = 512) -> float:
+    """Mean cosine of the fused first tokens of two modalities, over the products that have both (Figure 5: image and text).
+
+    A plain mean of cosines is high where all vectors point one way, so the mean over pairs of different products is taken off.
+    """
+    device, sides = next(model.parameters()).device, ([], [])
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(rows), batch_size):
+        output = model(streams.batch(rows[start : start + batch_size]).to(device))
+        names = list(output.summary)
+        both = output.presence[:, names.index(pair[0])] & output.presence[:, names.index(pair[1])]
+        for side, name in zip(sides, pair, strict=True):
+            side.append(torch.nn.functional.normalize(output.summary[name][both].float(), dim=1))
+    model.train(was_training)
+    one, other = (torch.cat(side) for side in sides)
+    cosines, n = one @ other.T, len(one)
+    own = cosines.diagonal().mean()
+    return float(own - (cosines.sum() - cosines.diagonal().sum()) / max(1, n * n - n))

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from m5lib.data import Catalogue
-from m5lib.media import open_image
+from m5lib.data import Catalogue, MediaFile
+from m5lib.decoding import open_image, probe, sound
+from m5lib.extractors import RATE
 from m5lib.modalities import MODALITIES, codes
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -103,6 +104,67 @@ def lengths(by_modality: Mapping[str, np.ndarray]) -> Figure:
         place.hist(values, bins=np.arange(values.min(initial=1), values.max(initial=2) + 2) - 0.5, color=colour(name))
         place.set(title=f"{name} (≤ {MODALITIES[name].max_tokens})", xlabel="tokens", ylabel="products")
     return figure
+
+
+@styled
+def histograms(values: Mapping[str, np.ndarray], counted: str = "products") -> Figure:
+    """A histogram of each set of values, whose name is the axis' label; the longest hundredth is drawn at the end (Figure 9)."""
+    figure, axes = _axes(1, len(values), (3.0 * len(values), 2.6))
+    for place, (name, part) in zip(axes[0], values.items(), strict=True):
+        part = np.asarray(part, dtype=float)
+        end = max(np.quantile(part, 0.99), part.min() + 1)
+        place.hist(np.minimum(part, end), bins=min(30, len(np.unique(np.minimum(part, end))) + 1), color=PALETTE[0])
+        place.set(xlabel=name, ylabel=counted)
+    return figure
+
+
+@styled
+def spread(values: pd.DataFrame, metric: str, title: str, chance: float | None = None) -> Figure:
+    """Mean over seeds with its standard deviation, a bar per index entry; ``values`` has a column per seed, whose dots are drawn too."""
+    figure, ((axes,),) = _axes(size=(6.4, 1.3 + 0.27 * len(values)))
+    place, mean = np.arange(len(values)), values.mean(axis=1)
+    several = values.shape[1] > 1
+    axes.barh(place, mean, 0.7, color=PALETTE[5], xerr=values.std(axis=1) if several else None, error_kw={"elinewidth": 1.2})
+    for column in values:
+        axes.scatter(values[column], place, s=9, color=PALETTE[0], zorder=3)
+    right = values.max(axis=1)
+    for y, value in enumerate(mean):
+        axes.annotate(f"{value:.3f}", (max(right.iloc[y], value + (values.iloc[y].std() if several else 0)), y), (6, 0),
+                      textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+    if chance is not None:
+        axes.axvline(chance, color=QUIET, ls=":")
+        axes.annotate("chance", (chance, -0.75), (3, 0), textcoords="offset points", fontsize=8, color=QUIET, va="center")
+    axes.set(
+        yticks=place, xlabel=metric, title=title, xlim=(0, min(1.08, 1.15 * float(values.to_numpy().max()))), ylim=(len(values) - 0.4, -1.1)
+    )
+    axes.set_yticklabels(values.index)
+    return figure
+
+
+@styled
+def table(values: pd.DataFrame, ticks: pd.DataFrame | None = None, title: str = "") -> Figure:
+    """A heat map of numbers from 0 to 1; a frame around the cells that ``ticks`` marks."""
+    figure, ((axes,),) = _axes(size=(1.6 + 0.75 * values.shape[1], 1.2 + 0.45 * len(values)))
+    axes.imshow(values.clip(0, 1), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set(xticks=range(values.shape[1]), yticks=range(len(values)), xticklabels=values.columns, yticklabels=values.index, title=title)
+    axes.spines[:].set_visible(False)
+    for (y, x), value in np.ndenumerate(values.to_numpy()):
+        axes.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black", fontsize=9)
+        if ticks is not None and ticks.iloc[y, x]:
+            axes.add_patch(plt.Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor=PALETTE[1], linewidth=2))
+    return figure
+
+
+def player(file: MediaFile, limit: int = 8 << 20):
+    """Something that plays a video or audio file in a notebook, kept inside it; a sentence for a file over ``limit`` bytes."""
+    from IPython.display import Audio, Markdown, Video
+
+    found = probe(file)
+    if file.size is not None and file.size > limit:
+        return Markdown(f"{file.name}: {file.size / 1e6:.0f} MB, too large to keep in a notebook")
+    if found.video is not None:
+        return Video(file.read(), embed=True, mimetype="video/mp4", width=224)
+    return Audio(sound(file, RATE), rate=RATE)
 
 
 @styled

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import minimize
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -15,7 +16,7 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
 from m5lib.controls import tfidf
-from m5lib.data import Catalogue
+from m5lib.data import Catalogue, DataError
 from m5lib.media import Ragged
 from m5lib.modalities import MODALITIES, ordered
 
@@ -58,19 +59,24 @@ class Experts(NamedTuple):
     test_labels: np.ndarray
 
 
-def experts(catalogue: Catalogue, features: Mapping[str, Ragged], c: float | int = 10.0, folds: int = 3) -> Experts:
+def experts(catalogue: Catalogue, features: Mapping[str, Ragged], c: float | int = 10.0, folds: int = 3, limit: int = 3000) -> Experts:
     """A logistic regression per modality, on the products that have all of them: trained on ``train``, tested on all others.
 
-    Only categories with at least two training products are kept, on either side.
+    Only categories with at least two training products are kept, on either side; at most ``limit`` products on either side.
+
+    Raises:
+        DataError: fewer than two such categories.
     """
     vectors, labels = summaries(catalogue, features), catalogue.labels.astype(str)
     whole = catalogue.presence[list(catalogue.modalities)].all(axis=1).to_numpy() & np.array([x is not None for x in catalogue.labels])
-    rows = np.array([row for row in catalogue.split("train") if whole[row]], dtype=int)
+    rows = np.array([row for row in catalogue.split("train") if whole[row]], dtype=int)[:limit]
     names, counts = np.unique(labels[rows], return_counts=True)
     kept = np.isin(labels, names[counts >= 2]) & whole
     train = rows[kept[rows]]
-    test = np.setdiff1d(np.flatnonzero(kept), train)
+    test = np.setdiff1d(np.flatnonzero(kept), catalogue.split("train"))[:limit]
     classes = np.unique(labels[train])
+    if len(classes) < 2 or not len(test):
+        raise DataError(f"{catalogue.name}: no two categories with products that have every modality; probes need labels")
     inside: dict[str, np.ndarray] = {}
     outside: dict[str, np.ndarray] = {}
     for name, block in vectors.items():
@@ -115,6 +121,31 @@ def ladder(found: Experts) -> dict[tuple[str, ...], float]:
     names = tuple(found.test)
     wanted = [*combinations(names, 1), *combinations(names, 2), *combinations(names, len(names) - 1), names]
     return {chosen: together(found, chosen) for chosen in dict.fromkeys(wanted)}
+
+
+#: Facets of the paper's Table 2 -> column of the shop's truth.
+FACETS = {"APP": "shape", "USA": "usage", "SPEC": "grams", "SELL": "points", "PROD": "production", "MATE": "material", "CATE": "category"}
+
+
+def facets(catalogue: Catalogue, features: Mapping[str, Ragged], truth: pd.DataFrame) -> pd.DataFrame:
+    """What each modality of the shop tells of each facet (Table 2): modality x facet, how far a linear probe gets from chance to one.
+
+    (accuracy - chance) / (1 - chance), chance being always the most frequent value; weights in seven classes, the first selling point.
+    """
+    vectors, train = summaries(catalogue, features), np.isin(np.arange(len(catalogue)), catalogue.split("train"))
+    truth, found = truth.loc[list(catalogue.ids)], {}
+    for facet, column in FACETS.items():
+        values = truth[column]
+        values = pd.qcut(values, 7, duplicates="drop") if column == "grams" else values.str[0] if column == "points" else values
+        values = values.astype(str).to_numpy()
+        for name, block in vectors.items():
+            there = catalogue.presence[name].to_numpy()
+            fit, test = np.flatnonzero(there & train), np.flatnonzero(there & ~train)
+            right = LogisticRegression(C=10.0, max_iter=200).fit(block[fit], values[fit]).predict(block[test]) == values[test]
+            names, counts = np.unique(values[fit], return_counts=True)
+            chance = (values[test] == names[counts.argmax()]).mean()
+            found[MODALITIES[name].name, facet] = (right.mean() - chance) / (1 - chance)
+    return pd.Series(found).unstack()[list(FACETS)].loc[list(vectors)]
 
 
 def majority(found: Experts) -> float:

@@ -48,7 +48,8 @@ STATES = ("untrained", "pretrained", "finetuned", "control")
 class Profile:
     """One size of everything: ``tiny`` (CI: seconds, shows mechanisms), ``small`` (two cores: minutes), ``full`` (the paper's, CUDA).
 
-    ``products`` caps how many products are read (0: all), evenly over the splits.
+    ``products`` caps how many products are read (0: all), evenly over the splits; ``least`` is the number of steps below which
+    :meth:`Job.training` does not go.
     """
 
     name: str
@@ -58,13 +59,14 @@ class Profile:
     training: Training
     vocabulary: int
     products: int = 0
+    least: int = 0
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
         Profile("tiny", 32, 1, 2, Training(epochs=4, batch_size=32, learning_rate=3e-3), vocabulary=800, products=400),
-        Profile("small", 256, 1, 4, Training(epochs=9, batch_size=128, learning_rate=1e-3), vocabulary=8000),
+        Profile("small", 256, 1, 4, Training(epochs=9, batch_size=128, learning_rate=1e-3), vocabulary=8000, least=430),
         Profile("full", 768, 6, 12, Training(epochs=5, batch_size=64, learning_rate=1e-4), vocabulary=21128),
     )
 }
@@ -249,10 +251,18 @@ class Job:
     bert: str = ""
     changes: tuple[tuple[str, Any], ...] = ()
 
-    def training(self) -> Training:
-        """The profile's settings with this job's seed, and epochs where given."""
-        training = replace(profile_of(self.profile).training, seed=self.seed)
-        return replace(training, epochs=self.epochs) if self.epochs else training
+    def training(self, streams: Streams | None = None) -> Training:
+        """The profile's settings with this job's seed, and epochs where given.
+
+        Pre-training on few products (``streams``) takes half the batch and the profile's ``least`` steps: it goes on as long as needed.
+        """
+        size = profile_of(self.profile)
+        training = replace(size.training, seed=self.seed)
+        if self.epochs:
+            return replace(training, epochs=self.epochs)
+        if streams is not None and training.total_steps(len(streams.catalogue.split("train"))) < size.least:
+            return replace(training, steps=size.least, batch_size=training.batch_size // 2)
+        return training
 
     def spec(self, streams: Streams) -> Spec:
         """The model's row at the profile's size, with the changes, for these streams.
@@ -267,7 +277,7 @@ class Job:
     def folder(self, streams: Streams) -> Path:
         """``runs/<model>-<codes>-<hash>`` of this job on this data with this code."""
         spec = self.spec(streams)
-        what = {"job": asdict(self), "training": asdict(self.training()), "spec": spec.to_dict()}
+        what = {"job": asdict(self), "training": asdict(self.training(streams)), "spec": spec.to_dict()}
         what |= {"data": streams.catalogue.fingerprint, "code": code_version()}
         digest = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=5).hexdigest()
         return home("runs", f"{self.model}-{codes(spec.modalities)}-{digest}")
@@ -292,24 +302,6 @@ class Run:
             "notebook": notebook, "run": self.name, "data": catalogue.name, "profile": job.profile, "seed": job.seed,
             "model": job.model, "modalities": codes(self.model.spec.modalities),
         }  # fmt: skip
-
-
-def milestones(run: Run) -> pd.DataFrame:
-    """What :func:`glance` saw before training and after each quarter: columns ``share``, ``readout``, ``value`` (validation mAP@10)."""
-    seen = [(0.0, run.history[0]["before"])]
-    seen += [((entry["step"] + 1) / len(run.history), entry) for entry in run.history if "validation" in entry]
-    found = [(round(share, 2), name, value) for share, entry in seen for name, value in entry["validation"].items()]
-    return pd.DataFrame(found, columns=["share", "readout", "value"])
-
-
-def milestone_rows(points: pd.DataFrame, context: dict) -> list[dict]:
-    """:func:`milestones` as result rows; the variant says read-out and share of the steps."""
-    found = []
-    for point in points.itertuples():
-        number = {"task": "retrieval", "metric": "mAP@10", "convention": "min_k_r, validation queries", "value": point.value}
-        state = "pretrained" if point.share else "untrained"
-        found += rows([number], context, state=state, variant=f"{point.readout}, {point.share:.0%} of the steps")
-    return found
 
 
 def vectors(model: Model, streams: Streams, wanted: Rows, modalities: Iterable[str] | None = None) -> dict[str, np.ndarray]:
@@ -356,9 +348,9 @@ def pretrained(job: Job, streams: Streams) -> Run:
         history = [json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()]
         return Run(Model.from_pretrained(folder).to(best_device()), folder, history)
     model = untrained(job, streams)
-    write_json(folder / "job.json", {"job": asdict(job), "training": asdict(job.training()), "data": streams.catalogue.fingerprint})
+    write_json(folder / "job.json", {"job": asdict(job), "training": asdict(job.training(streams)), "data": streams.catalogue.fingerprint})
     start = glance(model, streams)
-    history = pretrain(model, streams, job.training(), folder, watch=lambda m: glance(m, streams))
+    history = pretrain(model, streams, job.training(streams), folder, watch=lambda m: glance(m, streams))
     history = [history[0] | {"before": start}, *history[1:]]
     (folder / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
     model.save_pretrained(folder)

@@ -3,7 +3,7 @@ import json
 import pandas as pd
 import pytest
 
-from m5lib import figures, notebooks, runs, summary
+from m5lib import figures, measure, notebooks, runs, summary
 from m5lib.data import split_of
 from m5lib.embeddings import DEFAULT
 
@@ -63,9 +63,9 @@ def test_a_finished_run_is_loaded_and_another_seed_is_another_run(stream_set, tm
         assert one.equal(two)
     assert runs.Job(profile="tiny", epochs=1, seed=1).folder(stream_set) != first.folder
     assert runs.Job(profile="tiny", epochs=2).folder(stream_set) != first.folder
-    points = runs.milestones(first)
+    points = measure.milestones(first)
     assert set(points["share"]) == {0.0, 0.25, 0.5, 0.75, 1.0}
-    assert len(runs.milestone_rows(points, first.context("04_pretrain", job, stream_set.catalogue))) == len(points)
+    assert len(measure.milestone_rows(points, first.context("04_pretrain", job, stream_set.catalogue))) == len(points)
 
 
 def test_an_interrupted_run_resumes(stream_set, tmp_path, monkeypatch):
@@ -88,7 +88,7 @@ def test_an_interrupted_run_resumes(stream_set, tmp_path, monkeypatch):
         runs.pretrained(job, stream_set)
     resumed = runs.pretrained(job, stream_set)
     assert [x["loss"] for x in resumed.history] == [x["loss"] for x in whole.history]
-    assert runs.milestones(resumed).equals(runs.milestones(whole))
+    assert measure.milestones(resumed).equals(measure.milestones(whole))
 
 
 def test_products_without_labels_pretrain_but_are_not_measured(extracted, tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_products_without_labels_pretrain_but_are_not_measured(extracted, tmp_pa
     monkeypatch.setenv("M5_HOME", str(tmp_path))
     bare = replace(extracted[0], products=tuple(replace(p, label=None) for p in extracted[0].products))
     run = runs.pretrained(runs.Job(profile="tiny", epochs=1), streams.Streams(bare, extracted[1], streams.train_tokenizer(bare, 300)))
-    assert runs.milestones(run).empty and figures.milestones(runs.milestones(run), "mAP").axes
+    assert measure.milestones(run).empty and figures.milestones(measure.milestones(run), "mAP").axes
     assert figures.long_tail(bare.labels).axes and "harmony" in run.history[-1]
     with pytest.raises(DataError, match="give the category of each product in a column 'label'"):
         evaluate.require_labels(bare)
