@@ -107,11 +107,11 @@ def lengths(by_modality: Mapping[str, np.ndarray]) -> Figure:
 
 
 @styled
-def histograms(values: Mapping[str, np.ndarray], counted: str = "products") -> Figure:
+def histograms(values: Mapping[str, Iterable], counted: str = "products") -> Figure:
     """A histogram of each set of values, whose name is the axis' label; the longest hundredth is drawn at the end (Figure 9)."""
     figure, axes = _axes(1, len(values), (3.0 * len(values), 2.6))
     for place, (name, part) in zip(axes[0], values.items(), strict=True):
-        part = np.asarray(part, dtype=float)
+        part = np.asarray(list(part), dtype=float)
         end = max(np.quantile(part, 0.99), part.min() + 1)
         place.hist(np.minimum(part, end), bins=min(30, len(np.unique(np.minimum(part, end))) + 1), color=PALETTE[0])
         place.set(xlabel=name, ylabel=counted)

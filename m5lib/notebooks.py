@@ -4,7 +4,7 @@ kernel starts. papermill itself only warns about the first and injects the secon
 From the shell::
 
     python -m m5lib.notebooks --profile small --data FOLDER [notebook …]     # default: every notebook, in order
-    python -m m5lib.notebooks --demo --data FOLDER                            # 01, 04 and 05, then the result table
+    python -m m5lib.notebooks --demo [--data FOLDER]                          # 01, 04 and 05, then the result table
 """
 
 import argparse
@@ -130,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("notebook", nargs="*", type=Path, help="notebooks; by default all")
     parser.add_argument("--demo", action="store_true", help="only the main story, then print its results")
     parser.add_argument("--profile", default="small", choices=list(runs.PROFILES))
+    parser.add_argument("--record", default="demo", help="name in results/ of what the demo finds")
     parser.add_argument("--data", default="", help="folder or file of products; by default each notebook's own default")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -138,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reports, begun, pages, failed = runs.home("reports"), time.monotonic(), [], []
     wanted = {"profile": options.profile} | ({"data": str(Path(options.data).resolve())} if options.data else {})
     if options.demo:
-        wanted["record"] = "demo"
+        wanted["record"] = options.record
     for notebook in chosen:
         given = {name: value for name, value in wanted.items() if name in parameters_of(notebook)}
         print(f"\n=== {notebook.name} ===", flush=True)
@@ -148,21 +149,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except NotebookError as error:
             failed.append(str(error))
         pages.append(to_html(output))
-    _conclude(reports, pages, options.demo)
+    _conclude(reports, pages, options.record if options.demo else "")
     for error in failed:
         print(f"FAILED {error}", file=sys.stderr)
     print(f"{len(chosen) - len(failed)} of {len(chosen)} notebooks in {time.monotonic() - begun:.0f} s; open {reports / 'index.html'}")
     return bool(failed)
 
 
-def _conclude(reports: Path, pages: list[Path], demo: bool) -> None:
+def _conclude(reports: Path, pages: list[Path], record: str) -> None:
     from m5lib import summary
 
-    results = runs.home("results", "demo.json")
-    shown = demo and results.exists()
+    results = runs.home("results", f"{record}.json")
+    shown = bool(record) and results.exists()
     if shown:
         print("\n" + summary.table(results).to_string())
-    figures = sorted(results.parent.glob("demo_*.png")) if shown else []
+    figures = sorted(results.parent.glob(f"{record}_*.png")) if shown else []
     write_index(reports, pages, summary.table(results).to_html(border=0) if shown else "", figures)
 
 

@@ -54,29 +54,58 @@ def markdown(frame: pd.DataFrame) -> str:
     """A frame as a Markdown table, index first."""
     frame = frame.reset_index().astype(object)
     cells = [[str(c) for c in frame.columns]] + [
-        [f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in frame.itertuples(index=False)
+        ["" if v != v else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in frame.itertuples(index=False)
     ]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]])
 
 
-def demo_block(path: str | Path) -> str:
-    """The README's result table with the sentence that says how it was made."""
+def made_by(path: str | Path, notebook: str) -> str:
+    """The sentence that says how a results file was made."""
     made = json.loads(Path(path).read_text(encoding="utf-8"))["provenance"]
-    one = made["05_downstream"]
-    seconds = sum(entry["wall_seconds"] for entry in made.values())
+    one, seconds = made[notebook], sum(entry["wall_seconds"] for entry in made.values())
     versions = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
-    note = (
+    return (
         f"From `results/{Path(path).name}`: profile `{one['profile']}`, seed {one['seed']}, commit `{one['commit']}`, "
         f"{one['device']}, {versions}; {seconds:.0f} s for the notebooks."
     )
-    return f"{markdown(table(path))}\n\n{note}"
+
+
+def compact(path: str | Path, metric: str = "mAP@10", convention: str = "min_k_r") -> pd.DataFrame:
+    """One metric of retrieval by category: modalities against state and read-out (the default, the paper's), and the best control."""
+    frame = runs.load_results(path)
+    frame = frame[(frame["notebook"] == "05_downstream") & (frame["task"] == "retrieval")]
+    parts = {}
+    for variant in (DEFAULT, PAPER):
+        part = compare(frame, metric, convention, variant)
+        parts |= {f"{state}, {variant}": part[state] for state in ("untrained", "pretrained")}
+    found = pd.DataFrame(parts | {"best control": part["control"]})
+    return found.loc[part.index].rename_axis("given").round(3)
+
+
+def ladder(path: str | Path) -> pd.DataFrame:
+    """mAP@10 by category of models pre-trained on more and more modalities: mean ± deviation over seeds, by state and read-out."""
+    frame = runs.load_results(path)
+    frame = frame[(frame["task"] == "retrieval") & (frame["metric"] == "mAP@10") & (frame["convention"] == "min_k_r")]
+    seeds = frame.groupby(["state", "variant", "modalities"], sort=False)["value"].agg(["mean", "std"]).reset_index()
+    seeds["said"] = [f"{mean:.3f} ± {std:.3f}" for mean, std in zip(seeds["mean"], seeds["std"], strict=True)]
+    columns = {}
+    for variant in (PAPER, DEFAULT, "encoded_first"):
+        for state in ("untrained", "pretrained"):
+            part = seeds[(seeds["variant"] == variant) & (seeds["state"] == state)]
+            columns[f"{state}, {variant}"] = part.set_index("modalities")["said"]
+    return pd.DataFrame(columns).rename_axis("pre-trained on")
 
 
 def blocks() -> dict[str, str]:
     """Generated parts of the README: marker -> text."""
-    demo = runs.ROOT / "results" / "demo.json"
-    return {"demo": demo_block(demo)} if demo.exists() else {}
+    results, found = runs.ROOT / "results", {}
+    for name in ("demo", "fashion"):
+        if (path := results / f"{name}.json").exists():
+            found[name] = f"{markdown(compact(path))}\n\n{made_by(path, '05_downstream')}"
+    if (path := results / "modality_count.json").exists():
+        found["modality_count"] = f"{markdown(ladder(path))}\n\n{made_by(path, '06_modality_count')}"
+    return found
 
 
 def fill(text: str, found: dict[str, str]) -> str:

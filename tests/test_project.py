@@ -67,9 +67,10 @@ def test_make_targets_of_the_readme_exist():
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 
-def test_demo_without_data_says_how(tmp_path):
-    shown = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True)
-    assert "make demo DATA=<folder>" in shown.stdout
+def test_demo_runs_on_the_shop_unless_told_otherwise():
+    for given, data in (([], '--data ""'), (["DATA=mine.csv"], '--data "mine.csv"')):
+        shown = subprocess.run(["make", "-n", "demo", *given], cwd=ROOT, capture_output=True, text=True)
+        assert "m5lib.notebooks --demo" in shown.stdout and data in shown.stdout
 
 
 def test_files_stay_small_and_name_no_machine():

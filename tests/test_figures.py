@@ -1,0 +1,42 @@
+import numpy as np
+import pandas as pd
+
+from m5lib import figures, probes, shop
+from m5lib.extractors import PLAIN
+from m5lib.media import extract
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_spread_shows_mean_deviation_and_every_seed():
+    values = pd.DataFrame({0: [0.2, 0.5], 1: [0.4, 0.7]}, index=["T", "I+T"])
+    axes = figures.spread(values, "mAP@10", "title", chance=0.1).axes[0]
+    assert [round(bar.get_width(), 6) for bar in axes.patches[:2]] == [0.3, 0.6]
+    assert {"0.300", "0.600", "chance"} <= set(texts(axes.figure))
+    assert sum(len(dots.get_offsets()) for dots in axes.collections if dots.get_offsets().size) >= 4
+    assert figures.spread(values[[0]], "mAP@10", "one seed").axes
+
+
+def test_table_frames_what_is_ticked():
+    values = pd.DataFrame([[0.1, 0.9]], index=["text"], columns=["APP", "CATE"])
+    axes = figures.table(values, pd.DataFrame([[False, True]], index=["text"], columns=["APP", "CATE"])).axes[0]
+    assert len(axes.patches) == 1 and texts(axes.figure) == ["0.10", "0.90"]
+
+
+def test_histograms_and_players(tmp_path):
+    assert len(figures.histograms({"words": [3, 4, 5], "seconds": np.array([2.0])}).axes) == 2
+    catalogue = shop.make(40, 0, tmp_path, workers=1)
+    product = next(p for p in catalogue.products if {"video", "audio"} <= set(p.contents))
+    kinds = [type(figures.player(product.contents[name])).__name__ for name in ("video", "audio")]
+    assert kinds == ["Video", "Audio"]
+    assert "too large" in figures.player(product.contents["video"], limit=10).data
+
+
+def test_facets_are_told_by_the_modalities_that_carry_them(tmp_path):
+    catalogue, features = extract(shop.make(400, 0, tmp_path), PLAIN)
+    found = probes.facets(catalogue, features, shop.truth(tmp_path))
+    assert list(found.columns) == list(probes.FACETS) and (found.to_numpy() < 1).all()
+    assert found.at["audio", "MATE"] > found.at["image", "MATE"] and found.at["image", "APP"] > found.at["audio", "APP"]
+    assert found["SELL"].idxmax() == "text" and found["SPEC"].idxmax() == "table"
