@@ -30,11 +30,17 @@ def timed(work):
 
 def main(scratch: Path) -> dict:
     """All measurements."""
-    found: dict = {"machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(), "load": os.getloadavg()[0]}}
+    found: dict = {
+        "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(), "load": os.getloadavg()[0]}
+    }
     sample = 480
     one, _ = timed(lambda: shop.make(sample, 0, scratch / "one", workers=1))
     every, _ = timed(lambda: shop.make(sample, 0, scratch / "all"))
-    found["listings per second"] = {"one core": round(sample / one, 1), "all cores": round(sample / every, 1), "ratio": round(one / every, 2)}
+    found["listings per second"] = {
+        "one core": round(sample / one, 1),
+        "all cores": round(sample / every, 1),
+        "ratio": round(one / every, 2),
+    }
     seconds, catalogue = timed(lambda: shop.make("small", 0, scratch / "small"))
     size = sum(path.stat().st_size for path in (scratch / "small").rglob("*") if path.is_file())
     found["small shop"] = {"listings": len(catalogue), "seconds": seconds, "megabytes": round(size / 1e6, 1)}

@@ -113,7 +113,9 @@ def histograms(values: Mapping[str, Iterable], counted: str = "products") -> Fig
     for place, (name, part) in zip(axes[0], values.items(), strict=True):
         part = np.asarray(list(part), dtype=float)
         end = max(np.quantile(part, 0.99), part.min() + 1)
-        place.hist(np.minimum(part, end), bins=min(30, len(np.unique(np.minimum(part, end))) + 1), color=PALETTE[0])
+        whole = (part == part.round()).all() and end - part.min() < 40  # a bin for each whole number
+        bins = np.arange(part.min(), np.ceil(end) + 2) - 0.5 if whole else 30
+        place.hist(np.minimum(part, end), bins=bins, color=PALETTE[0])
         place.set(xlabel=name, ylabel=counted)
     return figure
 

@@ -226,7 +226,9 @@ def load(data: str, profile: Profile, seed: int = 0) -> tuple[Catalogue, dict[st
 
 def pixels(catalogue: Catalogue) -> dict[str, Ragged]:
     """What a control without learning sees of the pictures: their pixels (:class:`~m5lib.media.Pixels`)."""
-    return store.extract(catalogue, {next(iter(MODALITIES)): Pixels()}, home("cache", f"{catalogue.name}-pixels"))[1]
+    return store.extract(catalogue, {next(iter(MODALITIES)): Pixels()}, home("cache", f"{catalogue.name}-{catalogue.fingerprint}-pixels"))[
+        1
+    ]
 
 
 def streams_of(catalogue: Catalogue, features, profile: Profile, modalities: str = "", tokenizer: str = "") -> Streams:
