@@ -1,0 +1,86 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from m5lib import embeddings, evaluate, measure, runs, summary
+from m5lib.data import Catalogue, Product
+
+
+@pytest.fixture(scope="module")
+def run(stream_set, tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("M5_HOME", str(tmp_path_factory.mktemp("home")))
+    job = runs.Job(profile="tiny", epochs=1)
+    yield job, runs.pretrained(job, stream_set)
+    patch.undo()
+
+
+def test_measured_gives_every_readout_and_validation_beside(run, stream_set):
+    job, found = run
+    rows = measure.measured(found, job, stream_set, found.context("05_downstream", job, stream_set.catalogue))
+    frame = pd.DataFrame(rows)
+    assert set(frame["variant"]) == set(embeddings.READOUTS) and set(frame["state"]) == {"untrained", "pretrained"}
+    chosen = frame[frame["convention"] == "min_k_r, validation queries"]
+    assert len(chosen) == 2 * len(embeddings.READOUTS)
+    best = chosen[chosen["state"] == "pretrained"].set_index("variant")["value"].idxmax()
+    assert summary.chosen(frame) == best
+
+
+def test_similarity_is_own_cosine_less_that_of_others(run, stream_set):
+    model, rows = run[1].model, np.arange(40)
+    output = model.eval()(stream_set.batch(rows))
+    both = output.presence[:, 0] & output.presence[:, 1]
+    one, other = (torch.nn.functional.normalize(output.summary[name][both], dim=1) for name in ("image", "text"))
+    slow = [[float(a @ b) for b in other.detach()] for a in one.detach()]
+    n = len(slow)
+    own = np.mean([slow[i][i] for i in range(n)])
+    rest = np.mean([slow[i][j] for i in range(n) for j in range(n) if i != j])
+    assert embeddings.similarity(model, stream_set, rows, ("image", "text"), batch_size=7) == pytest.approx(own - rest, abs=1e-4)
+
+
+def test_fine_queries_look_for_other_listings_of_the_same_product():
+    products = [Product(f"q{n}", {"text": "x"}, "mug", "fine_query", instance=str(n)) for n in range(3)]
+    products += [Product(f"g{n}", {"text": "x"}, "mug", "fine_gallery", instance=str(n)) for n in (0, 1, 7, 8)]
+    catalogue = Catalogue("listings", tuple(products))
+    rows, excluded = catalogue.queries("fine_query")
+    assert list(rows) == [0, 1] and excluded == 1  # nobody else lists product 2
+    vectors = np.eye(8)[[0, 1, 2, 0, 3, 1, 4]]  # query 0 finds its own first; query 1 finds the listing of product 7
+    found = {(n["metric"], n["convention"]): n for n in evaluate.retrieval(catalogue, vectors, "fine_query")}
+    assert found["mAP@1", "min_k_r"]["value"] == 0.5 and found["mAP@1", "min_k_r"]["task"] == "fine retrieval"
+    assert evaluate.evaluate(catalogue, vectors, ["fine retrieval"])[0]["task"] == "fine retrieval"
+
+
+def test_few_products_are_trained_on_for_long_enough(stream_set, monkeypatch):
+    few = len(stream_set.catalogue.split("train"))
+    training = runs.Job(profile="small").training(stream_set)
+    assert training.total_steps(few) == runs.profile_of("small").least and training.batch_size == 64
+    assert runs.Job(profile="small").training().batch_size == 128 and runs.Job(profile="small", epochs=2).training(stream_set).steps is None
+
+
+def test_compact_and_ladder_tables(tmp_path):
+    base = {
+        "notebook": "05_downstream",
+        "run": "r",
+        "data": "d",
+        "profile": "tiny",
+        "model": "scale",
+        "task": "retrieval",
+        "metric": "mAP@10",
+    }
+    rows = []
+    for seed in (0, 1):
+        for state in ("untrained", "pretrained"):
+            for number, variant in enumerate(("fused_first", "layered", "encoded_first")):
+                for convention in ("min_k_r", "min_k_r, validation queries"):
+                    value = 0.1 * (state == "pretrained") + 0.2 * number + 0.01 * seed
+                    rows.append(base | {"seed": seed, "state": state, "modalities": "I+T", "variant": variant, "convention": convention,
+                                        "value": value})  # fmt: skip
+    control = base | {"seed": 0, "state": "control", "modalities": "T", "variant": "tfidf", "convention": "min_k_r", "value": 0.3}
+    made = runs.provenance("tiny", 0, 1.0)
+    path = runs.save_results(tmp_path / "x.json", [*rows, control], made)
+    table = summary.compact(path)
+    assert summary.chosen(pd.DataFrame(rows)) == "encoded_first"
+    assert table.loc["I+T", "pretrained, encoded_first"] == pytest.approx(0.51) and table.loc["T", "best control"] == pytest.approx(0.3)
+    assert summary.ladder(path).loc["I+T", "pretrained, encoded_first"] == "0.505 ± 0.007"
+    assert "profile `tiny`, seed 0" in summary.made_by(path, "05_downstream")
