@@ -166,6 +166,13 @@ def size_of(size: str | int) -> tuple[int, int]:
     return size, int(np.clip(size // 50, 12 if size >= 240 else 6, SIZES["full"][1]))
 
 
+def folder_of(size: str | int = "tiny", seed: int = 0) -> Path:
+    """Where :func:`make` puts the shop of a size: ``cache/shop-<listings>-<seed>`` below the project."""
+    from m5lib import runs
+
+    return runs.home("cache", f"shop-{size_of(size)[0]}-{seed}")
+
+
 def make(size: str | int = "tiny", seed: int = 0, folder: str | Path | None = None, workers: int | None = None) -> Catalogue:
     """The shop of a size, written on first use by all cores, then read. What was begun is gone on with.
 
@@ -173,15 +180,13 @@ def make(size: str | int = "tiny", seed: int = 0, folder: str | Path | None = No
 
     Args:
         size: ``tiny``, ``small``, ``full`` (:data:`SIZES`) or a number of listings.
-        folder: by default ``cache/shop-<listings>-<seed>`` below the project.
+        folder: by default :func:`folder_of`.
 
     Raises:
         DataError: the size is not known, or the folder holds something else.
     """
-    from m5lib import runs
-
     products, count = size_of(size)
-    folder = Path(folder) if folder is not None else runs.home("cache", f"shop-{products}-{seed}")
+    folder = Path(folder) if folder is not None else folder_of(size, seed)
     what = {"version": VERSION, "products": products, "categories": count, "seed": seed}
     _prepare(folder, what)
     if not (folder / "truth.parquet").exists():
