@@ -115,3 +115,71 @@ def mask(
             # the released loader divides the sum of what is left by the number of valid tokens, hidden ones included
             streams[name] = replace(stream, tokens=with_summary(left, stream.valid))
     return replace(batch, streams=streams), targets
+
+
+def hidden(batch: Batch, targets: Mapping[str, Target]) -> dict[str, Bool[Tensor, "B L"]]:
+    """Which tokens of each stream were chosen: what has a target. A word piece that was chosen may have kept its look."""
+    found = {}
+    for name, target in targets.items():
+        found[name] = torch.zeros_like(batch.streams[name].valid)
+        found[name][target.product, target.token] = True
+    return found
+
+
+def rates(
+    batch: Batch,
+    masked: Batch,
+    targets: Mapping[str, Target],
+    vocabulary: Vocabulary,
+    rate: float = 0.15,
+    hides: Mapping[str, str] | None = None,
+) -> list[dict]:
+    """What :func:`mask` did to a batch beside what it declares, one line per rate, counted on what went in and what came out.
+
+    ``rate`` and ``hides`` are those given to :func:`mask`. Keys: ``modality``, ``task``, ``what``, ``of`` (how many things the share
+    is taken of), ``declared``, ``measured``.
+    """
+    found, chosen = [], hidden(batch, targets)
+    for name, there in chosen.items():
+        row, before, after = MODALITIES[name], batch.streams[name], masked.streams[name]
+        may = before.valid.clone() if before.entity is None else before.valid & (before.entity >= 0)
+        if before.entity is None:
+            may[:, 0] = False
+        counts = [("tokens chosen", int(may.sum()), rate, int((there & may).sum()))]
+        entities = (hides or {}).get(name, row.hides) == "entity"
+        if entities:
+            counts = _entity_counts(before, there & (after.tokens == vocabulary.mask), rate)
+        elif row.kind == "words":
+            new, old, n = after.tokens[there], before.tokens[there], int(there.sum())
+            swapped = (new != vocabulary.mask) & (new != old)
+            counts += [("… of these [MASK]", n, 0.8, int((new == vocabulary.mask).sum())), ("… another piece", n, 0.1, int(swapped.sum()))]
+            counts += [("… kept", n, 0.1, int((new == old).sum()))]
+        else:
+            left = with_summary(after.tokens, after.valid)[:, 0]
+            same = (after.tokens[:, 0] - left).abs().amax(1) < 1e-5
+            zero = (after.tokens[there] == 0).all(-1)
+            counts += [("… of these zeros", len(zero), 1.0, int(zero.sum()))]
+            counts += [("summaries that saw the rest only", int(before.valid[:, 0].sum()), 1.0, int(same[before.valid[:, 0]].sum()))]
+        task = row.task if entities == (row.hides == "entity") else "MLM"
+        for what, of, declared, count in counts:
+            line = {"modality": name, "task": task, "what": what, "of": of, "declared": declared}
+            found.append(line | {"measured": count / max(1, of)})
+    return found
+
+
+def _entity_counts(stream: Stream, gone: Bool[Tensor, "B L"], rate: float) -> list[tuple[str, int, float, int]]:
+    """Rates of pairs that have both a property and a value among the tokens that are read."""
+    numbers, empty = stream.entity.clamp(min=0), torch.zeros(len(gone), gone.shape[1] + gone.shape[1] % 2, dtype=torch.long)
+    pieces = empty.scatter_add(1, numbers, (stream.entity >= 0).long())
+    lost = empty.scatter_add(1, numbers, gone.long())
+    both = (pieces[:, 0::2] > 0) & (pieces[:, 1::2] > 0)
+    properties, values = (lost[:, 0::2] > 0) & both, (lost[:, 1::2] > 0) & both
+    pairs, touched = int(both.sum()), int((properties | values).sum())
+    whole = int(((lost == pieces) & (lost > 0)).sum())
+    return [
+        ("pairs chosen", pairs, rate, touched),
+        ("… of these the property", touched, 0.5, int(properties.sum())),
+        ("… property and value", touched, 0.0, int((properties & values).sum())),
+        ("entities hidden whole", int((lost > 0).sum()), 1.0, whole),
+        ("pieces hidden", int((stream.entity >= 0).sum()), rate / 2, int(gone.sum())),
+    ]

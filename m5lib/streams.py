@@ -65,6 +65,12 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def word_numbers(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """(L,) which word of ``text.split()`` each of its word pieces lies in; special tokens not counted. Needs a fast tokenizer."""
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return np.array([len(text[:end].split()) - 1 for _, end in spans], dtype=int)
+
+
 @dataclass(frozen=True)
 class Stream:
     """One modality of a batch.
