@@ -178,10 +178,11 @@ def total(model: Model, output: Output, targets: Mapping[str, Target]) -> tuple[
         raise ValueError("contrast and matching compare products: a batch of one has nothing to be told from; give two or more")
     predictions = model.predict(output, targets)
     matched = matching_values(model, output)
-    parts = _masked(model, output, predictions, targets)
-    parts |= {f"matching_{codes([name])}": _mean(values * count, count.sum()) for name, (values, count) in matched.items()}
-    loss = sum(parts.values(), start=torch.zeros((), device=device))
-    if contrasted:
-        mean, pairs = _contrast(model, output)
-        loss, parts = loss + mean, parts | pairs
+    with torch.autocast(device.type, enabled=False):  # a product of unit vectors, over a temperature of 0.015, is too coarse in bf16
+        parts = _masked(model, output, predictions, targets)
+        parts |= {f"matching_{codes([name])}": _mean(values * count, count.sum()) for name, (values, count) in matched.items()}
+        loss = sum(parts.values(), start=torch.zeros((), device=device))
+        if contrasted:
+            mean, pairs = _contrast(model, output)
+            loss, parts = loss + mean, parts | pairs
     return loss, parts

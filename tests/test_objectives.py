@@ -92,6 +92,19 @@ def test_total_is_the_sum_of_masked_tasks_and_the_mean_of_pairs(five, five_batch
     torch.testing.assert_close(loss, tasks.sum() + pairs.mean())
 
 
+def test_half_precision_leaves_the_contrast_alone(five, five_batch):
+    """Under autocast similarities and scores are float32: at a temperature of 0.015 a bf16 product would be off by a third of a logit."""
+    model = Model(five).eval()
+    batch, targets = mask(five_batch(), Vocabulary(50, 4), torch.Generator().manual_seed(0), 0.3)
+    output = model(batch)
+    _, exact = objectives.total(model, output, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, found = objectives.total(model, output, targets)
+    assert found["MLM"] != exact["MLM"]  # the heads are matrices and may be coarse
+    for name in [name for name in exact if name.startswith("contrast")]:
+        torch.testing.assert_close(found[name], exact[name], rtol=1e-6, atol=1e-6)
+
+
 def test_class_probabilities_are_compared_by_divergence():
     torch.manual_seed(0)
     place = torch.arange(4)
