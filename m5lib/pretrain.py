@@ -45,8 +45,10 @@ class Training:
 
 
 def autocast(device: torch.device, precision: str):
-    """bf16 autocast where it pays: ``auto`` means on CUDA, and on processors with AMX tiles; softmax and losses stay float32."""
-    pays = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
+    """bf16 autocast where it pays: ``auto`` means on CUDA, and on processors that multiply bf16 (AMX tiles, AVX-512 BF16); softmax and
+    losses stay float32."""
+    multiplies = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    pays = device.type == "cuda" or (device.type == "cpu" and multiplies)
     enabled = precision == "bfloat16" or (precision == "auto" and pays)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
@@ -57,7 +59,7 @@ def optimiser(model: nn.Module, training: Training) -> torch.optim.AdamW:
     decay = [p for name, p in trained if p.ndim > 1 and name != "scores"]
     rest = [p for name, p in trained if p.ndim <= 1 or name == "scores"]
     groups = [{"params": decay, "weight_decay": training.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    fused = next(model.parameters()).device.type == "cuda"
+    fused = next(model.parameters()).device.type in ("cuda", "cpu")
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98), fused=fused)
 
 

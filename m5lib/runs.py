@@ -4,6 +4,7 @@ A run is a function of its settings: its folder's name holds a hash of the setti
 source. A finished run is not run again, an interrupted one resumes.
 """
 
+import ast
 import copy
 import hashlib
 import json
@@ -157,11 +158,29 @@ def _git(*words: str) -> str:
 
 @cache
 def code_version() -> str:
-    """12 hex digits of the library's source files."""
+    """12 hex digits of the source that a run depends on: this module and every other of the library that it imports, directly or not.
+
+    So a change of a figure or of a table's layout leaves finished runs finished.
+    """
+    here, known, todo = Path(__file__).parent, set(), [Path(__file__).stem]
+    while todo:
+        if (name := todo.pop()) not in known:
+            known.add(name)
+            words = {node for tree in ast.walk(ast.parse((here / f"{name}.py").read_bytes())) for node in _imported(tree)}
+            todo += [word for word in words if (here / f"{word}.py").exists()]
     digest = hashlib.blake2b(digest_size=6)
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
+    for name in sorted(known):
+        digest.update((here / f"{name}.py").read_bytes())
     return digest.hexdigest()
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """The library's modules that an import statement names: ``data``, for ``from m5lib import data`` and ``from m5lib.data import …``."""
+    if isinstance(node, ast.ImportFrom) and node.module == "m5lib":
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("m5lib."):
+        return [node.module.split(".")[1]]
+    return []
 
 
 def device_name(device: torch.device) -> str:
