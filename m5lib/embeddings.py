@@ -20,7 +20,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from m5lib.data import Rows
@@ -124,22 +124,29 @@ def mean_harmony(model: Model, streams: Streams, rows: Rows, batch_size: int = 5
 
 
 @torch.no_grad()
-def similarity(model: Model, streams: Streams, rows: Rows, pair: tuple[str, str], batch_size: int = 512) -> float:
-    """Mean cosine of the fused first tokens of two modalities, over the products that have both (Figure 5: image and text).
+def similarity(
+    model: Model, streams: Streams, rows: Rows, pair: tuple[str, str], batch_size: int = 512
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Cosine of the fused first tokens of two modalities of each product (Figure 5: image and text).
 
-    A plain mean of cosines is high where all vectors point one way, so the mean over pairs of different products is taken off.
+    A plain cosine is high where all vectors point one way, so its mean with the second modality of the *other* products is taken off.
+
+    Returns:
+        those of the rows that have both modalities, and the value of each.
     """
-    device, sides = next(model.parameters()).device, ([], [])
-    was_training = model.training
+    device, sides, here = next(model.parameters()).device, ([], []), []
+    was_training, rows = model.training, np.asarray(rows)
     model.eval()
     for start in range(0, len(rows), batch_size):
         output = model(streams.batch(rows[start : start + batch_size]).to(device))
         names = list(output.summary)
         both = output.presence[:, names.index(pair[0])] & output.presence[:, names.index(pair[1])]
+        here.append(both.cpu().numpy())
         for side, name in zip(sides, pair, strict=True):
-            side.append(torch.nn.functional.normalize(output.summary[name][both].float(), dim=1))
+            side.append(F.normalize(output.summary[name][both].float(), dim=1))
     model.train(was_training)
     one, other = (torch.cat(side) for side in sides)
-    cosines, n = one @ other.T, len(one)
-    own = cosines.diagonal().mean()
-    return float(own - (cosines.sum() - cosines.diagonal().sum()) / max(1, n * n - n))
+    cosines = one @ other.T
+    own = cosines.diagonal()
+    values = own - (cosines.sum(dim=1) - own) / max(1, len(one) - 1)
+    return rows[np.concatenate(here)], values.cpu().numpy()

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from m5lib.data import Catalogue, Rows, split_of
 from m5lib.embeddings import embeddings, fit_whitening, mean_harmony
 from m5lib.evaluate import retrieval
 from m5lib.finetune import Classifier, classify, finetune, labels_of
+from m5lib.layers import check_choices
 from m5lib.media import PLAIN, Pixels, Ragged
 from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
@@ -261,7 +262,8 @@ class Job:
     """One pre-training run: everything it depends on besides the data and the code.
 
     ``bert`` is the name or path of a BERT to start titles from; ``changes`` are those of :func:`m5lib.zoo.change`, such as
-    ``(("objective.contrast", "siglip"),)``.
+    ``(("objective.contrast", "siglip"),)``. ``products`` says which of the training products pre-train: ``all``, or those that are
+    ``complete``, with every modality of the model (Table 10), or ``none``: fine-tuning then starts from random weights.
     """
 
     profile: str = "tiny"
@@ -271,19 +273,34 @@ class Job:
     tokenizer: str = ""
     bert: str = ""
     changes: tuple[tuple[str, Any], ...] = ()
+    products: Literal["all", "complete", "none"] = "all"
+
+    def __post_init__(self):
+        check_choices(self)
+
+    def rows(self, streams: Streams) -> np.ndarray:
+        """The products to pre-train on."""
+        rows = streams.catalogue.split("train")
+        if self.products == "complete":
+            rows = rows[streams.catalogue.presence[list(streams.modalities)].to_numpy()[rows].all(axis=1)]
+        return rows[:0] if self.products == "none" else rows
 
     def training(self, streams: Streams | None = None) -> Training:
         """The profile's settings with this job's seed, and epochs where given.
 
         Pre-training on few products (``streams``) takes half the batch and the profile's ``least`` steps: it goes on as long as needed.
+        On a part of the products it takes as many steps as on all.
         """
         size = profile_of(self.profile)
         training = replace(size.training, seed=self.seed)
         if self.epochs:
-            return replace(training, epochs=self.epochs)
-        if streams is not None and training.total_steps(len(streams.catalogue.split("train"))) < size.least:
+            training, size = replace(training, epochs=self.epochs), replace(size, least=0)
+        if streams is None:
+            return training
+        steps = training.total_steps(len(streams.catalogue.split("train")))
+        if steps < size.least:
             return replace(training, steps=size.least, batch_size=training.batch_size // 2)
-        return training
+        return replace(training, steps=steps) if self.products == "complete" else training
 
     def spec(self, streams: Streams) -> Spec:
         """The model's row at the profile's size, with the changes, for these streams.
@@ -370,9 +387,11 @@ def pretrained(job: Job, streams: Streams) -> Run:
         return Run(Model.from_pretrained(folder).to(best_device()), folder, history)
     model = untrained(job, streams)
     write_json(folder / "job.json", {"job": asdict(job), "training": asdict(job.training(streams)), "data": streams.catalogue.fingerprint})
-    start = glance(model, streams)
-    history = pretrain(model, streams, job.training(streams), folder, watch=lambda m: glance(m, streams))
-    history = [history[0] | {"before": start}, *history[1:]]
+    history = []
+    if job.products != "none":
+        start = glance(model, streams)
+        history = pretrain(model, streams, job.training(streams), folder, job.rows(streams), watch=lambda m: glance(m, streams))
+        history = [history[0] | {"before": start}, *history[1:]]
     (folder / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
     model.save_pretrained(folder)
     (folder / "checkpoint.pt").unlink(missing_ok=True)

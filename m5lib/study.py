@@ -1,0 +1,119 @@
+"""One row of an ablation, whole: pre-trained, fine-tuned, measured. Kept in the run's folder, so that notebooks share it and no number is
+made twice."""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from m5lib import evaluate, measure, runs
+from m5lib.embeddings import PAPER, similarity
+from m5lib.modalities import from_codes, ordered
+from m5lib.streams import Streams
+
+#: Variant of the fine-tuned vectors, and task, metric and convention of the similarity of picture and title (Figure 5).
+HIDDEN = "hidden"
+SIMILARITY = {"task": "similarity", "metric": "image-text cosine", "convention": "own less other products'"}
+#: Columns of :attr:`Study.queries`.
+COLUMNS = ("state", "variant", *evaluate.PER_QUERY)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is known of one job on one data set.
+
+    Attributes:
+        run: folder name of the run.
+        rows: result rows (:data:`m5lib.runs.COLUMNS`).
+        queries: what every query contributed to them, columns :data:`COLUMNS`.
+        history: of the pre-training.
+        parameters: how many the model has.
+    """
+
+    run: str
+    rows: list[dict]
+    queries: pd.DataFrame
+    history: list[dict]
+    parameters: int
+
+
+def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> Study:
+    """Pre-train, fine-tune and measure a job, or load what of it is there.
+
+    Measured: state ``pretrained``, retrieval by every read-out, the other tasks and the released protocol by the paper's; state
+    ``finetuned``, all tasks by the hidden vector, accuracy by the head; mAP@10 of validation products by every read-out, for choosing.
+
+    Args:
+        label: what result rows call the model, by default its row in the zoo.
+    """
+    run = runs.pretrained(job, streams)
+    rows, queries = run.folder / "metrics.json", run.folder / "queries.parquet"
+    if not (rows.exists() and queries.exists()):
+        numbers, found = _measure(run, job, streams)
+        temporary = queries.with_name(f"queries.{os.getpid()}.tmp")
+        found.to_parquet(temporary, index=False)
+        os.replace(temporary, queries)
+        runs.write_json(rows, numbers)
+    context = run.context(notebook, job, streams.catalogue) | ({"model": label} if label else {})
+    found = runs.rows(json.loads(rows.read_text(encoding="utf-8")), context)
+    size = sum(p.numel() for p in run.model.parameters())
+    return Study(run.name, found, pd.read_parquet(queries), run.history, size)
+
+
+def _measure(run: runs.Run, job: runs.Job, streams: Streams) -> tuple[list[dict], pd.DataFrame]:
+    """Numbers with state and variant, and what every query contributed to them."""
+    catalogue, numbers, parts = streams.catalogue, [], []
+    wanted = np.union1d(evaluate.needed_rows(catalogue), catalogue.split("validation"))
+    for readout, vectors in runs.vectors(run.model, streams, wanted).items():
+        own = readout == PAPER
+        which, protocols = (evaluate.TASKS[:3], ("usual", "released")) if own else (evaluate.TASKS[:2], ("usual",))
+        found = evaluate.per_query(catalogue, vectors, which, seed=job.seed, protocols=protocols)
+        more = measure.choosing(catalogue, vectors) + (evaluate.clustering(catalogue, vectors) if own else [])
+        _add(numbers, parts, found, more, "pretrained", readout)
+    classifier = runs.finetuned(run, job, streams)
+    hidden, labels = runs.tuned_vectors(classifier, streams, wanted)
+    found = evaluate.per_query(catalogue, hidden, evaluate.TASKS[:3], predicted=labels)
+    _add(numbers, parts, found, evaluate.clustering(catalogue, hidden), "finetuned", HIDDEN)
+    if {"image", "text"} <= set(run.model.spec.modalities):
+        products, values = similarity(run.model, streams, catalogue.split("gallery"), ("image", "text"))
+        found = pd.DataFrame({"id": catalogue.ids[products], **SIMILARITY, "value": values})
+        _add(numbers, parts, found, [], "pretrained", PAPER)
+    return numbers, pd.concat(parts, ignore_index=True)[list(COLUMNS)]
+
+
+def _add(numbers: list[dict], parts: list[pd.DataFrame], found: pd.DataFrame, more: list[dict], state: str, variant: str) -> None:
+    """Numbers are the means over the queries, and those that no query contributes to."""
+    means = found.groupby(["task", "metric", "convention"], sort=False)["value"].mean().reset_index().to_dict("records")
+    numbers += [number | {"state": state, "variant": variant} for number in means + more]
+    parts.append(found.assign(state=state, variant=variant))
+
+
+def studies(
+    grid: Mapping[str, Mapping[str, object]], data: str, profile: str, seeds: Iterable[int], notebook: str
+) -> dict[tuple[str, int], Study]:
+    """The studies of a grid, one after another, each with a line when it is there; those that ask for what the products lack are left out.
+
+    Args:
+        grid: label -> ``modalities`` (codes; all, if not given) and fields of :class:`m5lib.runs.Job`.
+        seeds: of weights, order and masks; with ``data="shop"`` of the shop too.
+
+    Returns:
+        (label, seed) -> study, in the order of the seeds and of the grid.
+    """
+    size, found = runs.profile_of(profile), {}
+    for seed in seeds:
+        catalogue, features = runs.load(data, size, seed)
+        for label, settings in grid.items():
+            job = runs.Job(profile=profile, seed=seed, **{key: value for key, value in settings.items() if key != "modalities"})
+            wanted, begun = settings.get("modalities", ""), time.monotonic()
+            if lacking := set(from_codes(wanted) if wanted else ()) - set(catalogue.modalities):
+                print(f"seed {seed}, {label}: left out, {catalogue.name} has no {', '.join(ordered(lacking))}")
+                continue
+            model = job.model if label in (job.model, wanted) else f"{job.model}, {label}"
+            found[label, seed] = study(job, runs.streams_of(catalogue, features, size, wanted), notebook, model)
+            print(f"seed {seed}, {label}: {found[label, seed].run}, {time.monotonic() - begun:.0f} s", flush=True)
+    return found
