@@ -3,6 +3,7 @@ made twice."""
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,11 +16,51 @@ from m5lib.embeddings import PAPER, similarity
 from m5lib.modalities import from_codes, ordered
 from m5lib.streams import Streams
 
-#: Variant of the fine-tuned vectors, and task, metric and convention of the similarity of picture and title (Figure 5).
+#: Variant of the fine-tuned vectors; task, metric and convention of the similarity of picture and title (Figure 5).
 HIDDEN = "hidden"
 SIMILARITY = {"task": "similarity", "metric": "image-text cosine", "convention": "own less other products'"}
 #: Columns of :attr:`Study.queries`.
 COLUMNS = ("state", "variant", *evaluate.PER_QUERY)
+
+
+@dataclass(frozen=True)
+class Number:
+    """One of a study's numbers: the columns of its result rows, save that an empty convention is any."""
+
+    state: str
+    variant: str
+    task: str
+    metric: str
+    convention: str = ""
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, (self.state, self.variant, self.task, self.metric, self.convention)))
+
+
+def number(name: str, state: str = "finetuned") -> Number:
+    """Which number stands in a column of the paper's tables (``paper/tables``): ``accuracy``, ``mAP@5_pretrain``, ``Prec@10_fine``, ``NMI``.
+
+    Before fine-tuning it is that of the paper's read-out, afterwards that of the hidden vector ("clustering uses the same features as
+    classification"). Retrieval is by the usual protocol: cosine, AP over min(K, R).
+
+    Args:
+        state: of a retrieval metric whose name does not end in ``_pretrain`` or ``_finetune``.
+
+    Raises:
+        ValueError: no table has such a column.
+    """
+    if name == "accuracy":
+        return Number("finetuned", HIDDEN, "classification", name, "fine-tuned head")
+    if name in ("NMI", "purity"):
+        return Number("finetuned", HIDDEN, "clustering", name)
+    if name == "mean cosine":
+        return Number("pretrained", PAPER, *SIMILARITY.values())
+    if not (match := re.fullmatch(r"((mAP|Prec)@\d+)(?:_(pretrain|finetune|coarse|fine))?", name)):
+        raise ValueError(f"no table of the paper has a column {name!r}")
+    metric, kind, ending = match.groups()
+    state = {"pretrain": "pretrained", "finetune": "finetuned"}.get(ending, state)
+    task, convention = "fine retrieval" if ending == "fine" else "retrieval", "k" if kind == "Prec" else "min_k_r"
+    return Number(state, PAPER if state == "pretrained" else HIDDEN, task, metric, convention)
 
 
 @dataclass(frozen=True)
@@ -40,12 +81,29 @@ class Study:
     history: list[dict]
     parameters: int
 
+    def value(self, wanted: Number) -> float:
+        """One number. Raises ``ValueError`` where it was not measured."""
+        keys = [key for key in vars(wanted) if getattr(wanted, key)]
+        for row in self.rows:
+            if all(row[key] == getattr(wanted, key) for key in keys):
+                return row["value"]
+        raise ValueError(f"{self.run} has no number {wanted}")
+
+    def values(self, wanted: Number) -> pd.Series:
+        """What every query contributed to a number, by product. Raises ``ValueError`` where it was not measured, or not by query."""
+        part = self.queries
+        for column in vars(wanted):
+            part = part[part[column] == getattr(wanted, column)]
+        if part.empty:
+            raise ValueError(f"{self.run} has no number {wanted} by query")
+        return part.set_index("id")["value"]
+
 
 def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> Study:
     """Pre-train, fine-tune and measure a job, or load what of it is there.
 
-    Measured: state ``pretrained``, retrieval by every read-out, the other tasks and the released protocol by the paper's; state
-    ``finetuned``, all tasks by the hidden vector, accuracy by the head; mAP@10 of validation products by every read-out, for choosing.
+    Measured: state ``pretrained``, retrieval by category by every read-out, the other tasks and the released protocol by the paper's;
+    state ``finetuned``, all tasks by the hidden vector, accuracy by the head; mAP@10 of validation products by every read-out, for choosing.
 
     Args:
         label: what result rows call the model, by default its row in the zoo.
@@ -70,7 +128,7 @@ def _measure(run: runs.Run, job: runs.Job, streams: Streams) -> tuple[list[dict]
     wanted = np.union1d(evaluate.needed_rows(catalogue), catalogue.split("validation"))
     for readout, vectors in runs.vectors(run.model, streams, wanted).items():
         own = readout == PAPER
-        which, protocols = (evaluate.TASKS[:3], ("usual", "released")) if own else (evaluate.TASKS[:2], ("usual",))
+        which, protocols = (evaluate.TASKS[:3], ("usual", "released")) if own else (evaluate.TASKS[:1], ("usual",))
         found = evaluate.per_query(catalogue, vectors, which, seed=job.seed, protocols=protocols)
         more = measure.choosing(catalogue, vectors) + (evaluate.clustering(catalogue, vectors) if own else [])
         _add(numbers, parts, found, more, "pretrained", readout)
