@@ -144,6 +144,38 @@ def spread(values: pd.DataFrame, metric: str, title: str, chance: float | None =
 
 
 @styled
+def panels(values: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Several numbers side by side: for each, label against seed (:func:`m5lib.tables.values`); dots are seeds, bars mean ± deviation."""
+    labels = next(iter(values.values())).index
+    figure, axes = _axes(1, len(values), (1.6 + 2.2 * len(values), 1.2 + 0.3 * len(labels)), sharey=True)
+    for number, (place, (name, part)) in enumerate(zip(axes[0], values.items(), strict=True)):
+        height, mean = np.arange(len(labels)), part.mean(axis=1)
+        several = part.shape[1] > 1
+        place.errorbar(mean, height, xerr=part.std(axis=1) if several else None, fmt="D", ms=5, capsize=3, color=PALETTE[number])
+        for column in part:
+            place.scatter(part[column], height + 0.22, s=8, color=PALETTE[number], alpha=0.6)
+        place.set(title=name, yticks=height, ylim=(len(labels) - 0.4, -0.6))
+        place.set_yticklabels(labels)
+        place.grid(axis="y", color="#eeeeee")
+        place.margins(x=0.12)
+    figure.suptitle(title, fontsize=11, fontweight="bold")
+    return figure
+
+
+@styled
+def costs(frame: pd.DataFrame, cost: str, quality: str, title: str) -> Figure:
+    """Quality against cost, a labelled point for each row of the frame; a column ``<quality> ±`` gives its deviation."""
+    figure, ((axes,),) = _axes(size=(6.0, 3.8))
+    for number, (label, row) in enumerate(frame.iterrows()):
+        colour_ = PALETTE[number % len(PALETTE)]
+        axes.errorbar(row[cost], row[quality], yerr=row.get(f"{quality} ±"), fmt="osD^v<>"[number % 7], color=colour_, capsize=3)
+        axes.annotate(label, (row[cost], row[quality]), (6, 4), textcoords="offset points", fontsize=8, color=colour_)
+    axes.set(xlabel=cost, ylabel=quality, title=title)
+    axes.margins(x=0.18, y=0.1)
+    return figure
+
+
+@styled
 def table(values: pd.DataFrame, ticks: pd.DataFrame | None = None, title: str = "") -> Figure:
     """A heat map of numbers from 0 to 1; a frame around the cells that ``ticks`` marks."""
     figure, ((axes,),) = _axes(size=(1.6 + 0.75 * values.shape[1], 1.2 + 0.45 * len(values)))

@@ -38,10 +38,10 @@ class Number:
 
 
 def number(name: str, state: str = "finetuned") -> Number:
-    """Which number stands in a column of the paper's tables (``paper/tables``): ``accuracy``, ``mAP@5_pretrain``, ``Prec@10_fine``, ``NMI``.
+    """Which number stands in a column of the paper's tables (``paper/tables``): ``accuracy``, ``mAP@5_pretrain``, ``NMI`` …
 
-    Before fine-tuning it is that of the paper's read-out, afterwards that of the hidden vector ("clustering uses the same features as
-    classification"). Retrieval is by the usual protocol: cosine, AP over min(K, R).
+    Before fine-tuning it is that of the paper's read-out, afterwards that of the hidden vector (clustering is done on the same features
+    as classification). Retrieval is by the usual protocol: cosine, AP over min(K, R).
 
     Args:
         state: of a retrieval metric whose name does not end in ``_pretrain`` or ``_finetune``.
@@ -103,7 +103,7 @@ def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> St
     """Pre-train, fine-tune and measure a job, or load what of it is there.
 
     Measured: state ``pretrained``, retrieval by category by every read-out, the other tasks and the released protocol by the paper's;
-    state ``finetuned``, all tasks by the hidden vector, accuracy by the head; mAP@10 of validation products by every read-out, for choosing.
+    state ``finetuned``, all tasks by the hidden vector, accuracy by the head; mAP@10 of validation products by every read-out.
 
     Args:
         label: what result rows call the model, by default its row in the zoo.

@@ -1,0 +1,117 @@
+"""The paper's claims (``paper/claims.csv``: orderings that it states or prints), each tested on what was measured here.
+
+A claim says that one row of a table is better than another by some metric. Ours is the difference between the two, with a 95 % interval
+over seeds and queries (:func:`m5lib.tasks.paired_bootstrap`). ``confirmed``: the interval lies above 0; ``contradicted``: below; ``not
+confirmed``: it holds 0; ``not testable``: the reason says why.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from m5lib import runs, tasks
+from m5lib.study import Number, Study, number
+
+CLAIMS = runs.ROOT / "paper" / "claims.csv"
+VERDICTS = ("confirmed", "not confirmed", "contradicted", "not testable")
+
+
+#: Endings of a claim's sides -> the number that they mean: "T finetuned", "I+T coarse".
+ENDINGS = {
+    " finetuned": number("mAP@1_finetune"),
+    " pretrained": number("mAP@1_pretrain"),
+    " fine": number("Prec@10_fine"),
+    " coarse": number("Prec@10_coarse"),
+}
+#: Tables whose retrieval is that of the pre-trained model (Table 5's equals Table 3's); in Tables 4 and 6 to 8 it is the fine-tuned one's.
+PRETRAINED = ("Table 5",)
+
+
+def load() -> pd.DataFrame:
+    """The paper's claims: ``id, source, statement, metric, better, worse, published_difference, note``."""
+    return pd.read_csv(CLAIMS, keep_default_na=False)
+
+
+def _side(claim, side: str) -> tuple[str, Number]:
+    """Label of a study, and which of its numbers a side of a claim is."""
+    for ending, wanted in ENDINGS.items():
+        if side.endswith(ending):
+            return side.removesuffix(ending), wanted
+    return side, number(claim.metric, "pretrained" if claim.source.startswith(PRETRAINED) else "finetuned")
+
+
+def judge(found: Mapping[tuple[str, int], Study], sources: Iterable[str], data: str, notebook: str) -> list[dict]:
+    """The verdict on every claim of the given tables and figures (beginnings of ``source``).
+
+    Args:
+        found: (label, seed) -> study (:func:`m5lib.study.studies`); the labels are the paper's names of its rows.
+        data: what result rows call the products.
+    """
+    sources, seeds = tuple(sources), list(dict.fromkeys(seed for _, seed in found))
+    verdicts = []
+    for claim in load().itertuples(index=False):
+        if not claim.source.startswith(sources):
+            continue
+        row = {key: getattr(claim, key) for key in ("id", "source", "statement", "metric", "better", "worse", "published_difference")}
+        sides = [_side(claim, claim.better), _side(claim, claim.worse)]
+        lacking = [label for label, _ in sides if any((label, seed) not in found for seed in seeds)]
+        row |= {"data": data, "notebook": notebook, "ours": " - ".join(dict.fromkeys(str(wanted) for _, wanted in sides))}
+        if lacking:
+            verdicts.append(row | {"verdict": "not testable", "reason": f"no run of {' or '.join(lacking)} on these products"})
+        else:
+            verdicts.append(row | tested(*([(found[label, seed], wanted) for seed in seeds] for label, wanted in sides)))
+    return verdicts
+
+
+def tested(better: list[tuple[Study, Number]], worse: list[tuple[Study, Number]]) -> dict:
+    """Difference, interval and verdict of two sides, each a study and its number for every seed."""
+    task = better[0][1].task
+    if task != "clustering" and task == worse[0][1].task:
+        values = [_aligned(a.values(x), b.values(y)) for (a, x), (b, y) in zip(better, worse, strict=True)]
+        test = tasks.paired_bootstrap([a for a, _ in values], [b for _, b in values])
+        each = [float(a.mean() - b.mean()) for a, b in values]
+        how = f"bootstrap over {len(each)} seeds and {', '.join(str(len(a)) for a, _ in values)} products"
+    else:  # no values by query, or other queries
+        means = [np.array([study.value(wanted) for study, wanted in side]) for side in (better, worse)]
+        test, each = tasks.paired_seeds(*means), (means[0] - means[1]).tolist()
+        how = f"t over {len(each)} seeds"
+    found = {"difference": test.mean, "each_seed": each, "low": test.low, "high": test.high, "p": test.p, "how": how}
+    found = {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in found.items()}
+    return found | {"verdict": verdict(test), "reason": ""}
+
+
+def verdict(test: tasks.Difference) -> str:
+    """By the 95 % interval of the difference; one seed without queries has none, and confirms nothing."""
+    return "confirmed" if test.low > 0 else "contradicted" if test.high < 0 else "not confirmed"
+
+
+def _aligned(a: pd.Series, b: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides on the queries that both have."""
+    both = a.index.intersection(b.index)
+    return a.loc[both].to_numpy(float), b.loc[both].to_numpy(float)
+
+
+def table(verdicts: Iterable[dict]) -> pd.DataFrame:
+    """The verdicts for people: differences in per cent, as the paper prints them."""
+    shown = ["id", "source", "metric", "better", "worse", "published_difference", "difference", "low", "high", "verdict", "reason"]
+    frame = pd.DataFrame(list(verdicts)).reindex(columns=shown)
+    for column in ("difference", "low", "high"):
+        frame[column] = (100 * frame[column].astype(float)).round(1)
+    return frame.rename(columns={"published_difference": "paper", "difference": "ours"}).set_index("id")
+
+
+def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
+    """Keep verdicts in ``results/claims.json``, those of the same claim and data replaced; nothing, where the name is empty."""
+    if not name:
+        return None
+    path, content = runs.results_folder() / "claims.json", {"provenance": {}, "claims": []}
+    if path.exists():
+        content = json.loads(path.read_text(encoding="utf-8"))
+    new = {(row["id"], row["data"]) for row in verdicts}
+    kept = [row for row in content["claims"] if (row["id"], row["data"]) not in new]
+    source = {f"{row['notebook']}, {row['data']}": made for row in verdicts}
+    rows = sorted(kept + verdicts, key=lambda row: (row["data"], row["id"]))
+    return runs.write_json(path, {"provenance": content["provenance"] | source, "claims": rows})

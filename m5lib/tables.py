@@ -1,0 +1,65 @@
+"""Studies as tables: beside the paper's, with their spread, and what differs."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from m5lib import claims, runs
+from m5lib.study import Number, Study, number
+
+Found = Mapping[tuple[str, int], Study]
+
+
+def published(name: str, label: str, **only: str) -> pd.DataFrame:
+    """A table of the paper (``paper/tables/<name>.csv``) by its column of labels; ``only`` keeps the rows with these values."""
+    frame = pd.read_csv(runs.ROOT / "paper" / "tables" / f"{name}.csv")
+    for column, value in only.items():
+        frame = frame[frame[column] == value]
+    return frame.set_index(label)
+
+
+def values(found: Found, wanted: Number) -> pd.DataFrame:
+    """A number of every study: label against seed, in the order of the grid."""
+    parts = pd.Series({key: study.value(wanted) for key, study in found.items()})
+    return parts.unstack().loc[list(dict.fromkeys(label for label, _ in found))]
+
+
+def said(each: pd.DataFrame, scale: float = 100.0, digits: int = 1) -> pd.Series:
+    """``mean ± deviation`` over the columns; the value alone, where there is one."""
+    each = scale * each
+    one = each.shape[1] == 1
+    return pd.Series([f"{m:.{digits}f}" + ("" if one else f" ± {s:.{digits}f}") for m, s in zip(each.mean(axis=1), each.std(axis=1), strict=True)], each.index)  # fmt: skip  # noqa: E501
+
+
+def beside(found: Found, paper: pd.DataFrame, names: Iterable[str], state: str = "finetuned") -> pd.DataFrame:
+    """The paper's numbers and ours, in per cent: a row per label, and for each of the table's columns ``paper`` and ``ours``."""
+    columns = {}
+    for name in names:
+        ours = said(values(found, number(name, state)))
+        columns[name, "paper"] = [f"{paper[name][label]:.1f}" if label in paper.index else "" for label in ours.index]
+        columns[name, "ours"] = ours.to_numpy()
+    return pd.DataFrame(columns, index=ours.index)
+
+
+def readouts(found: Found, metric: str = "mAP@10", convention: str = "min_k_r") -> pd.DataFrame:
+    """Retrieval by category before fine-tuning, by every read-out: label against read-out, mean over seeds."""
+    keep = {"task": "retrieval", "state": "pretrained", "metric": metric, "convention": convention}
+    rows = [
+        (label, row["variant"], row["value"]) for (label, _), study in found.items() for row in study.rows if keep.items() <= row.items()
+    ]
+    frame = pd.DataFrame(rows, columns=["label", "read-out", "value"])
+    return frame.pivot_table(index="label", columns="read-out", values="value", sort=False)
+
+
+def differences(found: Found, pairs: Iterable[tuple[str, str]], names: Iterable[str], state: str = "finetuned") -> pd.DataFrame:
+    """What the first of two labels has more than the second, in per cent, with its 95 % interval: a row per pair and number."""
+    seeds, rows = list(dict.fromkeys(seed for _, seed in found)), []
+    for one, other in pairs:
+        for name in names:
+            wanted = number(name, state)
+            test = claims.tested(*([(found[label, seed], wanted) for seed in seeds] for label in (one, other)))
+            interval = [np.nan if test[key] is None else 100 * test[key] for key in ("low", "high")]
+            rows.append((f"{one} - {other}", name, 100 * test["difference"], *interval, test["p"], test["verdict"]))
+    columns = ["difference", "number", "mean", "low", "high", "p", "as a claim"]
+    return pd.DataFrame(rows, columns=columns).set_index(["difference", "number"])
