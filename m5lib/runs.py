@@ -261,7 +261,8 @@ def streams_of(catalogue: Catalogue, features, profile: Profile, modalities: str
 class Job:
     """One pre-training run: everything it depends on besides the data and the code.
 
-    ``bert`` is the name or path of a BERT to start titles from; ``changes`` are those of :func:`m5lib.zoo.change`, such as
+    ``settings`` are further arguments of the model's row, such as ``(("text_table", "one"),)``; ``bert`` is the name or path of a BERT to
+    start titles from; ``changes`` are those of :func:`m5lib.zoo.change`, such as
     ``(("objective.contrast", "siglip"),)``. ``products`` says which of the training products pre-train: ``all``, or those that are
     ``complete``, with every modality of the model (Table 10), or ``none``: fine-tuning then starts from random weights.
     """
@@ -272,6 +273,7 @@ class Job:
     epochs: int | float = 0
     tokenizer: str = ""
     bert: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
     changes: tuple[tuple[str, Any], ...] = ()
     products: Literal["all", "complete", "none"] = "all"
 
@@ -309,7 +311,7 @@ class Job:
             ValueError: an unknown model, field or value; the message lists the known ones.
         """
         size = profile_of(self.profile)
-        own = {"bert": True} if self.bert and self.model == "scale" else {}
+        own = dict(self.settings) | ({"bert": True} if self.bert and self.model == "scale" else {})
         return change(build(self.model, width=size.width, layers=size.layers, heads=size.heads, **own), self.changes).fit(streams)
 
     def folder(self, streams: Streams) -> Path:

@@ -236,13 +236,14 @@ def scale(
     Args:
         bert: the title's encoder and embedding have BERT's form, to start from its weights (:func:`m5lib.weights.start_from_bert`).
         text_table: ``two`` encoders (T/Tab), or ``one`` over the concatenation (T+Tab, Table 8), whose tokens then read
-            each other before the fusion.
+            each other before the fusion, or ``shared``: apart, with one set of weights (released code).
     """
     block = Block(heads=heads, dropout=dropout)
     own = (("text", _bert(heads, dropout)),) if bert else ()
     words, rest = ("text", "table"), tuple(name for name in MODALITIES if name not in ("text", "table"))
     solo = {
         "two": (Stage("solo", layers, block, own),),
+        "shared": (Stage("solo", layers, block, own, share=(words,)),),
         "one": (Stage("solo", layers, block, only=rest), Stage("joint", layers, _bert(heads, dropout) if bert else block, only=words)),
     }
     if text_table not in solo:
