@@ -25,6 +25,24 @@ def check_choices(settings) -> None:
             raise ValueError(f"{type(settings).__name__}: unknown {name} {value!r}: known are {list(get_args(hint))}")
 
 
+def attention(
+    q: Float[Tensor, "B H L E"],
+    k: Float[Tensor, "B H K E"],
+    v: Float[Tensor, "B H K E"],
+    readable: Bool[Tensor, "B K"],
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H L E"]:
+    """softmax(q kᵀ / √E) v over the readable keys, with dropout on the weights.
+
+    Fused where that pays. On processors it does not: torch's fused kernel takes three times as long backwards in bf16
+    (``benchmarks/attention.json``), and streams are short.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=readable[:, None, None], dropout_p=dropout)
+    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~readable[:, None, None], float("-inf")).softmax(dim=-1)
+    return F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v
+
+
 @dataclass(frozen=True)
 class Block:
     """Settings of one transformer block.
@@ -74,7 +92,7 @@ class AttentionBlock(nn.Module):
         split = lambda t: t.unflatten(-1, (self.block.heads, -1)).transpose(1, 2)  # noqa: E731  (B, heads, tokens, D / heads)
         readable = readable | ~readable.any(dim=1, keepdim=True)
         drop = self.block.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(split(q), split(k), split(v), attn_mask=readable[:, None, None], dropout_p=drop)
+        mixed = attention(split(q), split(k), split(v), readable, drop)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def feed(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:

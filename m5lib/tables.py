@@ -1,11 +1,13 @@
 """Studies as tables: beside the paper's, with their spread, and what differs."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from m5lib import claims, runs
+from m5lib.modalities import codes, from_codes
 from m5lib.study import Number, Study, number
 
 Found = Mapping[tuple[str, int], Study]
@@ -17,6 +19,21 @@ def published(name: str, label: str, **only: str) -> pd.DataFrame:
     for column, value in only.items():
         frame = frame[frame[column] == value]
     return frame.set_index(label)
+
+
+def ordered_codes(codes_: str) -> str:
+    """``T+I -> I+T``: the paper's sets of modalities in the order of our tables."""
+    return codes(from_codes(codes_))
+
+
+def only(found: Found, labels: Iterable[str]) -> Found:
+    """The studies of some rows of a grid, in the order of the labels."""
+    return {key: found[key] for label in labels for key in found if key[0] == label}
+
+
+def read_by(wanted: Number, readout: str) -> Number:
+    """The same number by another read-out."""
+    return replace(wanted, variant=readout)
 
 
 def values(found: Found, wanted: Number) -> pd.DataFrame:
