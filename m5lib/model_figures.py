@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
@@ -24,6 +25,11 @@ def _codes(names: Sequence[str]) -> list[str]:
 def _pale(name: str) -> tuple[float, ...]:
     """A tint of the modality's colour that black words can be read on."""
     return tuple(1 - 0.32 * (1 - part) for part in to_rgb(colour(name)))
+
+
+def _paint(name: str):
+    """A colour map that leaves what is nothing white and what does not exist grey."""
+    return colormaps[name].with_extremes(under="white", bad="#e8e8e8")
 
 
 def folded(stages: Sequence[Stage]) -> list[tuple[tuple[Stage, ...], int]]:
@@ -142,13 +148,14 @@ def reach(found: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence[st
     """
     figure, axes = _axes(1, len(found), (2.75 * len(found), 3.0), sharey=True)
     for place, (title, (reached, moved)) in zip(axes[0], found.items(), strict=True):
-        shown = np.ma.masked_where(~np.asarray(reached) | ~np.isfinite(moved), 100 * np.asarray(moved))
-        place.imshow(shown, cmap="Blues", norm=LogNorm(0.01, 300), aspect="auto")
+        shown = np.where(reached, 100 * np.asarray(moved, dtype=float), 0.0)
+        place.imshow(np.maximum(shown, 1e-9), cmap=_paint("Blues"), norm=LogNorm(0.01, 300), aspect="auto")
         for (y, x), value in np.ndenumerate(shown):
-            word = "–" if value is np.ma.masked else (f"{value:.2f}" if value < 9.95 else f"{value:.0f}")
-            place.text(x, y, word, ha="center", va="center", fontsize=8, color="white" if word != "–" and value > 10 else "black")
+            word = "–" if value == 0 else "" if value != value else f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
+            place.text(x, y, word, ha="center", va="center", fontsize=8.5, color="white" if value > 10 else "black")
         place.set(xticks=range(len(names)), yticks=range(len(names)), xticklabels=_codes(names), yticklabels=_codes(names), xlabel="input")
         place.set_title(title, fontsize=9.5)
+        place.tick_params(length=0)
         place.spines[:].set(visible=True, color="#cccccc")
     axes[0, 0].set_ylabel("output")
     figure.suptitle("Change of an output per change of an input, %  (–: not reached)", fontsize=10)
@@ -178,7 +185,8 @@ def ledger(parts: Mapping[str, pd.DataFrame]) -> Figure:
         place.set_yticklabels(part.index, fontsize=8)
         place.tick_params("x", labelsize=8)
         place.locator_params("x", nbins=4)
-        place.invert_yaxis()
+        place.xaxis.set_major_formatter("{x:,.0f}")
+        place.set_ylim(len(part) - 0.4, -0.6)
     return figure
 
 
@@ -195,13 +203,13 @@ def removal(found: Mapping[str, pd.DataFrame]) -> Figure:
         wide = share.pivot(index="task", columns="removed", values="share")
         order = [row.name for row in MODALITIES.values() if row.name in wide.columns]
         wide = wide.reindex(index=[MODALITIES[name].task for name in order if MODALITIES[name].task in wide.index], columns=order)
-        shown = np.ma.masked_where(~(wide.to_numpy() > 0), wide.to_numpy())
-        place.imshow(shown, cmap="Oranges", norm=LogNorm(1e-3, 30), aspect="auto")
+        place.imshow(np.maximum(wide.to_numpy(), 1e-9), cmap=_paint("Oranges"), norm=LogNorm(1e-3, 30), aspect="auto")
         for (y, x), value in np.ndenumerate(wide.to_numpy()):
             word = "" if value != value else "0" if value == 0 else f"{value:.2g}" if value < 1000 else f"{value:.0f}"
             place.text(x, y, word, ha="center", va="center", fontsize=8, color="white" if value > 6 else "black")
         place.set(xticks=range(len(order)), yticks=range(len(wide)), xticklabels=_codes(order), yticklabels=wide.index, xlabel="taken away")
         place.set_title(title, fontsize=9.5)
+        place.tick_params(length=0)
         place.spines[:].set(visible=True, color="#cccccc")
     figure.suptitle("How much each masked loss moves when another modality is taken away, %", fontsize=10)
     return figure
@@ -270,7 +278,8 @@ def toy(histories: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
         for number, (case, parts) in enumerate(histories.items()):
             for seed, part in enumerate(parts):
                 label = case if seed == 0 else None
-                place.plot(part["step"], part[column], color=PALETTE[number], lw=1.4, alpha=1 - 0.4 * (seed > 0), label=label)
+                line = {"color": PALETTE[number], "ls": "--" if number == len(histories) - 1 else "-", "alpha": 1 - 0.4 * (seed > 0)}
+                place.plot(part["step"], part[column], lw=1.4, label=label, **line)
         place.set(title=title, xlabel="step")
         if column != "recall":
             place.axhline(0, color=QUIET, lw=0.8)
