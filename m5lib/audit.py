@@ -80,11 +80,14 @@ def _masked_values(model: Model, batch: Batch, targets: Mapping[str, Target], sc
 
 
 @torch.no_grad()
-def removal(model: Model, batch: Batch, targets: Mapping[str, Target], scored: bool = False) -> pd.DataFrame:
+def removal(
+    model: Model, batch: Batch, targets: Mapping[str, Target], scored: bool = False, taken: Iterable[str] | None = None
+) -> pd.DataFrame:
     """Item 2: what becomes of each masked task when another modality is taken from the products.
 
     Args:
         scored: let the harmony scores multiply the predictions, as in training; else the heads alone.
+        taken: the modalities to take away, one at a time; by default each.
 
     Returns:
         a line for each task and modality taken, over the hidden tokens of products that have both: ``task``, ``removed``, ``loss`` with it,
@@ -92,7 +95,7 @@ def removal(model: Model, batch: Batch, targets: Mapping[str, Target], scored: b
     """
     lines, names = [], model.spec.modalities
     whole = _masked_values(model, batch, targets, scored)
-    for gone in names:
+    for gone in names if taken is None else taken:
         nothing = replace(targets[gone], **{key: getattr(targets[gone], key)[:0] for key in ("product", "token", "value")})
         left = _masked_values(model, batch.only([n for n in names if n != gone]), {**targets, gone: nothing}, scored)
         for name, values in whole.items():
