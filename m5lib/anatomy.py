@@ -1,7 +1,7 @@
 """What a model is made of, read from the model: who reaches whom, where its parameters are, what a product costs in tokens."""
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from m5lib.modalities import MODALITIES
@@ -68,3 +68,32 @@ def ledger(model: Model) -> list[dict]:
 def token_budget(model: Model) -> dict[str, int]:
     """The longest stream of each modality, its summary token included: together what the fusion reads at most."""
     return {name: MODALITIES[name].slots for name in model.spec.modalities}
+
+
+@torch.no_grad()
+def influence(model: Model, batch: Batch, states: str = "fused", size: float = 0.1, seed: int = 0) -> Float[Tensor, "M M"]:
+    """How far each input modality (column) moves each output (row): relative change of the output by that of the input.
+
+    Noise of ``size`` of each token's length is put on the embeddings of one modality at a time. Over the products of a batch that have
+    both modalities; not a number where none has. Where :func:`reach` is False it is exactly zero.
+
+    Args:
+        states: ``fused`` or ``encoded``, as in :func:`reach`.
+    """
+    generator, names, was_training = torch.Generator().manual_seed(seed), model.spec.modalities, model.training
+    model.eval()
+    if model.spec.missing == "impute":
+        batch = impute(batch, model.spec.empty)
+    inputs, valid = model.embed(batch), {name: batch.streams[name].valid for name in names}
+    plain = getattr(model.forward_from_embeddings(inputs, valid), states)
+    found = torch.full((len(names), len(names)), float("nan"))
+    for column, moved in enumerate(names):
+        noise = torch.nn.functional.normalize(torch.randn(inputs[moved].shape, generator=generator), dim=-1).to(inputs[moved])
+        other = inputs | {moved: inputs[moved] + size * noise * inputs[moved].norm(dim=-1, keepdim=True)}
+        after = getattr(model.forward_from_embeddings(other, valid), states)
+        for row, name in enumerate(names):
+            both = valid[name] & valid[moved][:, :1]
+            if both.any():
+                found[row, column] = (after[name] - plain[name])[both].norm() / plain[name][both].norm() / size
+    model.train(was_training)
+    return found

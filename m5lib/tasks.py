@@ -87,8 +87,8 @@ def precision(matched: Bool[np.ndarray, "Q R"], k: int) -> Float[np.ndarray, " Q
 
 def linear_probe(train: Vectors, labels: np.ndarray, test: Vectors, seed: int = 0) -> np.ndarray:
     """Labels predicted for ``test`` by logistic regression (L2, C = 1) on standardised embeddings."""
-    if not sparse.issparse(train):  # what absent modalities leave constant says nothing and costs time
-        told = np.ptp(train, axis=0) > 0
+    if not sparse.issparse(train):  # what absent modalities leave constant says nothing and costs time; below 1e-12 it is rounding
+        told = np.ptp(train, axis=0) > 1e-12
         train, test = train[:, told], test[:, told]
     scaler = StandardScaler(with_mean=not sparse.issparse(train)).fit(train)
     probe = LogisticRegression(C=1.0, max_iter=200, tol=1e-3, random_state=seed)

@@ -116,6 +116,14 @@ def test_linear_probe_learns_what_is_linear():
     assert 0.3 < tasks.accuracy(noise, y[200:]) < 0.7
 
 
+def test_linear_probe_leaves_out_what_is_constant_up_to_rounding():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3)).astype(np.float32)
+    y = np.where(x[:, 0] > 0, "a", "b")
+    dust = np.concatenate([x, 1.5e-45 * (np.arange(60) == 0)[:, None]], axis=1).astype(np.float32)  # its deviation is 0 in single precision
+    assert np.array_equal(tasks.linear_probe(dust, y, dust), tasks.linear_probe(x, y, x))
+
+
 def test_controls_know_words_and_pixels(catalogue):
     found = controls.controls(catalogue, runs.pixels(catalogue))
     assert set(found) == {"tfidf", "tfidf_title+table", "pca_pixels", "svd+pca"}
