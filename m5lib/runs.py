@@ -134,10 +134,13 @@ def load_results(path: str | Path) -> pd.DataFrame:
 
 
 def record(name: str, found: list[dict], made: dict, pictures: Mapping[str, Figure]) -> None:
-    """Keep rows in ``results/<name>.json`` and figures in ``results/<name>_<figure>.png``; nothing, where the name is empty."""
+    """Keep rows in ``results/<name>.json`` and figures in ``results/<name>_<figure>.png``; nothing, where the name is empty.
+
+    The environment variable ``M5_RESULTS`` names another folder than ``results``: a sweep gives each of its runs its own.
+    """
     if not name:
         return
-    results = home("results")
+    results = Path(os.environ.get("M5_RESULTS", home("results")))
     if found:
         save_results(results / f"{name}.json", found, made, append=True)
     results.mkdir(parents=True, exist_ok=True)
@@ -344,32 +347,41 @@ def glance(model: Model, streams: Streams) -> dict:
 
 
 def pretrained(job: Job, streams: Streams) -> Run:
-    """Pre-train, resume, or only load: whatever is left to do. The folder then holds config, history and ``model.safetensors``."""
+    """Pre-train, resume, or only load: whatever is left to do. The folder then holds config, history and ``model.safetensors``.
+
+    Two processes never train the same run: the second waits, then loads.
+    """
     folder = job.folder(streams)
-    if (folder / "model.safetensors").exists():
-        history = [json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()]
-        return Run(Model.from_pretrained(folder).to(best_device()), folder, history)
-    model = untrained(job, streams)
-    write_json(folder / "job.json", {"job": asdict(job), "training": asdict(job.training(streams)), "data": streams.catalogue.fingerprint})
-    start = glance(model, streams)
-    history = pretrain(model, streams, job.training(streams), folder, watch=lambda m: glance(m, streams))
-    history = [history[0] | {"before": start}, *history[1:]]
-    (folder / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
-    model.save_pretrained(folder)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    with store.locked(folder / ".lock"):
+        if (folder / "model.safetensors").exists():
+            history = [json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()]
+            return Run(Model.from_pretrained(folder).to(best_device()), folder, history)
+        model = untrained(job, streams)
+        what = {"job": asdict(job), "training": asdict(job.training(streams)), "data": streams.catalogue.fingerprint}
+        write_json(folder / "job.json", what)
+        start = glance(model, streams)
+        history = pretrain(model, streams, job.training(streams), folder, watch=lambda m: glance(m, streams))
+        history = [history[0] | {"before": start}, *history[1:]]
+        (folder / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+        model.save_pretrained(folder)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
     return Run(model.eval(), folder, history)
 
 
 def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
-    """The run's model fine-tuned with the job's training settings: trained, resumed or only loaded, in ``finetuned`` of its folder."""
+    """The run's model fine-tuned with the job's training settings: trained, resumed or only loaded, in ``finetuned`` of its folder.
+
+    Two processes never train the same classifier: the second waits, then loads.
+    """
     folder = run.folder / "finetuned"
-    if (folder / "classifier.safetensors").exists():
-        return Classifier.from_pretrained(folder).to(best_device())
-    torch.manual_seed(job.seed)
-    classifier = Classifier(copy.deepcopy(run.model), labels_of(streams)).to(best_device())
-    finetune(classifier, streams, job.training(), folder)
-    classifier.save_pretrained(folder)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    with store.locked(folder / ".lock"):
+        if (folder / "classifier.safetensors").exists():
+            return Classifier.from_pretrained(folder).to(best_device())
+        torch.manual_seed(job.seed)
+        classifier = Classifier(copy.deepcopy(run.model), labels_of(streams)).to(best_device())
+        finetune(classifier, streams, job.training(), folder)
+        classifier.save_pretrained(folder)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
     return classifier.eval()
 
 

@@ -13,6 +13,7 @@ appear under their name only when they are whole. The folder can be moved; no pa
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -114,18 +115,25 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One extraction at a time into a folder: another process waits, then finds the work done. Ends with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: two extractions at once would do the work twice, to the same bytes
-        yield
-        return
-    with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        for part in folder.rglob("*.part"):  # left by a process that was killed
-            part.unlink()
+def locked(path: Path) -> Iterator[None]:
+    """One process or thread at a time behind a file, whose folder is made where missing: others wait, and say so. Ends with the process.
+
+    Where files cannot be locked (no POSIX system, or a network disk mounted without locks) nobody waits: what is made twice is made
+    to the same bytes, and files appear under their names only when they are whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{path.parent}: another process is at work here; waiting for it", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError) as error:
+            if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
         yield
 
 
@@ -207,7 +215,9 @@ def extract(
     folder = Path(folder).absolute()  # read from later, perhaps by a process that works elsewhere
     catalogue, extractors = prepared(catalogue, extractors, workers)
     broken: list[Skip] = []
-    with _locked(folder):
+    with locked(folder / ".lock"):
+        for part in folder.rglob("*.part"):  # left by a process that was killed
+            part.unlink()
         for name, extractor in extractors.items():
             (folder / name).mkdir(exist_ok=True)
             products = [product for product in catalogue.products if name in product.contents]
