@@ -21,7 +21,7 @@ from pathlib import Path
 
 import nbformat
 
-from m5lib import runs
+from m5lib import files
 
 DEMO = ("01_", "04_", "05_")
 
@@ -33,7 +33,7 @@ class ParameterError(ValueError):
 class NotebookError(RuntimeError):
     """A notebook that failed: names the notebook, the cell, and the executed copy to look at; ``brief`` is one line of it."""
 
-    def __init__(self, notebook: str, cell: str, name: str, value: str, output: Path):
+    def __init__(self, notebook: str, cell: object, name: str, value: str, output: Path):
         super().__init__(f"{notebook}: cell {cell}: {name}: {value}; see {output}")
         self.brief = f"cell {cell}: {name}: {(value.strip().splitlines() or [''])[-1]}"
 
@@ -43,7 +43,7 @@ _kernels: weakref.WeakSet = weakref.WeakSet()  # that this process started
 
 def find() -> list[Path]:
     """Every notebook of the project, in order."""
-    return sorted((runs.ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    return sorted((files.ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
 def parameters_of(notebook: str | Path) -> dict[str, object]:
@@ -141,7 +141,7 @@ def run(
     try:
         papermill.execute_notebook(
             str(notebook), str(output), checked, kernel_name="python3", progress_bar=not quiet, log_output=not quiet,
-            kernel_manager_class=_manager(environment or {}),
+            kernel_manager_class=_manager(environment or {}), extra_arguments=["--log-level=CRITICAL"],
         )  # fmt: skip
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
@@ -175,6 +175,8 @@ def write_index(folder: Path, pages: Sequence[Path], table: str, figures: Sequen
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns 0, or 1 where a notebook failed (the others still ran)."""
+    from m5lib import runs
+
     parser = argparse.ArgumentParser(prog="python -m m5lib.notebooks", description="Run notebooks into reports/.")
     parser.add_argument("notebook", nargs="*", type=Path, help="notebooks; by default all")
     parser.add_argument("--demo", action="store_true", help="only the main story, then print its results")
@@ -185,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("traitlets").setLevel(logging.ERROR)
     chosen = options.notebook or [n for n in find() if not options.demo or n.name.startswith(DEMO)]
-    reports, begun, pages, failed = runs.home("reports"), time.monotonic(), [], []
+    reports, begun, pages, failed = files.home("reports"), time.monotonic(), [], []
     wanted = {"profile": options.profile} | ({"data": str(Path(options.data).resolve())} if options.data else {})
     if options.demo:
         wanted["record"] = options.record
@@ -208,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _conclude(reports: Path, pages: list[Path], record: str) -> None:
     from m5lib import summary
 
-    results = runs.home("results", f"{record}.json")
+    results = files.home("results", f"{record}.json")
     shown = bool(record) and results.exists()
     if shown:
         print("\n" + summary.table(results).to_string())

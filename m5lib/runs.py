@@ -12,7 +12,6 @@ import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from m5lib import readers, shop, store
 from m5lib.data import Catalogue, Rows, split_of
 from m5lib.embeddings import embeddings, fit_whitening, mean_harmony
 from m5lib.evaluate import retrieval
+from m5lib.files import ROOT, code_version, home, locked, write_json
 from m5lib.finetune import Classifier, classify, finetune, labels_of
 from m5lib.media import PLAIN, Pixels, Ragged
 from m5lib.modalities import MODALITIES, codes, from_codes
@@ -34,8 +34,6 @@ from m5lib.pretrain import Training, pretrain
 from m5lib.streams import Streams, load_tokenizer, train_tokenizer
 from m5lib.weights import start_from_bert
 from m5lib.zoo import Spec, build, change
-
-ROOT = Path(__file__).resolve().parent.parent
 
 #: One tidy row per number, everywhere in the project.
 COLUMNS = (
@@ -79,11 +77,6 @@ def profile_of(name: str) -> Profile:
     return PROFILES[name]
 
 
-def home(*parts: str) -> Path:
-    """A path below the folder for outputs: ``M5_HOME``, or the checkout that the library lies in."""
-    return Path(os.environ.get("M5_HOME", ROOT)).joinpath(*parts)
-
-
 # --- results ---------------------------------------------------------------------------------------------------------------
 
 
@@ -104,16 +97,6 @@ def rows(numbers: Iterable[dict], context: dict, **more) -> list[dict]:
             raise ValueError(f"result row: {row['metric']} is {row['value']}")
         found.append({column: row[column] for column in COLUMNS})
     return found
-
-
-def write_json(path: str | Path, content) -> Path:
-    """Write JSON to a temporary name and rename, so that a reader never sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    return path
 
 
 def save_results(path: str | Path, found: list[dict], provenance: dict, append: bool = False) -> Path:
@@ -156,15 +139,6 @@ def _git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-@cache
-def code_version() -> str:
-    """12 hex digits of the library's source files."""
-    digest = hashlib.blake2b(digest_size=6)
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def device_name(device: torch.device) -> str:
@@ -352,7 +326,7 @@ def pretrained(job: Job, streams: Streams) -> Run:
     Two processes never train the same run: the second waits, then loads.
     """
     folder = job.folder(streams)
-    with store.locked(folder / ".lock"):
+    with locked(folder / ".lock"):
         if (folder / "model.safetensors").exists():
             history = [json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()]
             return Run(Model.from_pretrained(folder).to(best_device()), folder, history)
@@ -374,7 +348,7 @@ def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
     Two processes never train the same classifier: the second waits, then loads.
     """
     folder = run.folder / "finetuned"
-    with store.locked(folder / ".lock"):
+    with locked(folder / ".lock"):
         if (folder / "classifier.safetensors").exists():
             return Classifier.from_pretrained(folder).to(best_device())
         torch.manual_seed(job.seed)

@@ -23,8 +23,8 @@ from m5lib import facets as shelf
 from m5lib import m5product, rendering
 from m5lib.data import Catalogue, DataError
 from m5lib.facets import Facets
+from m5lib.files import locked
 from m5lib.progress import progress
-from m5lib.store import locked
 
 #: Listings and categories of each size; any number of listings may be given instead.
 SIZES = {"tiny": (240, 12), "small": (2400, 48), "full": (100_000, 624)}

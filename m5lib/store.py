@@ -13,18 +13,18 @@ appear under their name only when they are whole. The folder can be moved; no pa
 """
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from m5lib.data import Catalogue, DataError, MediaFile, Product, Skip
+from m5lib.files import locked
 from m5lib.media import UNREADABLE, Ragged, features_of, in_parallel, prepared
 from m5lib.modalities import MODALITIES
 from m5lib.progress import progress
@@ -112,29 +112,6 @@ def _write(path: Path, write: Callable) -> None:
 
 def _write_json(path: Path, content: dict) -> None:
     _write(path, lambda file: file.write(json.dumps(content, ensure_ascii=False, indent=1).encode()))
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process or thread at a time behind a file, whose folder is made where missing: others wait, and say so. Ends with the process.
-
-    Where files cannot be locked (no POSIX system, or a network disk mounted without locks) nobody waits: what is made twice is made
-    to the same bytes, and files appear under their names only when they are whole.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"{path.parent}: another process is at work here; waiting for it", flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError) as error:
-            if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-                raise
-        yield
 
 
 @dataclasses.dataclass

@@ -11,9 +11,9 @@ From the shell::
 
 On a cluster the call is the same, with an executor (``pip install "m5lib[cluster]"``; all machines must see one disk, ``M5_HOME``)::
 
-    sweep(notebook, grid, executor=distributed.Client(address).get_executor())      # Dask
+    sweep(notebook, grid, executor=distributed.Client(address).get_executor())  # Dask
 
-    executor = submitit.AutoExecutor("sweeps/slurm")                                # Slurm
+    executor = submitit.AutoExecutor("sweeps/jobs")  # Slurm, or processes here where there is none
     executor.update_parameters(timeout_min=240, cpus_per_task=8, gpus_per_node=1)
     sweep(notebook, grid, executor=executor)
 
@@ -46,10 +46,9 @@ from pathlib import Path
 import joblib
 import nbformat
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
-from m5lib import notebooks, runs, store
+from m5lib import files, notebooks
 from m5lib.notebooks import ParameterError
 from m5lib.progress import bars
 
@@ -117,7 +116,7 @@ def points(
         raise ParameterError(f"{notebook.name}: a sweep's table has its own column {min(clash)!r}; give that parameter another name")
     code = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
     # not the cached version: in Jupyter the library may have been edited since, and kernels start with what is there now
-    place = Path(folder or runs.home("sweeps")).absolute() / f"{notebook.stem}-{_digest([code, runs.code_version.__wrapped__()])}"
+    place = Path(folder or files.home("sweeps")).absolute() / f"{notebook.stem}-{_digest([code, files.code_version.__wrapped__()])}"
     found: dict[str, Point] = {}
     for given in grid:
         if both := set(given) & set(fixed):
@@ -145,7 +144,7 @@ def run_point(notebook: str, output: str, parameters: dict, environment: dict[st
         the marker: parameters, status (``finished``, ``failed``, or ``cached``), seconds, output, error, begun.
     """
     marker, results = Path(output).with_suffix(".json"), Path(environment["M5_RESULTS"])
-    with store.locked(results / ".lock"):
+    with files.locked(results / ".lock"):
         if (earlier := _marker(marker)).get("status") == "finished":
             return earlier | {"status": "cached"}
         for old in results.glob("*.json"):  # of a run that failed or was killed
@@ -159,7 +158,7 @@ def run_point(notebook: str, output: str, parameters: dict, environment: dict[st
             error = _line(failure)
         outcome = {"parameters": parameters, "status": "failed" if error else "finished"}
         outcome |= {"seconds": round(time.monotonic() - start, 2), "output": output, "error": error, "begun": begun}
-        runs.write_json(marker, outcome)
+        files.write_json(marker, outcome)
     return outcome
 
 
@@ -187,7 +186,7 @@ def sweep(
         executor: anything with ``submit``; by default threads of this process, each of which waits for the kernel, a process, of a run.
         workers: runs side by side; by default one per core, or one where there is CUDA. Each kernel gets its share of the cores.
             With an executor of your own: how many of its workers share a machine; by default its threads are left alone.
-        folder: where sweeps lie; by default ``sweeps`` below :func:`m5lib.runs.home`.
+        folder: where sweeps lie; by default ``sweeps`` below :func:`m5lib.files.home`.
 
     Returns:
         one row per point, in order: the parameters (lists and dicts as JSON), and status (``finished``, ``failed``, or ``cached``:
@@ -203,7 +202,7 @@ def sweep(
     own = executor is None
     workers = workers or (_default_workers(len(todo)) if own else None)
     pool = ThreadPoolExecutor(workers) if own else executor
-    base = {"M5_HOME": str(runs.home().absolute())} | (_threads(workers) if workers else {})
+    base = {"M5_HOME": str(files.home().absolute())} | (_threads(workers) if workers else {})
     place, outcomes, futures = todo[0].folder, {}, {}
     with tqdm(total=len(todo), desc=Path(notebook).stem, unit=" runs", disable=not bars()) as bar:
 
@@ -239,6 +238,8 @@ def sweep(
 
 
 def _default_workers(wanted: int) -> int:
+    import torch  # seconds; a mistyped parameter is told before
+
     return 1 if torch.cuda.is_available() else min(wanted, joblib.cpu_count())
 
 
@@ -266,7 +267,7 @@ def _outcome(future, point: Point, begun: str) -> dict:
         return future.result()
     lost = {"parameters": point.parameters, "status": "failed", "seconds": float("nan")}
     lost |= {"output": str(point.output), "error": _line(error), "begun": begun}
-    runs.write_json(point.marker, lost)
+    files.write_json(point.marker, lost)
     return lost
 
 
@@ -308,6 +309,8 @@ def collect(frame: pd.DataFrame) -> pd.DataFrame:
         the columns of :data:`m5lib.runs.COLUMNS`, the parameters that are not among these, and ``point``, in which it can be merged
         with the frame; without rows where the notebook recorded none (it needs a parameter ``record``).
     """
+    from m5lib import runs
+
     more = [name for name in frame.columns if name not in (*runs.COLUMNS, *OUTCOME, "record")] + ["point"]
     found = [pd.DataFrame(columns=[*runs.COLUMNS, *more])]
     for run in frame[frame["status"] != "failed"].to_dict("records"):

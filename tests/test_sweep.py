@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,10 +15,11 @@ from multiprocessing import get_context
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_notebook
 
-from m5lib import notebooks, runs, shop, store, sweep
+from m5lib import files, notebooks, runs, shop, sweep
 
 PARAMETERS = """n = 0  # which
 pause = 0.0  # seconds
@@ -83,10 +86,10 @@ def test_finished_failed_cached_retried_and_collected(book, capsys):
     """One failing run of three leaves two results and a report; the next call runs that one alone."""
     frame = sweep.sweep(book, {"n": [0, 1, 2]}, {"fail_below": 1.0}, workers=2)
     assert frame["status"].tolist() == ["failed", "finished", "finished"] and frame["n"].tolist() == [0, 1, 2]
-    assert frame["error"].tolist() == ["cell 2: ValueError: last line", "", ""]
+    assert frame["error"].tolist() == ["cell 3: ValueError: last line", "", ""]  # papermill adds a cell
     assert list(frame.columns) == ["n", "pause", "name", "fail_below", "record", *sweep.OUTCOME]
     said = capsys.readouterr().out
-    assert said.count("finished") == 2 and f"ValueError: last line; see {frame['output'][0]}" in said and "3/3" in said
+    assert said.count("  finished  ") == 2 and f"ValueError: last line; see {frame['output'][0]}" in said and "3/3" in said
     rows = sweep.collect(frame)
     assert rows["seed"].tolist() == [1, 2] and rows["value"].tolist() == [0.5, 1.0]
     assert list(rows.columns) == [*runs.COLUMNS, "n", "pause", "name", "fail_below", "point"]
@@ -236,6 +239,17 @@ def test_shell(book, capsys, tmp_path):
         call("--grid", "n=1", "--json", "x")
 
 
+def test_commands_of_the_readme(monkeypatch, tmp_path):
+    """Each would run: its notebook is there and has these parameters."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    for text in ((ROOT / "README.md").read_text(encoding="utf-8"), sweep.__doc__):
+        commands = re.findall(r"python -m m5lib\.sweep (.*)", text)
+        assert commands
+        for words in commands:
+            assert sweep.main([*shlex.split(words, comments=True), "--dry-run"]) == 0, words
+
+
 def test_values_of_the_command_line():
     assert sweep._values("0,1", int) == [0, 1] and sweep._values("I,I+T", str) == ["I", "I+T"]
     assert sweep._values('"a,b",c', str) == ['"a', 'b"', "c"] and sweep._values('"a,b","c"', str) == ["a,b", "c"]
@@ -250,25 +264,28 @@ def test_results_may_lie_elsewhere(tmp_path, monkeypatch):
     assert len(runs.load_results(tmp_path / "here" / "rows.json")) == 1
 
 
-TRAIN = """import sys, pathlib
-from m5lib import runs, media, readers, streams
-real, log = runs.pretrain, pathlib.Path(sys.argv[2])
-def counted(*given, **named):
-    log.open("a").write("trained\\n")
-    return real(*given, **named)
-runs.pretrain = counted
-products = streams.Streams(*(found := media.extract(readers.read(sys.argv[1]))), streams.train_tokenizer(found[0], 400))
-run = runs.pretrained(runs.Job(epochs=1), products)
-print(sum(float(p.double().sum()) for p in run.model.parameters()), len(run.history))"""
+HOLD = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(1, flush=True); time.sleep(60)"
 
 
-def test_two_processes_train_a_run_once(folder, tmp_path, monkeypatch):
+def test_a_run_is_trained_once(stream_set, tmp_path, monkeypatch):
+    """Two ask for it while another process holds it: both wait; then one trains, the other loads the same."""
     monkeypatch.setenv("M5_HOME", str(tmp_path))
-    command = [sys.executable, "-c", TRAIN, str(folder), str(tmp_path / "log")]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0].strip().splitlines()[-1] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert said[0] == said[1] and (tmp_path / "log").read_text() == "trained\n"
+    job, trained, real = runs.Job(epochs=1), [], runs.pretrain
+    monkeypatch.setattr(runs, "pretrain", lambda *given, **named: (trained.append(1), real(*given, **named))[1])
+    lock = job.folder(stream_set) / ".lock"
+    lock.parent.mkdir(parents=True)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE)
+    holder.stdout.read(1)
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(runs.pretrained, job, stream_set) for _ in range(2)]
+        time.sleep(1)
+        assert not trained and not any(future.done() for future in futures)
+        holder.kill()  # its lock goes with it
+        first, second = (future.result() for future in futures)
+    holder.wait()
+    assert trained == [1] and first.history == second.history
+    pairs = zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_one_at_a_time_behind_a_lock(tmp_path, capsys):
@@ -276,10 +293,10 @@ def test_one_at_a_time_behind_a_lock(tmp_path, capsys):
     inside = threading.Event()
 
     def second():
-        with store.locked(tmp_path / "run" / ".lock"):
+        with files.locked(tmp_path / "run" / ".lock"):
             inside.set()
 
-    with store.locked(tmp_path / "run" / ".lock"):
+    with files.locked(tmp_path / "run" / ".lock"):
         thread = threading.Thread(target=second)
         thread.start()
         assert not inside.wait(0.3)
