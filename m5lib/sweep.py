@@ -208,9 +208,8 @@ def sweep(
 
         def tell(point: Point, outcome: dict) -> None:
             outcomes[point.name] = outcome
-            _index(place)
             line = f"{len(outcomes):>{len(str(len(todo)))}}/{len(todo)}  {outcome['status']:8}  {outcome['seconds']:7.1f} s  {point.label}"
-            line += f"\n    {outcome['error']}; see {outcome['output']}" if outcome["error"] else ""
+            line += f"  {outcome['error']}; see {outcome['output']}" if outcome["error"] else ""
             bar.write(line)
             sys.stdout.flush()
             bar.update()
@@ -223,8 +222,11 @@ def sweep(
                 environment = base | {"M5_RESULTS": str(place / point.name)}
                 future = pool.submit(run_point, str(Path(notebook).absolute()), str(point.output), point.parameters, environment, begun)
                 futures[future] = point
+            _index(place)  # of what an earlier call had no time to write
             for future in _as_completed(futures):
-                tell(futures[future], _outcome(future, futures[future], begun))
+                outcome = _outcome(future, futures[future], begun)
+                _index(place)
+                tell(futures[future], outcome)
         except KeyboardInterrupt:
             bar.write("stopping: what runs keeps its checkpoints")
             _stop(futures, own)
