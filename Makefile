@@ -13,7 +13,7 @@ help:
 	@echo "make test                 lint, tests and notebooks (tiny)"
 	@echo "make lab                  open JupyterLab"
 	@echo "make notebooks            run every notebook into reports/ (PROFILE=tiny|small|full DATA=<folder>)"
-	@echo "make clean                remove .venv, reports, runs and caches"
+	@echo "make clean                remove .venv, reports, runs, sweeps and caches"
 
 environment: .venv/ready
 
@@ -42,5 +42,5 @@ lab: environment
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" notebooks
 
 clean:
-	rm -rf .venv reports runs cache build .pytest_cache .ruff_cache .hypothesis m5lib.egg-info
+	rm -rf .venv reports runs sweeps cache build .pytest_cache .ruff_cache .hypothesis m5lib.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

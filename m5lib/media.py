@@ -5,7 +5,6 @@ listed, never replaced by zeros (the paper and the released code put zeros, sect
 memory, :func:`m5lib.store.extract` does the same into files.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -75,8 +74,9 @@ def in_parallel(work: Callable, items: Iterable, workers: int | None = None) -> 
     nor a second import of torch, and on two cores they are as fast (``benchmarks/extractors.json``). torch uses one thread in each.
     """
     import torch
+    from joblib import cpu_count  # knows containers, affinity and what a sweep allots to each of its runs
 
-    workers, threads = workers or os.cpu_count() or 1, torch.get_num_threads()
+    workers, threads = workers or cpu_count(), torch.get_num_threads()
     waiting: deque = deque()
     torch.set_num_threads(1)
     try:

@@ -14,12 +14,14 @@ import logging
 import os
 import sys
 import time
+import weakref
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 
-from m5lib import runs
+from m5lib import files
 
 DEMO = ("01_", "04_", "05_")
 
@@ -29,12 +31,19 @@ class ParameterError(ValueError):
 
 
 class NotebookError(RuntimeError):
-    """A notebook that failed: names the notebook, the cell, and the executed copy to look at."""
+    """A notebook that failed: names the notebook, the cell, and the executed copy to look at; ``brief`` is one line of it."""
+
+    def __init__(self, notebook: str, cell: object, name: str, value: str, output: Path):
+        super().__init__(f"{notebook}: cell {cell}: {name}: {value}; see {output}")
+        self.brief = f"cell {cell}: {name}: {(value.strip().splitlines() or [''])[-1]}"
+
+
+_kernels: weakref.WeakSet = weakref.WeakSet()  # that this process started
 
 
 def find() -> list[Path]:
     """Every notebook of the project, in order."""
-    return sorted((runs.ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    return sorted((files.ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
 def parameters_of(notebook: str | Path) -> dict[str, object]:
@@ -56,13 +65,16 @@ def parameters_of(notebook: str | Path) -> dict[str, object]:
     return found
 
 
-def check(notebook: str | Path, given: Mapping[str, object]) -> dict[str, object]:
+def check(notebook: str | Path, given: Mapping[str, object], known: Mapping[str, object] | None = None) -> dict[str, object]:
     """The given parameters, converted where nothing is lost (an ``int`` for a ``float``).
+
+    Args:
+        known: :func:`parameters_of` the notebook, where they were read before.
 
     Raises:
         ParameterError: an unknown name or a wrong type; the message lists what there is.
     """
-    known, checked = parameters_of(notebook), {}
+    known, checked = parameters_of(notebook) if known is None else known, {}
     for name, value in given.items():
         if name not in known:
             raise ParameterError(f"{Path(notebook).name} has no parameter {name!r}; it has {', '.join(known)}")
@@ -77,12 +89,46 @@ def check(notebook: str | Path, given: Mapping[str, object]) -> dict[str, object
     return checked
 
 
-def run(notebook: str | Path, output: str | Path, parameters: Mapping[str, object] | None = None, quiet: bool = False) -> Path:
+def _manager(environment: Mapping[str, str]) -> type:
+    """A manager of kernels with these environment variables on top of this process's own."""
+    from jupyter_client import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        async def start_kernel(self, **given) -> None:
+            defaults = {"M5_PROGRESS": "lines", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+            _kernels.add(self)
+            await super().start_kernel(**given, env={**defaults, **os.environ, **environment})
+
+    return Manager
+
+
+def interrupt() -> None:
+    """Press Ctrl-C in every notebook that :func:`run` is running in a thread of this process; training then keeps a checkpoint."""
+    import asyncio
+
+    with ThreadPoolExecutor(1) as pool:  # asyncio.run wants a thread without a loop; in Jupyter the main one has one
+        for manager in [m for m in list(_kernels) if m.has_kernel]:
+            pool.submit(lambda m: asyncio.run(m.interrupt_kernel()), manager)
+
+
+def run(
+    notebook: str | Path,
+    output: str | Path,
+    parameters: Mapping[str, object] | None = None,
+    quiet: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> Path:
     """Execute a notebook with the kernel of this Python; the output file is written even when it fails.
+
+    May be called by several threads at once: each run has a kernel, which is a process, of its own.
+
+    Args:
+        environment: variables for the kernel, on top of those of this process.
 
     Raises:
         ParameterError: before anything starts.
         NotebookError: a cell raised.
+        KeyboardInterrupt: the kernel was interrupted.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -91,13 +137,16 @@ def run(notebook: str | Path, output: str | Path, parameters: Mapping[str, objec
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
-    os.environ.setdefault("M5_PROGRESS", "lines")
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     # no cwd: papermill would change the directory of this process, and runs may be parallel
     try:
-        papermill.execute_notebook(str(notebook), str(output), checked, kernel_name="python3", progress_bar=not quiet, log_output=not quiet)
+        papermill.execute_notebook(
+            str(notebook), str(output), checked, kernel_name="python3", progress_bar=not quiet, log_output=not quiet,
+            kernel_manager_class=_manager(environment or {}), extra_arguments=["--log-level=CRITICAL"],
+        )  # fmt: skip
     except PapermillExecutionError as error:
-        raise NotebookError(f"{Path(notebook).name}: cell {error.exec_count}: {error.ename}: {error.evalue}; see {output}") from None
+        if error.ename == "KeyboardInterrupt":
+            raise KeyboardInterrupt(f"{Path(notebook).name}: {error.evalue or 'interrupted'}") from None
+        raise NotebookError(Path(notebook).name, error.exec_count, error.ename, error.evalue, output) from None
     return output
 
 
@@ -126,6 +175,8 @@ def write_index(folder: Path, pages: Sequence[Path], table: str, figures: Sequen
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns 0, or 1 where a notebook failed (the others still ran)."""
+    from m5lib import runs
+
     parser = argparse.ArgumentParser(prog="python -m m5lib.notebooks", description="Run notebooks into reports/.")
     parser.add_argument("notebook", nargs="*", type=Path, help="notebooks; by default all")
     parser.add_argument("--demo", action="store_true", help="only the main story, then print its results")
@@ -136,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("traitlets").setLevel(logging.ERROR)
     chosen = options.notebook or [n for n in find() if not options.demo or n.name.startswith(DEMO)]
-    reports, begun, pages, failed = runs.home("reports"), time.monotonic(), [], []
+    reports, begun, pages, failed = files.home("reports"), time.monotonic(), [], []
     wanted = {"profile": options.profile} | ({"data": str(Path(options.data).resolve())} if options.data else {})
     if options.demo:
         wanted["record"] = options.record
@@ -159,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _conclude(reports: Path, pages: list[Path], record: str) -> None:
     from m5lib import summary
 
-    results = runs.home("results", f"{record}.json")
+    results = files.home("results", f"{record}.json")
     shown = bool(record) and results.exists()
     if shown:
         print("\n" + summary.table(results).to_string())

@@ -12,7 +12,7 @@ def bars() -> bool:
     """Whether someone sees a moving bar: in a terminal or an interactive notebook, not under papermill, in a pipe or in CI."""
     if os.environ.get("M5_PROGRESS"):
         return os.environ["M5_PROGRESS"] == "bar"
-    return sys.stderr.isatty() or ("ipykernel" in sys.modules and "PAPERMILL_RUN" not in os.environ)
+    return sys.stderr.isatty() or ("ipykernel.kernelapp" in sys.modules and "PAPERMILL_RUN" not in os.environ)
 
 
 def progress(items: Iterable, total: int, label: str, unit: str = "", note=None, start: int = 0) -> Iterator:

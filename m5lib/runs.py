@@ -4,7 +4,6 @@ A run is a function of its settings: its folder's name holds a hash of the setti
 source. A finished run is not run again, an interrupted one resumes.
 """
 
-import ast
 import copy
 import hashlib
 import json
@@ -13,7 +12,6 @@ import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +25,7 @@ from m5lib import readers, shop, store
 from m5lib.data import Catalogue, Rows, split_of
 from m5lib.embeddings import embeddings, fit_whitening, mean_harmony
 from m5lib.evaluate import retrieval
+from m5lib.files import ROOT, code_version, home, locked, write_json
 from m5lib.finetune import Classifier, classify, finetune, labels_of
 from m5lib.layers import check_choices
 from m5lib.media import PLAIN, Pixels, Ragged
@@ -36,8 +35,6 @@ from m5lib.pretrain import Training, pretrain
 from m5lib.streams import Streams, load_tokenizer, train_tokenizer
 from m5lib.weights import start_from_bert
 from m5lib.zoo import Spec, build, change
-
-ROOT = Path(__file__).resolve().parent.parent
 
 #: One tidy row per number, everywhere in the project.
 COLUMNS = (
@@ -81,11 +78,6 @@ def profile_of(name: str) -> Profile:
     return PROFILES[name]
 
 
-def home(*parts: str) -> Path:
-    """A path below the folder for outputs: ``M5_HOME``, or the checkout that the library lies in."""
-    return Path(os.environ.get("M5_HOME", ROOT)).joinpath(*parts)
-
-
 # --- results ---------------------------------------------------------------------------------------------------------------
 
 
@@ -108,16 +100,6 @@ def rows(numbers: Iterable[dict], context: dict, **more) -> list[dict]:
     return found
 
 
-def write_json(path: str | Path, content) -> Path:
-    """Write JSON to a temporary name and rename, so that a reader never sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    return path
-
-
 def save_results(path: str | Path, found: list[dict], provenance: dict, append: bool = False) -> Path:
     """Write rows with their provenance; ``append`` adds to those of other notebooks and replaces this notebook's own."""
     path = Path(path)
@@ -135,11 +117,16 @@ def load_results(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame(json.loads(Path(path).read_text(encoding="utf-8"))["rows"], columns=list(COLUMNS))
 
 
+def results_folder() -> Path:
+    """Where results are kept: ``results``, or what the environment variable ``M5_RESULTS`` names: a sweep gives each of its runs its own."""
+    return Path(os.environ.get("M5_RESULTS", home("results")))
+
+
 def record(name: str, found: list[dict], made: dict, pictures: Mapping[str, Figure]) -> None:
     """Keep rows in ``results/<name>.json`` and figures in ``results/<name>_<figure>.png``; nothing, where the name is empty."""
     if not name:
         return
-    results = home("results")
+    results = results_folder()
     if found:
         save_results(results / f"{name}.json", found, made, append=True)
     results.mkdir(parents=True, exist_ok=True)
@@ -155,33 +142,6 @@ def _git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-@cache
-def code_version() -> str:
-    """12 hex digits of the source that a run depends on: this module and every other of the library that it imports, directly or not.
-
-    So a change of a figure or of a table's layout leaves finished runs finished.
-    """
-    here, known, todo = Path(__file__).parent, set(), [Path(__file__).stem]
-    while todo:
-        if (name := todo.pop()) not in known:
-            known.add(name)
-            words = {node for tree in ast.walk(ast.parse((here / f"{name}.py").read_bytes())) for node in _imported(tree)}
-            todo += [word for word in words if (here / f"{word}.py").exists()]
-    digest = hashlib.blake2b(digest_size=6)
-    for name in sorted(known):
-        digest.update((here / f"{name}.py").read_bytes())
-    return digest.hexdigest()
-
-
-def _imported(node: ast.AST) -> list[str]:
-    """The library's modules that an import statement names: ``data``, for ``from m5lib import data`` and ``from m5lib.data import …``."""
-    if isinstance(node, ast.ImportFrom) and node.module == "m5lib":
-        return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("m5lib."):
-        return [node.module.split(".")[1]]
-    return []
 
 
 def device_name(device: torch.device) -> str:
@@ -318,7 +278,7 @@ class Job:
         """``runs/<model>-<codes>-<hash>`` of this job on this data with this code."""
         spec = self.spec(streams)
         what = {"job": asdict(self), "training": asdict(self.training(streams)), "spec": spec.to_dict()}
-        what |= {"data": streams.catalogue.fingerprint, "code": code_version()}
+        what |= {"data": streams.catalogue.fingerprint, "code": code_version("runs")}
         digest = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=5).hexdigest()
         return home("runs", f"{self.model}-{codes(spec.modalities)}-{digest}")
 
@@ -382,34 +342,43 @@ def glance(model: Model, streams: Streams) -> dict:
 
 
 def pretrained(job: Job, streams: Streams) -> Run:
-    """Pre-train, resume, or only load: whatever is left to do. The folder then holds config, history and ``model.safetensors``."""
+    """Pre-train, resume, or only load: whatever is left to do. The folder then holds config, history and ``model.safetensors``.
+
+    Two processes never train the same run: the second waits, then loads.
+    """
     folder = job.folder(streams)
-    if (folder / "model.safetensors").exists():
-        history = [json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()]
-        return Run(Model.from_pretrained(folder).to(best_device()), folder, history)
-    model = untrained(job, streams)
-    write_json(folder / "job.json", {"job": asdict(job), "training": asdict(job.training(streams)), "data": streams.catalogue.fingerprint})
-    history = []
-    if job.products != "none":
-        start = glance(model, streams)
-        history = pretrain(model, streams, job.training(streams), folder, job.rows(streams), watch=lambda m: glance(m, streams))
-        history = [history[0] | {"before": start}, *history[1:]]
-    (folder / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
-    model.save_pretrained(folder)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    with locked(folder / ".lock"):
+        if (folder / "model.safetensors").exists():
+            history = [json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()]
+            return Run(Model.from_pretrained(folder).to(best_device()), folder, history)
+        model = untrained(job, streams)
+        what = {"job": asdict(job), "training": asdict(job.training(streams)), "data": streams.catalogue.fingerprint}
+        write_json(folder / "job.json", what)
+        history = []
+        if job.products != "none":
+            start = glance(model, streams)
+            history = pretrain(model, streams, job.training(streams), folder, job.rows(streams), watch=lambda m: glance(m, streams))
+            history = [history[0] | {"before": start}, *history[1:]]
+        (folder / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+        model.save_pretrained(folder)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
     return Run(model.eval(), folder, history)
 
 
 def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
-    """The run's model fine-tuned with the job's training settings: trained, resumed or only loaded, in ``finetuned`` of its folder."""
+    """The run's model fine-tuned with the job's training settings: trained, resumed or only loaded, in ``finetuned`` of its folder.
+
+    Two processes never train the same classifier: the second waits, then loads.
+    """
     folder = run.folder / "finetuned"
-    if (folder / "classifier.safetensors").exists():
-        return Classifier.from_pretrained(folder).to(best_device())
-    torch.manual_seed(job.seed)
-    classifier = Classifier(copy.deepcopy(run.model), labels_of(streams)).to(best_device())
-    finetune(classifier, streams, job.training(), folder)
-    classifier.save_pretrained(folder)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    with locked(folder / ".lock"):
+        if (folder / "classifier.safetensors").exists():
+            return Classifier.from_pretrained(folder).to(best_device())
+        torch.manual_seed(job.seed)
+        classifier = Classifier(copy.deepcopy(run.model), labels_of(streams)).to(best_device())
+        finetune(classifier, streams, job.training(), folder)
+        classifier.save_pretrained(folder)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
     return classifier.eval()
 
 

@@ -23,6 +23,7 @@ from m5lib import facets as shelf
 from m5lib import m5product, rendering
 from m5lib.data import Catalogue, DataError
 from m5lib.facets import Facets
+from m5lib.files import locked
 from m5lib.progress import progress
 
 #: Listings and categories of each size; any number of listings may be given instead.
@@ -174,7 +175,7 @@ def folder_of(size: str | int, seed: int = 0) -> Path:
 
 
 def make(size: str | int = "tiny", seed: int = 0, folder: str | Path | None = None, workers: int | None = None) -> Catalogue:
-    """The shop of a size, written on first use by all cores, then read. What was begun is gone on with.
+    """The shop of a size, written on first use by all cores, then read. What was begun is gone on with; a second process waits.
 
     The same size and seed give the same files, whatever the number of workers. Times and disk space are in ``benchmarks/shop.json``.
 
@@ -188,9 +189,10 @@ def make(size: str | int = "tiny", seed: int = 0, folder: str | Path | None = No
     products, count = size_of(size)
     folder = Path(folder) if folder is not None else folder_of(size, seed)
     what = {"version": VERSION, "products": products, "categories": count, "seed": seed}
-    _prepare(folder, what)
-    if not (folder / "truth.parquet").exists():
-        _write(folder, products, count, seed, workers)
+    with locked(folder.absolute().with_name(f".{folder.name}.lock")):  # beside it: a shop's folder must be empty, or a shop
+        _prepare(folder, what)
+        if not (folder / "truth.parquet").exists():
+            _write(folder, products, count, seed, workers)
     return read(folder)
 
 

@@ -16,14 +16,15 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from m5lib.data import Catalogue, DataError, MediaFile, Product, Skip
+from m5lib.files import locked
 from m5lib.media import UNREADABLE, Ragged, features_of, in_parallel, prepared
 from m5lib.modalities import MODALITIES
 from m5lib.progress import progress
@@ -113,22 +114,6 @@ def _write_json(path: Path, content: dict) -> None:
     _write(path, lambda file: file.write(json.dumps(content, ensure_ascii=False, indent=1).encode()))
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One extraction at a time into a folder: another process waits, then finds the work done. Ends with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: two extractions at once would do the work twice, to the same bytes
-        yield
-        return
-    with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        for part in folder.rglob("*.part"):  # left by a process that was killed
-            part.unlink()
-        yield
-
-
 @dataclasses.dataclass
 class _Shard:
     """Products that are extracted together, and where their features lie."""
@@ -207,7 +192,9 @@ def extract(
     folder = Path(folder).absolute()  # read from later, perhaps by a process that works elsewhere
     catalogue, extractors = prepared(catalogue, extractors, workers)
     broken: list[Skip] = []
-    with _locked(folder):
+    with locked(folder / ".lock"):
+        for part in folder.rglob("*.part"):  # left by a process that was killed
+            part.unlink()
         for name, extractor in extractors.items():
             (folder / name).mkdir(exist_ok=True)
             products = [product for product in catalogue.products if name in product.contents]
