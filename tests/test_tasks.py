@@ -25,7 +25,7 @@ def test_ranking_is_exact_and_never_returns_the_query(k):
     gallery[3] = queries[2]
     query_ids, gallery_ids = np.arange(9).astype(object), (100 + np.arange(12)).astype(object)
     gallery_ids[3] = query_ids[2]
-    fast = tasks.rank(queries, gallery, k, query_ids, gallery_ids, block=4)
+    fast = tasks.rank(queries, gallery, k, query_ids, gallery_ids, block=(4, 5))
     assert (fast == slow_rank(queries, gallery, k, query_ids, gallery_ids)).all()
     assert 3 not in fast[2] and fast[2, 0] != -1
     same = tasks.rank(sparse.csr_matrix(queries), sparse.csr_matrix(gallery), k, query_ids, gallery_ids)
