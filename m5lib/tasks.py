@@ -97,7 +97,7 @@ def retrieval(
     ranking = _back(rank(queries, gallery, longest, cosine=False, rows=offered), able)
     everyone = np.concatenate([query_labels, gallery_labels])
     if query_ids is not None and gallery_ids is not None:
-        ranking = _without_own(ranking, query_ids, gallery_ids)
+        ranking = without_own(ranking, query_ids, gallery_ids)
         everyone = everyone[np.unique(np.concatenate([query_ids, gallery_ids]).astype(str), return_index=True)[1]]
     matched, positives = hits(ranking, query_labels, gallery_labels)[0], _count(query_labels, everyone)
     found, length = {}, (ranking >= 0).sum(axis=1)
@@ -113,7 +113,7 @@ def _back(ranking: np.ndarray, able: np.ndarray) -> np.ndarray:
     return np.where(ranking < 0, -1, able[ranking]) if len(able) else ranking
 
 
-def _without_own(ranking: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> np.ndarray:
+def without_own(ranking: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> np.ndarray:
     """The lists without the query's own id, closed up and filled with -1."""
     kept = np.where(gallery_ids[ranking] == query_ids[:, None], -1, ranking) if len(gallery_ids) else ranking
     return np.take_along_axis(kept, np.argsort(kept < 0, axis=1, kind="stable"), axis=1)
