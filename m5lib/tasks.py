@@ -89,6 +89,8 @@ def retrieval(
     offered = None if rows is None and findable is None else offered
     if protocol == "usual":
         matched, positives = hits(_back(rank(queries, gallery, max(cuts), *ids, rows=offered), able), query_labels, gallery_labels)
+        if query_ids is not None and gallery_ids is not None:
+            positives = positives - np.isin(query_ids.astype(str), gallery_ids.astype(str))  # the query is not sought
         found = {}
         for k in cuts:
             found |= {(f"mAP@{k}", way): average_precision(matched, positives, k, way) for way in ("min_k_r", "hits")}
@@ -175,8 +177,8 @@ class Difference(NamedTuple):
 
 
 def paired_bootstrap(
-    a: Float[np.ndarray, "S Q"] | Sequence[np.ndarray],
-    b: Float[np.ndarray, "S Q"] | Sequence[np.ndarray],
+    a: Float[np.ndarray, "_ _"] | Sequence[np.ndarray],
+    b: Float[np.ndarray, "_ _"] | Sequence[np.ndarray],
     draws: int = 10_000,
     seed: int = 0,
 ) -> Difference:
@@ -223,7 +225,7 @@ def _widening(seeds: int) -> float:
     return 1.0 if seeds == 1 else float(np.sqrt(seeds / (seeds - 1)) * stats.t.ppf(0.975, seeds - 1) / stats.norm.ppf(0.975))
 
 
-def paired_seeds(a: Float[np.ndarray, " S"], b: Float[np.ndarray, " S"]) -> Difference:
+def paired_seeds(a: Float[np.ndarray, " _"], b: Float[np.ndarray, " _"]) -> Difference:
     """The same for metrics that have no value per query (NMI, purity): a paired t-test over the seeds, and seeds only.
 
     The interval is mean ± t s / sqrt(S), s the standard deviation (S - 1) of the differences. What the choice of products adds is
