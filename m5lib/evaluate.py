@@ -123,12 +123,13 @@ def classification(catalogue: Catalogue, vectors, split: str = "query", seed: in
 
 
 def clustering(catalogue: Catalogue, vectors, split: str = "query") -> list[dict]:
-    """NMI and purity of k-means, k = number of classes among the products clustered; the mean over :data:`KMEANS_SEEDS`."""
+    """NMI and purity of k-means, k = number of classes among the products clustered; the mean over :data:`KMEANS_SEEDS`, each one start."""
     rows = np.array([row for row in catalogue.split(split) if catalogue.labels[row] is not None], dtype=int)
     labels = catalogue.labels[rows]
     if not (k := len(set(labels))):
         return []
-    runs = [tasks.cluster(vectors[rows], k, seed) for seed in KMEANS_SEEDS]
+    part = tasks.in_span(vectors[rows])
+    runs = [tasks.cluster(part, k, seed) for seed in KMEANS_SEEDS]
     convention = f"k-means k={k}, mean of seeds {' '.join(map(str, KMEANS_SEEDS))}"
     scores = {"NMI": tasks.nmi, "purity": tasks.purity}
     return [_number("clustering", name, convention, np.mean([score(run, labels) for run in runs])) for name, score in scores.items()]

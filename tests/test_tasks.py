@@ -45,6 +45,8 @@ def test_average_precision_by_hand_and_at_its_limits():
     full = np.array([[0, 1, 1, 0, 1, 0]], dtype=bool)  # the whole gallery ranked: scikit-learn's definition
     expected = average_precision_score(full[0], -np.arange(6))
     np.testing.assert_allclose(tasks.average_precision(full, np.array([3]), 6, "min_k_r"), expected)
+    cut = average_precision_score(full[0, :4], -np.arange(4))  # and by the hits found: that of the list cut off at K
+    np.testing.assert_allclose(tasks.average_precision(full, np.array([3]), 4, "hits"), cut)
 
 
 def test_the_cut_may_differ_from_query_to_query():
@@ -111,10 +113,13 @@ def test_clustering_scores():
 def test_clusters_are_those_of_the_plain_vectors():
     rng = np.random.default_rng(1)
     vectors = (rng.normal(size=(90, 200)) + 3 * np.repeat(rng.normal(size=(5, 200)), 18, 0)).astype(np.float32)
-    plain = KMeans(5, n_init=4, random_state=3).fit_predict(normalize(vectors))
-    assert tasks.nmi(tasks.cluster(vectors, 5, 3), plain) == pytest.approx(1)
     loose = rng.normal(size=(90, 200)).astype(np.float32)  # no clusters: only the same distances give the same answer
-    assert tasks.nmi(tasks.cluster(loose, 5, 3), KMeans(5, n_init=4, random_state=3).fit_predict(normalize(loose))) == pytest.approx(1)
+    for x in (vectors, loose, loose[:, :20]):
+        part = tasks.in_span(x)
+        np.testing.assert_allclose(part @ part.T, normalize(x) @ normalize(x).T, atol=1e-6)
+        assert part.shape[1] <= 90
+        plain = KMeans(5, n_init=1, random_state=3).fit_predict(normalize(x.astype(np.float64)))
+        assert tasks.nmi(tasks.cluster(x, 5, 3), plain) == tasks.nmi(tasks.cluster(part, 5, 3), plain) == pytest.approx(1)
 
 
 def test_accuracy_at_one_and_at_five():
