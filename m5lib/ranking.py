@@ -25,7 +25,7 @@ def rank(
     gallery_ids: np.ndarray | None = None,
     cosine: bool = True,
     rows: Int[np.ndarray, " G"] | None = None,
-    block: tuple[int, int] = (1024, 8192),
+    block: tuple[int, int] = (1024, 4096),
 ) -> Int[np.ndarray, "Q R"]:
     """The ``k`` best gallery places of each query, best first; of equal scores the lower place first.
 
@@ -118,12 +118,14 @@ def _merge(asked: _Block, offered: _Block, own: np.ndarray, low: int, best: np.n
     touched = torch.nonzero(scores.amax(dim=1) > limit).flatten()
     if not len(touched):
         return
-    rows, scores, limit = touched.cpu().numpy(), scores[touched], limit[touched]
-    above = scores > limit[:, None]
-    if full.any() and int(above.sum()) > 4 * k * len(rows):  # a gallery that gets better and better
+    rows = touched.cpu().numpy()
+    if len(rows) < len(scores):
+        scores, limit = scores[touched], limit[touched]
+    pairs = torch.nonzero(scores > limit[:, None])
+    if full.any() and len(pairs) > 4 * k * len(rows):  # a gallery that gets better and better
         limit = torch.maximum(limit, _just_below(_edge(scores, k) - 2 * error[rows], scores))
-        above = scores > limit[:, None]
-    row, column = torch.nonzero(above).cpu().numpy().T
+        pairs = torch.nonzero(scores > limit[:, None])
+    row, column = pairs.cpu().numpy().T
     value = scores.numpy()[row, column] if asked.quick is None else _exact(asked, offered, rows[row], column)
     counts = np.bincount(row, minlength=len(rows))
     place = np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)

@@ -144,7 +144,7 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     return float(np.mean(correct(predicted, labels, k)))
 
 
-def in_span(vectors: Vectors) -> Vectors:
+def in_span(vectors: Vectors) -> Float[np.ndarray, "_ _"] | sparse.spmatrix | sparse.sparray:
     """Unit vectors with the same distances, in no more dimensions than there are products: what :func:`cluster` needs, cheaper to handle.
 
     Dense ones come in float64, which scikit-learn's k-means is faster with (it makes its distances in float64 anyway).

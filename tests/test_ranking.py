@@ -64,7 +64,7 @@ def cases(draw):
     return *sides, draw(st.integers(1, 30)), *(ids if draw(st.booleans()) else (None, None)), draw(st.booleans()), block
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases())
 def test_any_ranking_equals_the_sort_of_all_pairs(case):
     queries, gallery, k, query_ids, gallery_ids, cosine, block = case
@@ -93,7 +93,8 @@ def test_blocks_equal_one_block(block, dtype):
     for cosine in (True, False):
         one = rank(queries, gallery, 25, query_ids, gallery_ids, cosine, block=WHOLE)
         assert (rank(queries, gallery, 25, query_ids, gallery_ids, cosine, block=block) == one).all()
-        assert (one == slow_rank(queries, gallery, 25, query_ids, gallery_ids, cosine)).all()
+        if block == (7, 13):
+            assert (one == slow_rank(queries, gallery, 25, query_ids, gallery_ids, cosine)).all()
 
 
 def test_a_gallery_that_gets_better_and_better_and_one_of_copies():

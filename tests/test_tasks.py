@@ -2,6 +2,7 @@ import math
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.cluster import KMeans
@@ -274,3 +275,27 @@ def test_retrieval_from_one_modality_to_another():
         evaluate.retrieval(catalogue, image, given=(["smell"], ["text"]))
     nobody = evaluate.retrieval(catalogue, image, given=(["audio"], ["text"]))
     assert nobody == []
+
+
+def test_two_models_are_compared_query_by_query():
+    rng = np.random.default_rng(0)
+    frames = []
+    for seed in range(3):
+        values = rng.random(80)
+        sides = []
+        for more in (0.1, 0.0):
+            columns = ([f"q{n}" for n in range(80)], "retrieval", "mAP@10", "min_k_r", values + more + 0.01 * rng.normal(size=80))
+            frame = pd.DataFrame(dict(zip(evaluate.PER_QUERY, columns, strict=True)))
+            other = frame.assign(convention="hits", value=0.0)  # must not be looked at
+            sides.append(pd.concat([other, frame.sample(frac=1, random_state=seed)] if more else [frame.iloc[:-5], other]))
+        frames.append(sides)
+    ours, theirs = zip(*frames, strict=True)
+    own = evaluate.difference(ours, theirs, "mAP@10", "min_k_r", shared=False, draws=500)
+    assert own.mean == pytest.approx(0.1, abs=0.005) and own.seeds == 3 and own.p < 0.01
+    with pytest.raises(ValueError, match="differ from seed to seed"):
+        evaluate.difference(ours, theirs, "mAP@10", "min_k_r", shared=True)
+    ordered = [frame.sort_values("id") for frame in ours]
+    together = evaluate.difference(ordered, theirs, "mAP@10", "min_k_r", shared=True, draws=500)
+    assert together.mean == pytest.approx(own.mean)
+    with pytest.raises(ValueError, match="at least one of each"):
+        evaluate.difference(ours, theirs, "mAP@10", "released", shared=False)
