@@ -107,19 +107,29 @@ def test_a_gallery_that_gets_better_and_better_and_one_of_copies():
 
 
 def test_coarse_products_change_nothing(monkeypatch):
-    """Quick scores that are off by a thousandth, as TF32 gives them."""
+    """Quick scores that are off by nearly as much as their bound allows for TF32."""
     rng = np.random.default_rng(0)
     queries, gallery = (rng.normal(size=(n, 16)).astype(np.float32) for n in (20, 300))
     expected, quick = slow_rank(queries, gallery, 10), ranking._quick
 
     def coarse(asked, offered):
         scores, error = quick(asked, offered)
-        noise = torch.rand(scores.shape, generator=torch.Generator().manual_seed(len(scores))) - 0.5
-        return scores + noise / 512, error
+        noise = 2 * torch.rand(scores.shape, generator=torch.Generator().manual_seed(len(scores))) - 1
+        assert 0.01 < error[0] < 0.05
+        return scores + 0.95 * noise * torch.from_numpy(error[:, None]).float(), error
 
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     monkeypatch.setattr(ranking, "_quick", coarse)
-    assert (rank(queries, gallery, 10, block=(8, 50)) == expected).all()
+    for block in (WHOLE, (8, 50)):
+        assert (rank(queries, gallery, 10, block=block) == expected).all()
+
+
+def test_columns_side_by_side_in_memory_change_nothing():
+    gallery = np.random.default_rng(0).normal(size=(400, 300)).astype(np.float32)
+    gallery[7::40] = gallery[3]
+    turned = np.asfortranarray(gallery)
+    expected = rank(gallery[:5], gallery, 12, block=WHOLE)
+    assert (rank(turned[:5], turned, 12, block=(2, 1)) == expected).all() and (rank(turned[:5], turned, 12) == expected).all()
 
 
 def test_a_memory_map_of_halves_is_read_in_blocks(tmp_path):
