@@ -106,7 +106,8 @@ def classify(
     """Fine-tuned features and predicted labels of products, given only some of their modalities (by default all).
 
     Returns:
-        hidden vectors (N, 1024) float32 and labels (N,), in the order of ``rows``.
+        hidden vectors (N, 1024) float32 and the five likeliest labels (N, 5), best first (fewer, if there are fewer classes), in the
+        order of ``rows``.
     """
     device, was_training, rows = next(classifier.parameters()).device, classifier.training, np.asarray(rows)
     vectors, best = [], []
@@ -115,6 +116,6 @@ def classify(
         batch = streams.batch(rows[start : start + batch_size]).to(device)
         hidden, logits = classifier(batch if modalities is None else batch.only(modalities))
         vectors.append(hidden.float().cpu())
-        best.append(logits.argmax(-1).cpu())
+        best.append(logits.topk(min(5, logits.shape[-1])).indices.cpu())
     classifier.train(was_training)
     return torch.cat(vectors).numpy(), np.array(classifier.labels, dtype=object)[torch.cat(best).numpy()]

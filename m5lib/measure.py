@@ -1,10 +1,15 @@
 """From a run to result rows: what was seen on the way, and every number of the embedding afterwards."""
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import pandas as pd
 
 from m5lib import evaluate, runs
+from m5lib.data import Catalogue
 from m5lib.embeddings import DEFAULT, PAPER
+from m5lib.finetune import Classifier
+from m5lib.modalities import codes
 from m5lib.streams import Streams
 
 
@@ -30,19 +35,59 @@ def measured(run: runs.Run, job: runs.Job, streams: Streams, context: dict, spli
     """Result rows of a pre-trained model and of the same model untrained, given the modalities that the model reads.
 
     Every read-out: mAP@10 (min(K, R)) of validation products, for choosing, and retrieval of ``split``; the default and the paper's
-    read-out: all tasks.
+    read-out: all tasks; the paper's: retrieval by the released protocol too.
     """
     catalogue, found = streams.catalogue, []
     rows = np.union1d(evaluate.needed_rows(catalogue, split), catalogue.split("validation"))
     for state, model in (("untrained", runs.untrained(job, streams)), ("pretrained", run.model)):
         for readout, part in runs.vectors(model, streams, rows).items():
             which = evaluate.TASKS if readout in (DEFAULT, PAPER) else ("retrieval", "fine retrieval")
-            numbers = evaluate.evaluate(catalogue, part, which, split, seed=job.seed) + choosing(catalogue, part)
+            protocols = ("usual", "released") if readout == PAPER else ("usual",)
+            numbers = evaluate.evaluate(catalogue, part, which, split, seed=job.seed, protocols=protocols) + choosing(catalogue, part)
             found += runs.rows(numbers, context, state=state, variant=readout)
     return found
 
 
-def choosing(catalogue, part: np.ndarray) -> list[dict]:
+def tuned(
+    classifier: Classifier, streams: Streams, context: dict, modalities: Iterable[str] | None = None, split: str = "query"
+) -> list[dict]:
+    """Result rows of a fine-tuned model (state ``finetuned``, variant ``hidden``): all tasks by its hidden vector, accuracy by its head."""
+    rows = evaluate.needed_rows(streams.catalogue, split)
+    hidden, labels = runs.tuned_vectors(classifier, streams, rows, modalities)
+    more = {} if modalities is None else {"modalities": codes(modalities)}
+    numbers = evaluate.evaluate(streams.catalogue, hidden, split=split, predicted=labels)
+    return runs.rows(numbers, context, state="finetuned", variant="hidden", **more)
+
+
+def crossed(
+    embed: Callable[[tuple[str, ...]], np.ndarray],
+    catalogue: Catalogue,
+    pairs: Iterable[evaluate.Given],
+    context: dict,
+    state: str,
+    variant: str,
+    split: str = "query",
+) -> list[dict]:
+    """Result rows of retrieval with some modalities asked and others answering; ``modalities`` then reads ``I→T``.
+
+    Args:
+        embed: modality names -> (N, D) vectors of the catalogue's products given only these; each set is embedded once. Of a
+            pre-trained model: ``lambda names: runs.vectors(model, streams, rows, names, [ACROSS])[ACROSS]``; of a fine-tuned one:
+            ``lambda names: runs.tuned_vectors(classifier, streams, rows, names)[0]``.
+        pairs: what the queries have, what the gallery has.
+    """
+    found, vectors = [], {}
+    for pair in pairs:
+        given = tuple(tuple(side) for side in pair)
+        for names in given:
+            if names not in vectors:
+                vectors[names] = embed(names)
+        numbers = evaluate.retrieval(catalogue, vectors[given[0]], split, gallery=vectors[given[1]], given=given)
+        found += runs.rows(numbers, context, state=state, variant=variant, modalities="→".join(map(codes, given)))
+    return found
+
+
+def choosing(catalogue: Catalogue, part: np.ndarray) -> list[dict]:
     """mAP@10 (min(K, R)) of validation products: what choices are made by."""
     numbers = evaluate.retrieval(catalogue, part, "validation")
     chosen = [n for n in numbers if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r")]

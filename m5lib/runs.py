@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from m5lib import readers, shop, store
 from m5lib.data import Catalogue, Rows, split_of
-from m5lib.embeddings import embeddings, fit_whitening, mean_harmony
+from m5lib.embeddings import READOUTS, embeddings, fit_whitening, mean_harmony
 from m5lib.evaluate import retrieval
 from m5lib.files import ROOT, code_version, home, locked, write_json
 from m5lib.finetune import Classifier, classify, finetune, labels_of
@@ -304,10 +304,12 @@ class Run:
         }  # fmt: skip
 
 
-def vectors(model: Model, streams: Streams, wanted: Rows, modalities: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+def vectors(
+    model: Model, streams: Streams, wanted: Rows, modalities: Iterable[str] | None = None, readouts: Iterable[str] = READOUTS
+) -> dict[str, np.ndarray]:
     """Embeddings of the wanted rows by every read-out, as (N, D) arrays over the whole catalogue; other rows are NaN."""
     found = {}
-    for readout, part in embeddings(model, streams, wanted, modalities).items():
+    for readout, part in embeddings(model, streams, wanted, modalities, readouts).items():
         found[readout] = np.full((len(streams), part.shape[1]), np.nan, dtype=np.float32)
         found[readout][wanted] = part
     return found
@@ -385,11 +387,12 @@ def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
 def tuned_vectors(
     classifier: Classifier, streams: Streams, wanted: Rows, modalities: Iterable[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fine-tuned features (N, H) and predicted labels (N,) of the wanted rows over the whole catalogue; other rows are NaN and None.
+    """Fine-tuned features (N, H) and the five likeliest labels (N, 5) of the wanted rows over the whole catalogue; others NaN and None.
 
     For ``evaluate(catalogue, features, predicted=labels)``, state ``finetuned``.
     """
     hidden, predicted = classify(classifier, streams, wanted, modalities)
-    features, labels = np.full((len(streams), hidden.shape[1]), np.nan, dtype=np.float32), np.full(len(streams), None, dtype=object)
+    features = np.full((len(streams), hidden.shape[1]), np.nan, dtype=np.float32)
+    labels = np.full((len(streams), predicted.shape[1]), None, dtype=object)
     features[wanted], labels[wanted] = hidden, predicted
     return features, labels

@@ -69,7 +69,11 @@ def test_it_learns_and_is_evaluated_by_its_own_head(stream_set, tmp_path):
     numbers = evaluate.evaluate(catalogue, vectors, predicted=labels)
     found = {(n["task"], n["metric"], n["convention"]): n["value"] for n in numbers}
     test = catalogue.split("query")
-    assert found["classification", "accuracy", "fine-tuned head"] == np.mean(labels[test] == catalogue.labels[test]) > 0.8
+    assert found["classification", "accuracy", "fine-tuned head"] == np.mean(labels[test, 0] == catalogue.labels[test]) > 0.8
+    top = np.mean([label in five for label, five in zip(catalogue.labels[test], labels[test], strict=True)])
+    assert found["classification", "accuracy@5", "fine-tuned head"] == top and labels.shape == (len(catalogue), len(classifier.labels))
+    logits = classifier.eval()(stream_set.batch(test))[1].detach()
+    assert labels[test].tolist() == np.array(classifier.labels)[logits.argsort(descending=True).numpy()].tolist()
     assert found["retrieval", "mAP@10", "min_k_r"] > 0.7
     context = {"notebook": "t", "run": "r", "data": "d", "profile": "tiny", "seed": 0, "model": "scale", "modalities": "I+T+Tab"}
     assert runs.rows(numbers, context, state="finetuned", variant="")

@@ -25,6 +25,32 @@ def test_measured_gives_every_readout_and_validation_beside(run, stream_set):
     assert len(chosen) == 2 * len(embeddings.READOUTS)
     best = chosen[chosen["state"] == "pretrained"].set_index("variant")["value"].idxmax()
     assert summary.chosen(frame) == best
+    assert set(frame[frame["convention"] == "released"]["variant"]) == {embeddings.PAPER}
+
+
+def test_one_modality_asks_and_another_answers(run, stream_set):
+    job, found = run
+    catalogue, rows, read = stream_set.catalogue, evaluate.needed_rows(stream_set.catalogue), []
+
+    def embed(names):
+        read.append(names)
+        return runs.vectors(found.model, stream_set, rows, names, [embeddings.ACROSS])[embeddings.ACROSS]
+
+    pairs = [(["image"], ["text"]), (["text"], ["image"]), (["image"], ["image"])]
+    context = found.context("t", job, catalogue)
+    frame = pd.DataFrame(measure.crossed(embed, catalogue, pairs, context, "pretrained", embeddings.ACROSS))
+    assert list(frame["modalities"].unique()) == ["I→T", "T→I", "I→I"] and read == [("image",), ("text",)]
+    within = frame[(frame["metric"] == "mAP@10") & (frame["convention"] == "min_k_r")].set_index("modalities")["value"]
+    same = evaluate.retrieval(catalogue, embed(("image",)), given=(["image"], ["image"]))
+    assert within["I→I"] == next(n["value"] for n in same if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r"))
+
+
+def test_fine_tuned_models_are_measured_by_vector_and_by_head(run, stream_set):
+    job, found = run
+    classifier = runs.finetuned(found, job, stream_set)
+    frame = pd.DataFrame(measure.tuned(classifier, stream_set, found.context("t", job, stream_set.catalogue), ["image", "text"]))
+    assert set(frame["state"]) == {"finetuned"} and set(frame["modalities"]) == {"I+T"}
+    assert {"accuracy", "accuracy@5", "mAP@1", "NMI", "purity"} <= set(frame["metric"])
 
 
 def test_similarity_is_own_cosine_less_that_of_others(run, stream_set):

@@ -2,45 +2,15 @@ import math
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
-from scipy import sparse
+from scipy import stats
+from sklearn.cluster import KMeans
 from sklearn.metrics import average_precision_score
+from sklearn.preprocessing import normalize
 
 from m5lib import controls, evaluate, runs, tasks
-
-
-def slow_rank(queries, gallery, k, query_ids, gallery_ids):
-    lists = []
-    for q, i in zip(queries, query_ids, strict=True):
-        cosine = [-float(q @ g) / (np.linalg.norm(q) * np.linalg.norm(g)) for g in gallery]
-        order = sorted((n for n in range(len(gallery)) if gallery_ids[n] != i), key=lambda n: (cosine[n], n))[:k]
-        lists.append(order + [-1] * (k - len(order)))
-    return np.array(lists)
-
-
-@pytest.mark.parametrize("k", [3, 12, 20])
-def test_ranking_is_exact_and_never_returns_the_query(k):
-    rng = np.random.default_rng(0)
-    queries, gallery = rng.normal(size=(9, 4)), rng.normal(size=(12, 4))
-    gallery[3] = queries[2]
-    query_ids, gallery_ids = np.arange(9).astype(object), (100 + np.arange(12)).astype(object)
-    gallery_ids[3] = query_ids[2]
-    fast = tasks.rank(queries, gallery, k, query_ids, gallery_ids, block=4)
-    assert (fast == slow_rank(queries, gallery, k, query_ids, gallery_ids)).all()
-    assert 3 not in fast[2] and fast[2, 0] != -1
-    same = tasks.rank(sparse.csr_matrix(queries), sparse.csr_matrix(gallery), k, query_ids, gallery_ids)
-    assert (same == fast).all()
-
-
-def test_ties_go_to_the_lower_row_also_at_the_edge():
-    gallery = np.array([[1.0, 0], [0, 1], [1, 0], [1, 0], [1, 0]])
-    assert tasks.rank(np.array([[1.0, 0]]), gallery, 3)[0].tolist() == [0, 2, 3]
-
-
-def test_inner_product_is_not_cosine():
-    gallery = np.array([[10.0, 9], [1, 0]])
-    assert tasks.rank(np.array([[1.0, 0]]), gallery, 1, cosine=False)[0, 0] == 0
-    assert tasks.rank(np.array([[1.0, 0]]), gallery, 1)[0, 0] == 1
+from m5lib.data import Catalogue, Product
 
 
 def slow_ap(matched, positives, k, normalise):
@@ -76,6 +46,40 @@ def test_average_precision_by_hand_and_at_its_limits():
     full = np.array([[0, 1, 1, 0, 1, 0]], dtype=bool)  # the whole gallery ranked: scikit-learn's definition
     expected = average_precision_score(full[0], -np.arange(6))
     np.testing.assert_allclose(tasks.average_precision(full, np.array([3]), 6, "min_k_r"), expected)
+    cut = average_precision_score(full[0, :4], -np.arange(4))  # and by the hits found: that of the list cut off at K
+    np.testing.assert_allclose(tasks.average_precision(full, np.array([3]), 4, "hits"), cut)
+
+
+def test_the_cut_may_differ_from_query_to_query():
+    matched, positives = np.random.default_rng(0).random((20, 10)) < 0.4, np.full(20, 6)
+    cut = np.arange(20) % 11
+    for way in ("hits", "min_k_r"):
+        apart = [tasks.average_precision(matched[q : q + 1], positives[q : q + 1], int(c), way)[0] for q, c in enumerate(cut)]
+        np.testing.assert_array_equal(tasks.average_precision(matched, positives, cut, way), apart)
+    apart = [matched[q, :c].sum() / c if c else 0 for q, c in enumerate(cut)]
+    np.testing.assert_array_equal(tasks.precision(matched, cut), apart)
+
+
+def test_released_protocol_by_hand():
+    """Three products of one label, the query among the gallery; by inner product the query's own long vector comes first."""
+    vectors = np.array([[9.0, 0], [4, 0], [3, 0], [2, 0], [1, 0]])
+    labels, ids = np.array(["a", "b", "a", "c", "a"], object), np.array(list("vwxyz"), object)
+    found = tasks.retrieval(vectors[:1], vectors, labels[:1], labels, ids[:1], ids, "released", longest=4)
+    # cut to v w x y, v dropped: w x y = - a -; positives v x z
+    assert found["mAP@1", "released"] == [0] and found["Prec@5", "released"] == [1 / 3] and found["mAP@5", "released"] == [1 / 2]
+    usual = tasks.retrieval(vectors[:1], vectors, labels[:1], labels, ids[:1], ids)
+    assert usual["Prec@5", "k"] == [2 / 5] and usual["mAP@5", "min_k_r"] == [(1 / 2 + 2 / 4) / 2]  # all tie: w x y z
+
+
+def test_what_cannot_be_found_is_not_listed_but_counts():
+    vectors, labels = np.array([[1.0, 0], [1, 0], [0.9, 0.1], [0, 1]]), np.array(["a", "a", "a", "b"], object)
+    for protocol, name in (("usual", ("mAP@5", "min_k_r")), ("released", ("Prec@5", "released"))):
+        whole = tasks.retrieval(vectors[:1], vectors, labels[:1], labels, protocol=protocol)
+        part = tasks.retrieval(vectors[:1], vectors, labels[:1], labels, protocol=protocol, findable=np.array([1, 0, 1, 1], bool))
+        rows = np.array([3, 2, 1, 0])  # the same gallery in another order
+        turned = tasks.retrieval(vectors[:1], vectors, labels[:1], labels[rows], None, None, protocol, rows, np.array([1, 1, 0, 1], bool))
+        assert part[name] == turned[name] and whole[name] == (1 if protocol == "usual" else 3 / 4)
+        assert part[name] == pytest.approx(2 / 3)  # of three sought two are found; of the three listed two are hits
 
 
 def test_hits_count_what_the_gallery_holds():
@@ -105,6 +109,83 @@ def test_clustering_scores():
     assert tasks.purity(np.zeros(60), labels) == pytest.approx(max(np.mean(labels == y) for y in "abc"))
     points = np.repeat(np.eye(3), 20, 0) + 0.01 * rng.normal(size=(60, 3))
     assert tasks.purity(tasks.cluster(points, 3), np.repeat(list("abc"), 20)) == 1
+
+
+def test_clusters_are_those_of_the_plain_vectors():
+    rng = np.random.default_rng(1)
+    vectors = (rng.normal(size=(90, 200)) + 3 * np.repeat(rng.normal(size=(5, 200)), 18, 0)).astype(np.float32)
+    loose = rng.normal(size=(90, 200)).astype(np.float32)  # no clusters: only the same distances give the same answer
+    for x in (vectors, loose, loose[:, :20]):
+        part = tasks.in_span(x)
+        np.testing.assert_allclose(part @ part.T, normalize(x) @ normalize(x).T, atol=1e-6)
+        assert part.shape[1] <= 90
+        plain = KMeans(5, n_init=1, random_state=3).fit_predict(normalize(x.astype(np.float64)))
+        assert tasks.nmi(tasks.cluster(x, 5, 3), plain) == tasks.nmi(tasks.cluster(part, 5, 3), plain) == pytest.approx(1)
+
+
+def test_accuracy_at_one_and_at_five():
+    predicted = np.array([["a", "b", "c"], ["b", "a", "c"], ["c", "b", "d"]], object)
+    labels = np.array(["a", "a", "a"], object)
+    assert [tasks.accuracy(predicted, labels, k) for k in (1, 2, 5)] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+    assert tasks.accuracy(predicted[:, 0], labels, 5) == pytest.approx(1 / 3)
+
+
+# --- what a difference is worth -------------------------------------------------------------------------------------------------
+
+
+def test_bootstrap_at_its_limits():
+    rng = np.random.default_rng(0)
+    a = rng.random((3, 200))
+    same = tasks.paired_bootstrap(a, a.copy(), 500)
+    assert same == (0, 0, 0, 1, 3)
+    shift = tasks.paired_bootstrap(a + 0.2 + 0.01 * rng.normal(size=a.shape), a, 2000)
+    assert shift.mean == pytest.approx(0.2, abs=0.01) and shift.low > 0.18 and shift.high < 0.22 and shift.p < 0.002
+    back = tasks.paired_bootstrap(a, a + 0.2, 500)
+    assert back.mean == pytest.approx(-0.2) and back.high < 0 and back.p < 0.01
+    assert tasks.paired_bootstrap(a, a[::-1], 500, seed=4) == tasks.paired_bootstrap(a, a[::-1], 500, seed=4)
+    with pytest.raises(ValueError, match="same queries of the same seeds"):
+        tasks.paired_bootstrap([a[0], a[1]], [a[0], a[1, :9]])
+    with pytest.raises(ValueError, match="same queries of the same seeds"):
+        tasks.paired_bootstrap(a[:2], a)
+
+
+def test_bootstrap_of_one_seed_is_that_of_the_queries():
+    d = np.random.default_rng(0).normal(0.1, 1, (1, 400))
+    found = tasks.paired_bootstrap(d, np.zeros_like(d))
+    half = 1.96 * d.std() / 20
+    assert (found.low, found.high) == pytest.approx((d.mean() - half, d.mean() + half), abs=0.1 * half)
+    assert found.p == pytest.approx(2 * stats.norm.sf(d.mean() / (d.std() / 20)), abs=0.02)
+
+
+def test_more_seeds_of_the_same_queries_are_not_more_queries():
+    rng = np.random.default_rng(0)
+    d = np.repeat(rng.normal(0, 1, (1, 100)), 8, 0) + 0.01 * rng.normal(size=(8, 100))
+    shared = tasks.paired_bootstrap(d, np.zeros_like(d), 2000)
+    apart = tasks.paired_bootstrap(list(d), list(np.zeros_like(d)), 2000)
+    assert shared.high - shared.low == pytest.approx(2 * 1.96 * d.std() / 10, rel=0.1)
+    assert apart.high - apart.low < 0.6 * (shared.high - shared.low)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 6])
+def test_few_seeds_that_disagree_prove_nothing(seeds):
+    """Models that differ by the seed's luck alone: hundreds of queries do not help, and about one in twenty is called different."""
+    rng, called = np.random.default_rng(seeds), 0
+    for _ in range(200):
+        luck = rng.normal(size=(seeds, 1)) + 0.01 * rng.normal(size=(seeds, 50))
+        called += tasks.paired_bootstrap(luck, np.zeros_like(luck), 300).p < 0.05
+    assert called <= 22, called  # without the widening about 52, 26 and 14 of 100
+
+
+def test_paired_seeds_is_the_paired_t_test():
+    a, b = np.array([0.5, 0.6, 0.58, 0.55]), np.array([0.45, 0.57, 0.58, 0.5])
+    found, expected = tasks.paired_seeds(a, b), stats.ttest_rel(a, b)
+    low, high = expected.confidence_interval()
+    assert found == pytest.approx((np.mean(a - b), low, high, expected.pvalue, 4))
+    assert tasks.paired_seeds(a, a) == (0, 0, 0, 1, 4) and tasks.paired_seeds(np.full(3, 2.0), np.ones(3)).p == 0
+    one = tasks.paired_seeds(a[:1], b[:1])
+    assert one.mean == pytest.approx(0.05) and np.isnan(one.p)
+    with pytest.raises(ValueError, match="same seeds"):
+        tasks.paired_seeds(a, b[:2])
 
 
 def test_linear_probe_learns_what_is_linear():
@@ -144,3 +225,85 @@ def test_evaluate_gives_every_number_with_its_convention(catalogue):
     assert found["retrieval", "mAP@10", "min_k_r"] == found["retrieval", "mAP@10", "hits"] == 1
     assert found["retrieval", "Prec@1", "k"] == 1 and found["classification", "accuracy", "linear probe"] > 0.95
     assert len(found) == 9 + 1 + 2 and all(0 <= value <= 1 + 1e-9 for value in found.values())
+    k = len(set(catalogue.labels[catalogue.split("query")]))
+    assert found["clustering", "NMI", f"k-means k={k}, mean of seeds 0 1 2"] == pytest.approx(1)
+
+
+def test_per_query_values_average_to_the_numbers(catalogue):
+    vectors = np.random.default_rng(0).normal(size=(len(catalogue), 6)) + (catalogue.labels == "Watch")[:, None]
+    both = ("usual", "released")
+    rows = evaluate.per_query(catalogue, vectors, protocols=both)
+    assert list(rows.columns) == list(evaluate.PER_QUERY)
+    means = rows.groupby(["task", "metric", "convention"])["value"].mean()
+    numbers = evaluate.evaluate(catalogue, vectors, ["retrieval", "fine retrieval", "classification"], protocols=both)
+    assert len(numbers) == len(means) == 9 + 6 + 1 and {n["convention"] for n in numbers} == {
+        "min_k_r",
+        "hits",
+        "k",
+        "released",
+        "linear probe",
+    }
+    assert all(means[n["task"], n["metric"], n["convention"]] == pytest.approx(n["value"], abs=1e-12) for n in numbers)
+    queries, _ = catalogue.queries()
+    assert rows.query("metric == 'mAP@5' and convention == 'released'")["id"].tolist() == catalogue.ids[queries].tolist()
+    predicted = np.stack([np.full(len(catalogue), label, dtype=object) for label in ("Shirt", "Watch")], axis=1)
+    found = {n["metric"]: n["value"] for n in evaluate.classification(catalogue, vectors, predicted=predicted)}
+    test = catalogue.labels[catalogue.split("query")]
+    assert found == pytest.approx({"accuracy": np.mean(test == "Shirt"), "accuracy@5": np.mean((test == "Shirt") | (test == "Watch"))})
+    assert evaluate.per_query(catalogue, vectors, ["clustering"]).empty
+
+
+def crossed_catalogue():
+    """Queries by image, answers by text: q2 has no image, g1 no text."""
+    has = {"q0": "IT", "q1": "IT", "q2": "T", "g0": "IT", "g1": "I", "g2": "T", "g3": "IT"}
+    names = {"I": "image", "T": "text"}
+    labels = {"q0": "a", "q1": "b", "q2": "a", "g0": "b", "g1": "a", "g2": "a", "g3": "c"}
+    split = {"q": "query", "g": "gallery"}
+    return Catalogue("crossed", tuple(Product(i, {names[code]: "x" for code in codes}, labels[i], split[i[0]]) for i, codes in has.items()))
+
+
+def test_retrieval_from_one_modality_to_another():
+    catalogue = crossed_catalogue()
+    image = np.array([[1.0, 0], [0, 1], [0, 0], [0, 1], [1, 0], [0, 0], [1, 1]])
+    text = np.array([[1.0, 0], [0, 1], [1, 0], [0, 1], [0, 0], [1, 0.1], [1, 1]])
+    given = (["image"], ["text"])
+    found = {(n["metric"], n["convention"]): n["value"] for n in evaluate.retrieval(catalogue, image, gallery=text, given=given)}
+    assert found["queries left out", "none of the modalities asked with"] == 1  # q2
+    assert found["mAP@1", "min_k_r"] == 1  # q0 -> g2, q1 -> g0
+    assert found["mAP@5", "min_k_r"] == pytest.approx((1 / 2 + 1) / 2)  # q0 seeks g1 and g2, and g1 cannot be found
+    rows = evaluate.per_query(catalogue, image, ["retrieval"], gallery=text, given=given)
+    assert set(rows["id"]) == {"q0", "q1"} and not rows["metric"].eq("queries left out").any()
+    back = {(n["metric"], n["convention"]): n["value"] for n in evaluate.retrieval(catalogue, text, gallery=image, given=given[::-1])}
+    assert back["queries left out", "none of the modalities asked with"] == 0
+    assert back["mAP@5", "min_k_r"] == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)  # here g2 cannot
+    plain = evaluate.retrieval(catalogue, image, gallery=text)  # nobody is left out; q2 asks with zeros, and all tie
+    assert "queries left out" not in {n["metric"] for n in plain}
+    assert next(n["value"] for n in plain if n["metric"] == "mAP@1") == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="unknown modality"):
+        evaluate.retrieval(catalogue, image, given=(["smell"], ["text"]))
+    nobody = evaluate.retrieval(catalogue, image, given=(["audio"], ["text"]))
+    assert nobody == []
+
+
+def test_two_models_are_compared_query_by_query():
+    rng = np.random.default_rng(0)
+    frames = []
+    for seed in range(3):
+        values = rng.random(80)
+        sides = []
+        for more in (0.1, 0.0):
+            columns = ([f"q{n}" for n in range(80)], "retrieval", "mAP@10", "min_k_r", values + more + 0.01 * rng.normal(size=80))
+            frame = pd.DataFrame(dict(zip(evaluate.PER_QUERY, columns, strict=True)))
+            other = frame.assign(convention="hits", value=0.0)  # must not be looked at
+            sides.append(pd.concat([other, frame.sample(frac=1, random_state=seed)] if more else [frame.iloc[:-5], other]))
+        frames.append(sides)
+    ours, theirs = zip(*frames, strict=True)
+    own = evaluate.difference(ours, theirs, "mAP@10", "min_k_r", shared=False, draws=500)
+    assert own.mean == pytest.approx(0.1, abs=0.005) and own.seeds == 3 and own.p < 0.01
+    with pytest.raises(ValueError, match="differ from seed to seed"):
+        evaluate.difference(ours, theirs, "mAP@10", "min_k_r", shared=True)
+    ordered = [frame.sort_values("id") for frame in ours]
+    together = evaluate.difference(ordered, theirs, "mAP@10", "min_k_r", shared=True, draws=500)
+    assert together.mean == pytest.approx(own.mean)
+    with pytest.raises(ValueError, match="at least one of each"):
+        evaluate.difference(ours, theirs, "mAP@10", "released", shared=False)

@@ -286,25 +286,17 @@ def test_inputs_are_prepared_as_by_the_released_loader(whole):
 def test_ranking_and_metrics_equal_the_released_scripts(limit):
     """Theirs takes the best ``limit`` and then drops the query; K is cut to the positives (query included) and to the list."""
     case, printed = np.load(HERE / "retrieval" / "case.npz"), json.loads((HERE / "retrieval" / "metrics.json").read_text())
-    ids, gallery, labels = case["query_id"], case["gallery_id"], case["query_label"]
-    best = tasks.rank(case["query_feature"], case["gallery_feature"], limit, cosine=False)
-    ranking = np.full_like(best, -1)
-    for row, found in enumerate(best):
-        kept = found[gallery[found] != ids[row]]
-        ranking[row, : len(kept)] = kept
+    vectors, ids = (case["query_feature"], case["gallery_feature"]), (case["query_id"], case["gallery_id"])
+    ranking = tasks.without_own(tasks.rank(*vectors, limit, cosine=False), *ids)
     assert (ranking == case[f"rank_maxtopk{limit}"]).all()
-    own = tasks.rank(case["query_feature"], case["gallery_feature"], limit, ids, gallery, cosine=False)  # ours never ranks the query
+    own = tasks.rank(*vectors, limit, *ids, cosine=False)  # ours never ranks the query
     assert all((one[one >= 0] == two[: (one >= 0).sum()]).all() for one, two in zip(ranking, own, strict=True))
-    matched, _ = tasks.hits(ranking, labels, case["gallery_label"])
-    known = {**dict(zip(gallery, case["gallery_label"], strict=True)), **dict(zip(ids, labels, strict=True))}
-    positives = np.array([list(known.values()).count(label) for label in labels])
+    found = tasks.retrieval(*vectors, case["query_label"], case["gallery_label"], *ids, protocol="released", longest=limit)
     for k in (1, 5, 10):
-        cut = np.minimum(np.minimum(k, positives), (ranking >= 0).sum(1))
-        assert (cut == case[f"effective_k{k}_maxtopk{limit}"]).all()
-        rows = [(matched[q : q + 1], positives[q : q + 1], int(cut[q])) for q in range(len(ids))]
-        ap = np.array([tasks.average_precision(m, p, c, "hits")[0] for m, p, c in rows])
-        precision = np.array([tasks.precision(m, c)[0] for m, _, c in rows])
-        assert np.abs(ap - case[f"ap{k}_maxtopk{limit}"]).max() < 1e-12
-        assert np.abs(precision - case[f"p{k}_maxtopk{limit}"]).max() < 1e-12
-        expected = printed["metrics"][f"max_topk={limit}"][f"top{k}"]
-        assert abs(100 * ap.mean() - expected["mAP"]) < 1e-9 and abs(100 * precision.mean() - expected["Prec"]) < 1e-9
+        for metric, key in ((f"mAP@{k}", "ap"), (f"Prec@{k}", "p")):
+            values = found[metric, "released"]
+            assert np.abs(values - case[f"{key}{k}_maxtopk{limit}"]).max() < 1e-12
+            expected = printed["metrics"][f"max_topk={limit}"][f"top{k}"][metric.split("@")[0]]
+            assert abs(100 * values.mean() - expected) < 1e-9
+    usual = tasks.retrieval(*vectors, case["query_label"], case["gallery_label"], *ids)
+    assert usual["mAP@10", "hits"].mean() > usual["mAP@10", "min_k_r"].mean()
