@@ -47,8 +47,8 @@ STATES = ("untrained", "pretrained", "finetuned", "control")
 class Profile:
     """One size of everything: ``tiny`` (CI: seconds, shows mechanisms), ``small`` (two cores: minutes), ``full`` (the paper's, CUDA).
 
-    ``products`` caps how many products are read (0: all), evenly over the splits; ``least`` is the number of steps below which
-    :meth:`Job.training` does not go.
+    ``training`` is pre-training's, ``tuning`` fine-tuning's. ``products`` caps how many products are read (0: all), evenly over the
+    splits; ``least`` is the number of steps below which :meth:`Job.training` does not go.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Profile:
     layers: int
     heads: int
     training: Training
+    tuning: Training
     vocabulary: int
     products: int = 0
     least: int = 0
@@ -64,9 +65,9 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("tiny", 32, 1, 2, Training(epochs=4, batch_size=32, learning_rate=3e-3), vocabulary=800, products=400),
-        Profile("small", 256, 1, 4, Training(epochs=9, batch_size=128, learning_rate=1e-3), vocabulary=8000, least=430),
-        Profile("full", 768, 6, 12, Training(epochs=5, batch_size=64, learning_rate=1e-4), vocabulary=21128),
+        Profile("tiny", 32, 1, 2, Training(4, 32, 3e-3), Training(4, 32, 3e-3), vocabulary=800, products=400),
+        Profile("small", 128, 1, 4, Training(4, 64, 1.5e-3), Training(6, 32, 1e-3), vocabulary=8000, least=430),
+        Profile("full", 768, 6, 12, Training(5, 64, 1e-4), Training(5, 64, 1e-4), vocabulary=21128),
     )
 }
 
@@ -118,7 +119,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
 
 
 def results_folder() -> Path:
-    """Where results are kept: ``results``, or what the environment variable ``M5_RESULTS`` names: a sweep gives each of its runs its own."""
+    """Where results are kept: ``results``, or what ``M5_RESULTS`` in the environment says: a sweep gives each of its runs its own."""
     return Path(os.environ.get("M5_RESULTS", home("results")))
 
 
@@ -247,7 +248,7 @@ class Job:
             rows = rows[streams.catalogue.presence[list(streams.modalities)].to_numpy()[rows].all(axis=1)]
         return rows[:0] if self.products == "none" else rows
 
-    def training(self, streams: Streams | None = None) -> Training:
+    def training(self, streams: Streams) -> Training:
         """The profile's settings with this job's seed, and epochs where given.
 
         Pre-training on few products (``streams``) takes half the batch and the profile's ``least`` steps: it goes on as long as needed.
@@ -257,8 +258,6 @@ class Job:
         training = replace(size.training, seed=self.seed)
         if self.epochs:
             training, size = replace(training, epochs=self.epochs), replace(size, least=0)
-        if streams is None:
-            return training
         steps = training.total_steps(len(streams.catalogue.split("train")))
         if steps < size.least:
             return replace(training, steps=size.least, batch_size=training.batch_size // 2)
@@ -368,7 +367,7 @@ def pretrained(job: Job, streams: Streams) -> Run:
 
 
 def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
-    """The run's model fine-tuned with the job's training settings: trained, resumed or only loaded, in ``finetuned`` of its folder.
+    """The run's model fine-tuned with the profile's settings: trained, resumed or only loaded, in ``finetuned`` of its folder.
 
     Two processes never train the same classifier: the second waits, then loads.
     """
@@ -378,7 +377,7 @@ def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
             return Classifier.from_pretrained(folder).to(best_device())
         torch.manual_seed(job.seed)
         classifier = Classifier(copy.deepcopy(run.model), labels_of(streams)).to(best_device())
-        finetune(classifier, streams, job.training(), folder)
+        finetune(classifier, streams, replace(profile_of(job.profile).tuning, seed=job.seed), folder)
         classifier.save_pretrained(folder)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     return classifier.eval()
