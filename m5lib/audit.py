@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from m5lib import contrast, objectives, tasks
+from m5lib import contrast, layers, objectives, tasks
 from m5lib.data import Catalogue, MediaFile, Rows
 from m5lib.embeddings import PAPER, read_out
 from m5lib.masking import Target
@@ -28,21 +28,22 @@ from m5lib.streams import Batch, Streams
 @contextmanager
 def mistiled(model: Model) -> Iterator[None]:
     """Item 1: within, head h of product b reads the fusion through the mask of product (b · H + h) mod B, as in the released code."""
-    plain, stage = F.scaled_dot_product_attention, model.stages[model.fusion]
+    plain, stage = layers.attention, model.stages[model.fusion]
 
-    def wrong(q, k, v, attn_mask, **settings):
+    def wrong(q, k, v, readable, dropout=0.0):
         products, heads = q.shape[:2]
-        tiled = attn_mask[:, 0][torch.arange(products * heads, device=q.device) % products]
-        return plain(q, k, v, attn_mask=tiled.unflatten(0, (products, heads)), **settings)
+        tiled = readable[torch.arange(products * heads, device=q.device) % products]
+        apart = (x.flatten(0, 1)[:, None] for x in (q, k, v))  # each head as a product of its own
+        return plain(*apart, tiled, dropout)[:, 0].unflatten(0, (products, heads))
 
     def use(attention):
-        return lambda *_: setattr(F, "scaled_dot_product_attention", attention)
+        return lambda *_: setattr(layers, "attention", attention)
 
     hooks = [stage.register_forward_pre_hook(use(wrong)), stage.register_forward_hook(use(plain))]
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = plain
+        layers.attention = plain
         for hook in hooks:
             hook.remove()
 

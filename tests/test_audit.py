@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import make_five_batch
 from make_media import file_of, tone, write_sound
 from test_zoo import STREAMS, build, fitted
 
-from m5lib import anatomy, audit, extractors, objectives, tasks, zoo
+from m5lib import anatomy, audit, extractors, layers, objectives, tasks, zoo
 from m5lib.masking import Vocabulary, mask
 
 FIVE = list(STREAMS.modalities)
@@ -30,28 +29,28 @@ def on_streams(name, streams):
 
 def test_mistiled_mask_is_that_of_another_product(models, monkeypatch):
     """Head h of product b has the mask of product (b H + h) mod B, in the fusion only, and the plain one afterwards."""
-    model, batch, seen, plain = models["scale"], make_five_batch(), [], F.scaled_dot_product_attention
+    model, batch, seen, plain = models["scale"], make_five_batch(), [], layers.attention
 
-    def spy(q, k, v, attn_mask, **settings):
-        seen.append(attn_mask)
-        return plain(q, k, v, attn_mask=attn_mask, **settings)
+    def spy(q, k, v, readable, dropout=0.0):
+        seen.append(readable)
+        return plain(q, k, v, readable, dropout)
 
-    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr(layers, "attention", spy)
     model(batch)
     right = [m.clone() for m in seen]
     seen.clear()
     with audit.mistiled(model):
         model(batch)
-    assert F.scaled_dot_product_attention is spy
+    assert layers.attention is spy
     assert all(a.equal(b) for a, b in zip(right[:-1], seen[:-1], strict=True))
     heads = model.spec.stages[-1].block.heads
-    assert seen[-1].shape[:2] == (6, heads)
+    assert len(seen[-1]) == 6 * heads  # each head as a product of its own
     for b in range(6):
         for h in range(heads):
-            assert seen[-1][b, h].equal(right[-1][(b * heads + h) % 6, 0])
+            assert seen[-1][b * heads + h].equal(right[-1][(b * heads + h) % 6])
     with pytest.raises(RuntimeError, match="stop"), audit.mistiled(model):
         raise RuntimeError("stop")
-    assert F.scaled_dot_product_attention is spy
+    assert layers.attention is spy
 
 
 def test_mask_effect_depends_on_neighbours_only_where_the_mask_is_wrong(stream_set):

@@ -80,8 +80,8 @@ def test_fine_queries_look_for_other_listings_of_the_same_product():
 def test_few_products_are_trained_on_for_long_enough(stream_set, monkeypatch):
     few = len(stream_set.catalogue.split("train"))
     training = runs.Job(profile="small").training(stream_set)
-    assert training.total_steps(few) == runs.profile_of("small").least and training.batch_size == 64
-    assert runs.Job(profile="small").training().batch_size == 128 and runs.Job(profile="small", epochs=2).training(stream_set).steps is None
+    assert training.total_steps(few) == runs.profile_of("small").least and training.batch_size == 32
+    assert runs.Job(profile="small", epochs=2).training(stream_set).steps is None
 
 
 def test_compact_and_ladder_tables(tmp_path):
