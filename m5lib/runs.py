@@ -66,7 +66,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("tiny", 32, 1, 2, Training(4, 32, 3e-3), Training(4, 32, 3e-3), vocabulary=800, products=400),
-        Profile("small", 128, 1, 4, Training(4, 64, 1.5e-3), Training(6, 32, 1e-3), vocabulary=8000, least=430),
+        Profile("small", 128, 1, 4, Training(4, 64, 1e-3), Training(6, 32, 1e-3), vocabulary=8000, least=500),
         Profile("full", 768, 6, 12, Training(5, 64, 1e-4), Training(5, 64, 1e-4), vocabulary=21128),
     )
 }
@@ -251,8 +251,8 @@ class Job:
     def training(self, streams: Streams) -> Training:
         """The profile's settings with this job's seed, and epochs where given.
 
-        Pre-training on few products (``streams``) takes half the batch and the profile's ``least`` steps: it goes on as long as needed.
-        On a part of the products it takes as many steps as on all.
+        Pre-training on few products takes the profile's ``least`` steps, of half the batch and twice the learning rate (``LOG.md``). On
+        a part of the products it takes as many steps as on all.
         """
         size = profile_of(self.profile)
         training = replace(size.training, seed=self.seed)
@@ -260,7 +260,7 @@ class Job:
             training, size = replace(training, epochs=self.epochs), replace(size, least=0)
         steps = training.total_steps(len(streams.catalogue.split("train")))
         if steps < size.least:
-            return replace(training, steps=size.least, batch_size=training.batch_size // 2)
+            return replace(training, steps=size.least, batch_size=training.batch_size // 2, learning_rate=2 * training.learning_rate)
         return replace(training, steps=steps) if self.products == "complete" else training
 
     def spec(self, streams: Streams) -> Spec:

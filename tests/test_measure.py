@@ -62,7 +62,9 @@ def test_similarity_is_own_cosine_less_that_of_others(run, stream_set):
     n = len(slow)
     own = np.mean([slow[i][i] for i in range(n)])
     rest = np.mean([slow[i][j] for i in range(n) for j in range(n) if i != j])
-    assert embeddings.similarity(model, stream_set, rows, ("image", "text"), batch_size=7) == pytest.approx(own - rest, abs=1e-4)
+    products, values = embeddings.similarity(model, stream_set, rows, ("image", "text"), batch_size=7)
+    assert list(products) == list(rows[both.numpy()]) and values.mean() == pytest.approx(own - rest, abs=1e-4)
+    assert values[3] == pytest.approx(slow[3][3] - np.mean([slow[3][j] for j in range(n) if j != 3]), abs=1e-4)
 
 
 def test_fine_queries_look_for_other_listings_of_the_same_product():

@@ -7,7 +7,7 @@ from torch import nn
 
 from m5lib import contrast, objectives, zoo
 from m5lib.embeddings import READOUTS, read_out
-from m5lib.layers import AttentionBlock, Block, Whitening
+from m5lib.layers import AttentionBlock, Block, Whitening, attention
 from m5lib.masking import Vocabulary, mask
 from m5lib.model import Model
 from m5lib.streams import Batch, Stream
@@ -230,3 +230,24 @@ def test_bad_specs_and_batches_are_errors(five):
     batch = make_five_batch()
     with pytest.raises(ValueError, match="no stream .'audio'."):
         Model(five)(replace(batch, streams={n: s for n, s in batch.streams.items() if n != "audio"}))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_plain_attention_is_the_fused_one(dropout):
+    """Forward and backward; with dropout, the same share of weights is dropped and the mean stays."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 2, length, 8, generator=generator, requires_grad=True) for length in (5, 7, 7))
+    readable = torch.rand(3, 7, generator=generator) > 0.4
+    readable[:, 0] = True
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=readable[:, None, None])
+    if dropout:
+        torch.manual_seed(0)
+        mean = torch.stack([attention(q, k, v, readable, dropout) for _ in range(4000)]).mean(0)
+        assert torch.allclose(mean, fused, atol=0.12)
+        return
+    plain = attention(q, k, v, readable)
+    assert torch.allclose(plain, fused, atol=1e-6)
+    for a, b in zip(
+        torch.autograd.grad(plain.square().sum(), (q, k, v)), torch.autograd.grad(fused.square().sum(), (q, k, v)), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-5)

@@ -200,6 +200,10 @@ def test_title_and_table_in_one_encoder():
     assert sizes[0] - sizes[1] == block
     step(one)[0].backward()
     assert all(row["trained"] == row["parameters"] for row in anatomy.ledger(one))
+    shared = build(fitted("scale", text_table="shared"))
+    assert sum(p.numel() for p in shared.parameters()) == sizes[1] and anatomy.reach(shared, make_five_batch(), "encoded").equal(
+        torch.eye(5) > 0
+    )
     with pytest.raises(ValueError, match="unknown text_table 'three': known are"):
         zoo.scale(text_table="three")
 
