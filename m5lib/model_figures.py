@@ -297,7 +297,7 @@ def against(values: pd.DataFrame, metric: str, title: str) -> Figure:
     """
     models = list(values.columns.get_level_values(0).unique())
     figure, ((axes,),) = _axes(size=(6.8, 1.3 + 0.5 * len(values)))
-    height = 0.8 / len(models)
+    height, furthest = 0.8 / len(models), 0.0
     for number, model in enumerate(models):
         part, place = values[model], np.arange(len(values)) + (number - (len(models) - 1) / 2) * height
         mean, error = part.mean(axis=1), part.std(axis=1) if part.shape[1] > 1 else None
@@ -305,9 +305,10 @@ def against(values: pd.DataFrame, metric: str, title: str) -> Figure:
         for column in part:
             axes.scatter(part[column], place, s=10, color="black", zorder=3)
         ends = np.maximum(part.max(axis=1), mean + (0.0 if error is None else error))
+        furthest = max(furthest, float(ends.max()))
         for y, value, end in zip(place, mean, ends, strict=True):
             axes.annotate(f"{value:.3f}", (end, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set(yticks=range(len(values)), xlabel=metric, title=title, xlim=(0, 1.2 * float(values.to_numpy().max())))
+    axes.set(yticks=range(len(values)), xlabel=metric, title=title, xlim=(0, 1.2 * furthest))
     axes.set_yticklabels(values.index)
     axes.invert_yaxis()
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
