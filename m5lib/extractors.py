@@ -25,6 +25,8 @@ Pre-trained ones are in :mod:`m5lib.backbones`. torch and torchaudio are importe
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
+from threading import Lock
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -167,14 +169,19 @@ def seconds_of(length: float | None, limit: int) -> list[float]:
 
 
 RATE, WINDOW, HOP = 16_000, 1024, 256
+_IMPORTING = Lock()
+
+
+def _torchaudio(part: str):
+    """A module of torchaudio. They import each other, and extraction runs in threads: two that begin at once would find half a module."""
+    with _IMPORTING:
+        return import_module(f"torchaudio.{part}")
 
 
 @lru_cache(maxsize=8)
 def _mel(bands: int):
     """torchaudio's mel power spectrogram with the paper's window and hop (supplement E). Safe in several threads: no state."""
-    from torchaudio.transforms import MelSpectrogram
-
-    return MelSpectrogram(RATE, n_fft=WINDOW, hop_length=HOP, n_mels=bands)
+    return _torchaudio("transforms").MelSpectrogram(RATE, n_fft=WINDOW, hop_length=HOP, n_mels=bands)
 
 
 def _samples(file: MediaFile, seconds: float):
@@ -213,9 +220,7 @@ class LogMel:
 
     def spectrogram(self, samples) -> np.ndarray:
         """(T,) tensor of samples -> (frames, bands) decibels, as torchaudio's ``MelSpectrogram`` and ``AmplitudeToDB``."""
-        from torchaudio.functional import amplitude_to_DB
-
-        return amplitude_to_DB(_mel(self.bands)(samples), 10.0, 1e-10, 0.0, top_db=80.0).numpy().T
+        return _torchaudio("functional").amplitude_to_DB(_mel(self.bands)(samples), 10.0, 1e-10, 0.0, top_db=80.0).numpy().T
 
     def __call__(self, file: MediaFile) -> Features:
         """Sound of an audio or video file."""
@@ -245,10 +250,8 @@ class Mfcc:
 
     def spectrogram(self, samples) -> np.ndarray:
         """(T,) tensor of samples -> (frames, coefficients), equal to torchaudio's ``MFCC``."""
-        from torchaudio.functional import create_dct
-
         decibels = LogMel(self.bands).spectrogram(samples)
-        return decibels @ create_dct(self.coefficients, self.bands, "ortho").numpy()
+        return decibels @ _torchaudio("functional").create_dct(self.coefficients, self.bands, "ortho").numpy()
 
     def __call__(self, file: MediaFile) -> Features:
         """Sound of an audio or video file."""

@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -97,3 +99,23 @@ def test_weights_that_cannot_be_read_end_the_extraction(tmp_path):
     for name in ("bad.pt", "none.pt"):
         with pytest.raises(DataError, match="give weights="):
             media.extract(Catalogue("c", (Product("a", {"image": image}),)), {"image": Regions(weights=tmp_path / name)})
+
+
+def test_threads_that_begin_at_once_all_hear():
+    """In a fresh interpreter: torchaudio's modules import each other, and a thread must not find half of one."""
+    code = """
+import threading, torch
+from m5lib.extractors import Mfcc
+barrier, failed = threading.Barrier(8), []
+def hear():
+    barrier.wait()
+    try:
+        Mfcc().spectrogram(torch.randn(4096))
+    except Exception as error:
+        failed.append(error)
+threads = [threading.Thread(target=hear) for _ in range(8)]
+[t.start() for t in threads]; [t.join() for t in threads]
+assert not failed, failed
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
