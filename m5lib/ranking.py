@@ -35,7 +35,7 @@ def rank(
     Exact, whatever the blocks and the device (CUDA where there is one): products in the vectors' own precision (float32 for half)
     only tell which pairs could be among the best, by a bound on their rounding error; those pairs are scored in float64, each in the
     same order of additions. Two gallery products with the same vector therefore tie. Nothing is copied or normalised whole: memory
-    is that of the lists and of some blocks, about 0.5 GB at 768 dimensions.
+    is that of the lists and of some blocks, about 0.4 GiB at 768 dimensions (``benchmarks/ranking.json``).
 
     Args:
         rows: the rows of ``gallery`` that are ranked, by default all; a place in the list is then a place in ``rows``, and so are
