@@ -79,7 +79,10 @@ def tested(better: list[tuple[Study, Number]], worse: list[tuple[Study, Number]]
     task = better[0][1].task
     if task != "clustering" and task == worse[0][1].task:
         values = [_aligned(a.values(x), b.values(y)) for (a, x), (b, y) in zip(better, worse, strict=True)]
-        test = tasks.paired_bootstrap([a for a, _ in values], [b for _, b in values])
+        sides = [a for a, _ in values], [b for _, b in values]
+        if len({study.data for study, _ in better}) == 1 and len({len(a) for a, _ in values}) == 1:
+            sides = np.stack(sides[0]), np.stack(sides[1])  # the same queries in every seed are one sample of them, not several
+        test = tasks.paired_bootstrap(*sides)
         each = [float(a.mean() - b.mean()) for a, b in values]
         how = f"bootstrap over {len(each)} seeds and {', '.join(str(len(a)) for a, _ in values)} products"
     else:  # no values by query, or other queries

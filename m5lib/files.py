@@ -19,13 +19,25 @@ def home(*parts: str) -> Path:
 
 
 def write_json(path: str | Path, content) -> Path:
-    """Write JSON to a temporary name and rename, so that a reader never sees half a file."""
+    """Write JSON to a temporary name and rename, so that a reader never sees half a file. Lists of objects have one to a line."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(_text(content) + "\n", encoding="utf-8")
     os.replace(temporary, path)
     return path
+
+
+def _text(content) -> str:
+    if isinstance(content, dict) and any(_is_table(value) for value in content.values()):
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {_text(value)}" for key, value in content.items()) + "\n}"
+    if _is_table(content):
+        return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in content) + "\n]"
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def _is_table(content) -> bool:
+    return isinstance(content, list) and bool(content) and all(isinstance(row, dict) for row in content)
 
 
 @contextmanager

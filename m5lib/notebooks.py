@@ -46,6 +46,14 @@ def find() -> list[Path]:
     return sorted((files.ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
+def named(stem: str) -> Path:
+    """The project's notebook of a name. Raises ``FileNotFoundError`` where there is none; the message lists them."""
+    found = {path.stem: path for path in find()}
+    if stem not in found:
+        raise FileNotFoundError(f"no notebook {stem!r}; there are {', '.join(found)}")
+    return found[stem]
+
+
 def parameters_of(notebook: str | Path) -> dict[str, object]:
     """Names and defaults in the cell tagged ``parameters``: literals, one assignment a line.
 

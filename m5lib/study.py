@@ -69,6 +69,7 @@ class Study:
 
     Attributes:
         run: folder name of the run.
+        data: fingerprint of the products.
         rows: result rows (:data:`m5lib.runs.COLUMNS`).
         queries: what every query contributed to them, columns :data:`COLUMNS`.
         history: of the pre-training.
@@ -76,6 +77,7 @@ class Study:
     """
 
     run: str
+    data: str
     rows: list[dict]
     queries: pd.DataFrame
     history: list[dict]
@@ -119,7 +121,7 @@ def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> St
     context = run.context(notebook, job, streams.catalogue) | ({"model": label} if label else {})
     found = runs.rows(json.loads(rows.read_text(encoding="utf-8")), context)
     size = sum(p.numel() for p in run.model.parameters())
-    return Study(run.name, found, pd.read_parquet(queries), run.history, size)
+    return Study(run.name, streams.catalogue.fingerprint, found, pd.read_parquet(queries), run.history, size)
 
 
 def _measure(run: runs.Run, job: runs.Job, streams: Streams) -> tuple[list[dict], pd.DataFrame]:

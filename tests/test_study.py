@@ -27,7 +27,7 @@ def fake(seed: int, better: float, queries: int = 200) -> study.Study:
     frame = pd.concat([each.assign(**vars(w)) for w in wanted], ignore_index=True)
     rows = [vars(w) | {"value": float(values.mean())} for w in wanted]
     rows.append(vars(study.number("NMI")) | {"convention": "k=3", "value": better})
-    return study.Study(f"run{seed}", rows, frame[list(study.COLUMNS)], [], 1)
+    return study.Study(f"run{seed}", f"data{seed % 10}", rows, frame[list(study.COLUMNS)], [], 1)
 
 
 def test_a_study_is_whole_and_its_numbers_are_the_means_of_its_queries(found):
