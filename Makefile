@@ -2,10 +2,11 @@
 PYTHON ?= python3
 DATA ?=
 PROFILE ?= small
+SEEDS ?= 3
 BIN = .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 
-.PHONY: demo test lint lab notebooks environment clean help
+.PHONY: demo test lint lab notebooks results environment clean help
 
 help:
 	@echo "make demo                 pre-train, measure and draw on the synthetic shop; see reports/index.html"
@@ -13,6 +14,7 @@ help:
 	@echo "make test                 lint, tests and notebooks (tiny)"
 	@echo "make lab                  open JupyterLab"
 	@echo "make notebooks            run every notebook into reports/ (PROFILE=tiny|small|full DATA=<folder>)"
+	@echo "make results              everything in results/, three seeds (SEEDS=1 DATA=<folder of real products>); hours, resumes"
 	@echo "make clean                remove .venv, reports, runs, sweeps and caches"
 
 environment: .venv/ready
@@ -30,6 +32,9 @@ demo: environment
 
 notebooks: environment
 	$(BIN)/python -m m5lib.notebooks --profile $(PROFILE) --data "$(DATA)"
+
+results: environment
+	$(BIN)/python -m m5lib.results --profile $(PROFILE) --seeds $(SEEDS) --data "$(DATA)"
 
 lint: environment
 	$(BIN)/ruff check .

@@ -110,5 +110,11 @@ def test_compact_and_ladder_tables(tmp_path):
     table = summary.compact(path)
     assert summary.chosen(pd.DataFrame(rows)) == "encoded_first"
     assert table.loc["I+T", "pretrained, encoded_first"] == pytest.approx(0.51) and table.loc["T", "best control"] == pytest.approx(0.3)
-    assert summary.ladder(path).loc["I+T", "pretrained, encoded_first"] == "0.505 ± 0.007"
+    tuned = [
+        row | {"variant": "hidden", "state": "finetuned"} for row in rows if row["state"] == "pretrained" and row["variant"] == "layered"
+    ]
+    tuned += [row | {"task": "classification", "metric": "accuracy", "convention": "fine-tuned head"} for row in tuned]
+    path = runs.save_results(tmp_path / "y.json", [row for row in rows if row["state"] == "pretrained"] + tuned, made)
+    steps = summary.ladder(path)
+    assert steps.loc["I+T", "mAP@10, encoded_first"] == "50.5 ± 0.7" and steps.loc["I+T", "accuracy, fine-tuned"] == "30.5 ± 0.7"
     assert "profile `tiny`, seed 0" in summary.made_by(path, "05_downstream")

@@ -40,6 +40,7 @@ def test_readme_tables_are_the_generated_ones():
     if changed.stdout.strip():
         pytest.skip("results/ holds a run of your own; the README shows the recorded one")
     assert summary.fill(README, summary.blocks()) == README, "run: python -m m5lib.summary"
+    assert summary.gallery() == (ROOT / "results" / "README.md").read_text(encoding="utf-8"), "run: python -m m5lib.summary"
 
 
 def test_readme_tree_and_links():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m5lib import claims, evaluate, runs, study, tables
+from m5lib import claims, evaluate, runs, study, summary, tables
 from m5lib.embeddings import PAPER, READOUTS
 
 
@@ -90,6 +90,9 @@ def test_verdicts_of_other_products_stay(tmp_path, monkeypatch):
     kept = json.loads((tmp_path / "claims.json").read_text())
     assert len(kept["claims"]) == len({(row["id"], row["data"]) for row in kept["claims"]}) == 4 and len(kept["provenance"]) == 2
     assert claims.record("", [], {}) is None
+    counts = summary.claims(tmp_path / "claims.json")
+    assert list(counts.columns) == list(claims.VERDICTS) and counts.to_numpy().sum() == 4
+    assert counts.loc[("shop", "Table 7"), "not confirmed"] == 2 and summary.contradicted(tmp_path / "claims.json") == []
 
 
 def test_tables_beside_the_papers(found):
