@@ -30,8 +30,11 @@ KEYS = ["state", "model", "modalities", "variant"]
 
 
 def wide(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a results file as state x model x modalities x variant against the metrics of :data:`SHOWN`; the mean over seeds."""
-    columns = {}
+    """Rows of a results file as state x model x modalities x variant against the metrics of :data:`SHOWN`; the mean over seeds.
+
+    Retrieval is that by category; retrieval of other listings of the same product has the same metrics, and is left out.
+    """
+    columns, frame = {}, frame[frame["task"] != "fine retrieval"]
     for name, (metric, convention) in SHOWN.items():
         part = frame[(frame["metric"] == metric) & ((frame["convention"] == convention) | (convention is None))]
         columns[name] = part.groupby(KEYS, sort=False)["value"].mean()
@@ -40,8 +43,9 @@ def wide(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(frame: pd.DataFrame, metric: str, convention: str, variant: str) -> pd.DataFrame:
-    """Modalities against state for one metric and read-out; a control stands beside the modalities it reads, the best of several."""
-    part = frame[(frame["metric"] == metric) & (frame["convention"] == convention)]
+    """Modalities against state for one metric of retrieval by category and read-out; a control stands beside the modalities that it
+    reads, the best of several."""
+    part = frame[(frame["task"] == "retrieval") & (frame["metric"] == metric) & (frame["convention"] == convention)]
     part = part[(part["variant"] == variant) | (part["state"] == "control")]
     best = part.groupby(["modalities", "state"], sort=False)["value"].max().unstack()
     best = best.loc[sorted(best.index, key=lambda codes: (codes.count("+"), list(frame["modalities"].unique()).index(codes)))]
@@ -103,7 +107,7 @@ def ladder(path: str | Path) -> pd.DataFrame:
     Before fine-tuning by the paper's read-out, the library's default and the one that validation products choose; then after it.
     """
     frame = runs.load_results(path)
-    frame = frame[frame["model"] == "scale"]
+    frame = frame[(frame["model"] == "scale") & (frame["state"] != "untrained")]
     shown = {f"mAP@10, {variant}": ("mAP@10", "min_k_r", variant) for variant in dict.fromkeys([PAPER, DEFAULT, chosen(frame)])}
     shown |= {"mAP@10, fine-tuned": ("mAP@10", "min_k_r", HIDDEN), "accuracy, fine-tuned": ("accuracy", "fine-tuned head", HIDDEN)}
     columns = {}

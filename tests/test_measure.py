@@ -106,7 +106,12 @@ def test_compact_and_ladder_tables(tmp_path):
                                         "value": value})  # fmt: skip
     control = base | {"seed": 0, "state": "control", "modalities": "T", "variant": "tfidf", "convention": "min_k_r", "value": 0.3}
     made = runs.provenance("tiny", 0, 1.0)
-    path = runs.save_results(tmp_path / "x.json", [*rows, control], made)
+    fine = [row | {"task": "fine retrieval", "value": 0.99} for row in rows]  # the same metrics of another task
+    path = runs.save_results(tmp_path / "x.json", [*rows, control, *fine], made)
+    wide = summary.table(path)
+    assert wide.loc[("pretrained", "scale", "I+T", "layered"), "mAP@10"] == pytest.approx(0.305)
+    frame = runs.load_results(path)
+    assert summary.compare(frame, "mAP@10", "min_k_r", "layered").loc["I+T", "pretrained"] == pytest.approx(0.31)
     table = summary.compact(path)
     assert summary.chosen(pd.DataFrame(rows)) == "encoded_first"
     assert table.loc["I+T", "pretrained, encoded_first"] == pytest.approx(0.51) and table.loc["T", "best control"] == pytest.approx(0.3)
