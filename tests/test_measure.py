@@ -118,6 +118,7 @@ def test_compact_and_ladder_tables(tmp_path):
     tuned = [
         row | {"variant": "hidden", "state": "finetuned"} for row in rows if row["state"] == "pretrained" and row["variant"] == "layered"
     ]
+    tuned = [row for row in tuned if row["convention"] == "min_k_r"]
     tuned += [row | {"task": "classification", "metric": "accuracy", "convention": "fine-tuned head"} for row in tuned]
     path = runs.save_results(tmp_path / "y.json", [row for row in rows if row["state"] == "pretrained"] + tuned, made)
     steps = summary.ladder(path)
