@@ -58,8 +58,8 @@ def test_runs_on_tiny(path, folder, home, monkeypatch):
         for entry in made.values():
             assert {"commit", "code", "versions", "device", "profile", "seed", "wall_seconds"} <= set(entry)
     if path.stem == "05_downstream":
-        assert {"untrained", "pretrained", "control"} == set(rows["state"])
-        assert {"T", "I", "Tab", "I+T", "I+T+Tab"} <= set(rows["modalities"])
+        assert {"untrained", "pretrained", "finetuned", "control"} == set(rows["state"])
+        assert {"T", "I", "Tab", "I+T", "I+T+Tab", "I→T", "Tab→I"} <= set(rows["modalities"])
         assert {"retrieval", "classification", "clustering"} == set(rows["task"])
         assert {"fused_first", "fused_mean", "encoded_first", "encoded_mean", "concat", "whitened", "layered"} <= set(rows["variant"])
 
