@@ -158,6 +158,12 @@ def run(
     return output
 
 
+def show_progress() -> None:
+    """Print what notebooks print, as they print it (not while ``quiet``)."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("traitlets").setLevel(logging.ERROR)
+
+
 def to_html(notebook: Path) -> Path:
     """An executed notebook as a page beside it."""
     from nbconvert import HTMLExporter
@@ -192,8 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", default="demo", help="name in results/ of what the demo finds")
     parser.add_argument("--data", default="", help="folder or file of products; by default each notebook's own default")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("traitlets").setLevel(logging.ERROR)
+    show_progress()
     chosen = options.notebook or [n for n in find() if not options.demo or n.name.startswith(DEMO)]
     reports, begun, pages, failed = files.home("reports"), time.monotonic(), [], []
     wanted = {"profile": options.profile} | ({"data": str(Path(options.data).resolve())} if options.data else {})

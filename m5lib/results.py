@@ -27,8 +27,8 @@ STUDIES = {
     "simcl": "09_simcl",
     "baselines": "10_baselines",
 }
-#: and those of one: the main story.
-STORY = ("04_pretrain", "05_downstream")
+#: and those of one: the story of `make demo`.
+STORY = ("01_explore", "04_pretrain", "05_downstream")
 #: What ``model`` compares needs no second data set.
 SHOP_ONLY = ("model",)
 
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], choices=[*STUDIES, "probes", "story"], help="some of the results")
     parser.add_argument("--workers", type=int, help="runs side by side; by default one for each core, one on CUDA")
     options = parser.parse_args(arguments)
+    notebooks.show_progress()
     wanted, begun, done = options.only or ["probes", "story", *STUDIES], time.monotonic(), []
     for data in ("shop", *([str(Path(options.data).resolve())] if options.data else [])):
         if data == "shop" and "probes" in wanted:
