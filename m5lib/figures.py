@@ -225,11 +225,12 @@ def losses(history: Sequence[Mapping], batch_size: int) -> Figure:
         for number, part in enumerate(panel):
             values = pd.Series([line[part] for line in history])
             smooth = values.rolling(max(1, len(values) // 40), min_periods=1).mean()
-            place.plot(smooth, color=PALETTE[number % len(PALETTE)], label=part.removeprefix("contrast_"))
+            turn, shade = divmod(number, len(PALETTE))  # ten pairs, seven colours
+            place.plot(smooth, color=PALETTE[shade], ls=("-", "--")[turn % 2], label=part.removeprefix("contrast_"))
         place.set(title=panel[0] if len(panel) == 1 and panel[0] in masked else "contrast", xlabel="step", ylim=(0, None))
         if panel[0] not in masked:
             place.axhline(np.log(batch_size), color=QUIET, ls=":", label="chance")
-            place.legend(fontsize=8)
+            place.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
