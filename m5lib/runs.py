@@ -48,7 +48,8 @@ class Profile:
     """One size of everything: ``tiny`` (CI: seconds, shows mechanisms), ``small`` (two cores: minutes), ``full`` (the paper's, CUDA).
 
     ``training`` is pre-training's, ``tuning`` fine-tuning's. ``products`` caps how many products are read (0: all), evenly over the
-    splits; ``least`` is the number of steps below which :meth:`Job.training` does not go.
+    splits. ``few`` is for catalogues of fewer than so many training products: a smaller model that takes more and larger steps
+    (``LOG.md``).
     """
 
     name: str
@@ -59,14 +60,19 @@ class Profile:
     tuning: Training
     vocabulary: int
     products: int = 0
-    least: int = 0
+    few: tuple[int, "Profile"] | None = None
+
+    def for_products(self, count: int) -> "Profile":
+        """The profile for so many training products."""
+        return self.few[1] if self.few and count < self.few[0] else self
 
 
+FEW = Profile("small", 128, 1, 4, Training(batch_size=32, learning_rate=2e-3, steps=500), Training(6, 32, 1e-3), vocabulary=8000)
 PROFILES = {
     profile.name: profile
     for profile in (
         Profile("tiny", 32, 1, 2, Training(4, 32, 3e-3), Training(4, 32, 3e-3), vocabulary=800, products=400),
-        Profile("small", 128, 1, 4, Training(4, 64, 1e-3), Training(6, 32, 1e-3), vocabulary=8000, least=500),
+        Profile("small", 256, 1, 4, Training(9, 128, 1e-3), Training(6, 32, 1e-3), vocabulary=8000, few=(4000, FEW)),
         Profile("full", 768, 6, 12, Training(5, 64, 1e-4), Training(5, 64, 1e-4), vocabulary=21128),
     )
 }
@@ -186,7 +192,7 @@ def line(content: dict) -> str:
 
 def thin(catalogue: Catalogue, products: int) -> Catalogue:
     """At most so many products, the same share of each split, in the catalogue's order; 0 keeps all."""
-    if not products or len(catalogue) <= products:
+    if not 0 < products < len(catalogue):
         return catalogue
     step = len(catalogue) / products
     order = sorted(range(len(catalogue)), key=lambda row: (split_of(catalogue.products[row]), row))
@@ -207,9 +213,8 @@ def load(data: str, profile: Profile, seed: int = 0) -> tuple[Catalogue, dict[st
 
 def pixels(catalogue: Catalogue) -> dict[str, Ragged]:
     """What a control without learning sees of the pictures: their pixels (:class:`~m5lib.media.Pixels`)."""
-    return store.extract(catalogue, {next(iter(MODALITIES)): Pixels()}, home("cache", f"{catalogue.name}-{catalogue.fingerprint}-pixels"))[
-        1
-    ]
+    where = home("cache", f"{catalogue.name}-{catalogue.fingerprint}-pixels")
+    return store.extract(catalogue, {next(iter(MODALITIES)): Pixels()}, where)[1]
 
 
 def streams_of(catalogue: Catalogue, features, profile: Profile, modalities: str = "", tokenizer: str = "") -> Streams:
@@ -248,20 +253,18 @@ class Job:
             rows = rows[streams.catalogue.presence[list(streams.modalities)].to_numpy()[rows].all(axis=1)]
         return rows[:0] if self.products == "none" else rows
 
-    def training(self, streams: Streams) -> Training:
-        """The profile's settings with this job's seed, and epochs where given.
+    def size(self, streams: Streams) -> Profile:
+        """The profile for these products."""
+        return profile_of(self.profile).for_products(len(streams.catalogue.split("train")))
 
-        Pre-training on few products takes the profile's ``least`` steps, of half the batch and twice the learning rate (``LOG.md``). On
-        a part of the products it takes as many steps as on all.
-        """
-        size = profile_of(self.profile)
-        training = replace(size.training, seed=self.seed)
+    def training(self, streams: Streams) -> Training:
+        """The profile's settings with this job's seed, and epochs where given. On a part of the products as many steps as on all."""
+        training = replace(self.size(streams).training, seed=self.seed)
         if self.epochs:
-            training, size = replace(training, epochs=self.epochs), replace(size, least=0)
-        steps = training.total_steps(len(streams.catalogue.split("train")))
-        if steps < size.least:
-            return replace(training, steps=size.least, batch_size=training.batch_size // 2, learning_rate=2 * training.learning_rate)
-        return replace(training, steps=steps) if self.products == "complete" else training
+            training = replace(training, epochs=self.epochs, steps=None)
+        if self.products == "complete":
+            return replace(training, steps=training.total_steps(len(streams.catalogue.split("train"))))
+        return training
 
     def spec(self, streams: Streams) -> Spec:
         """The model's row at the profile's size, with the changes, for these streams.
@@ -269,7 +272,7 @@ class Job:
         Raises:
             ValueError: an unknown model, field or value; the message lists the known ones.
         """
-        size = profile_of(self.profile)
+        size = self.size(streams)
         own = dict(self.settings) | ({"bert": True} if self.bert and self.model == "scale" else {})
         return change(build(self.model, width=size.width, layers=size.layers, heads=size.heads, **own), self.changes).fit(streams)
 
@@ -353,13 +356,13 @@ def pretrained(job: Job, streams: Streams) -> Run:
             history = [json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()]
             return Run(Model.from_pretrained(folder).to(best_device()), folder, history)
         model = untrained(job, streams)
-        what = {"job": asdict(job), "training": asdict(job.training(streams)), "data": streams.catalogue.fingerprint}
-        write_json(folder / "job.json", what)
+        training = job.training(streams)
+        write_json(folder / "job.json", {"job": asdict(job), "training": asdict(training), "data": streams.catalogue.fingerprint})
         history = []
         if job.products != "none":
             start = glance(model, streams)
-            history = pretrain(model, streams, job.training(streams), folder, job.rows(streams), watch=lambda m: glance(m, streams))
-            history = [history[0] | {"before": start}, *history[1:]]
+            history = pretrain(model, streams, training, folder, job.rows(streams), watch=lambda m: glance(m, streams))
+            history[0] |= {"before": start}
         (folder / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
         model.save_pretrained(folder)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -377,7 +380,7 @@ def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
             return Classifier.from_pretrained(folder).to(best_device())
         torch.manual_seed(job.seed)
         classifier = Classifier(copy.deepcopy(run.model), labels_of(streams)).to(best_device())
-        finetune(classifier, streams, replace(profile_of(job.profile).tuning, seed=job.seed), folder)
+        finetune(classifier, streams, replace(job.size(streams).tuning, seed=job.seed), folder)
         classifier.save_pretrained(folder)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     return classifier.eval()

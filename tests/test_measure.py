@@ -79,10 +79,13 @@ def test_fine_queries_look_for_other_listings_of_the_same_product():
     assert evaluate.evaluate(catalogue, vectors, ["fine retrieval"])[0]["task"] == "fine retrieval"
 
 
-def test_few_products_are_trained_on_for_long_enough(stream_set, monkeypatch):
+def test_few_products_take_a_smaller_model_and_more_steps(stream_set):
     few = len(stream_set.catalogue.split("train"))
-    training = runs.Job(profile="small").training(stream_set)
-    assert training.total_steps(few) == runs.profile_of("small").least and training.batch_size == 32
+    small, job = runs.profile_of("small"), runs.Job(profile="small")
+    assert job.size(stream_set) is small.few[1] is not small and small.for_products(small.few[0]) is small
+    training = job.training(stream_set)
+    assert training.total_steps(few) > small.training.total_steps(few) and training.batch_size < small.training.batch_size
+    assert job.spec(stream_set).width == small.few[1].width < small.width
     assert runs.Job(profile="small", epochs=2).training(stream_set).steps is None
 
 
