@@ -164,14 +164,16 @@ def panels(values: Mapping[str, pd.DataFrame], title: str) -> Figure:
 
 @styled
 def costs(frame: pd.DataFrame, cost: str, quality: str, title: str) -> Figure:
-    """Quality against cost, a labelled point for each row of the frame; a column ``<quality> ±`` gives its deviation."""
-    figure, ((axes,),) = _axes(size=(6.0, 3.8))
+    """Quality against cost, a point for each row of the frame; a column ``<quality> ±`` gives its deviation."""
+    figure, ((axes,),) = _axes(size=(6.4, 3.6))
     for number, (label, row) in enumerate(frame.iterrows()):
         colour_ = PALETTE[number % len(PALETTE)]
-        axes.errorbar(row[cost], row[quality], yerr=row.get(f"{quality} ±"), fmt="osD^v<>"[number % 7], color=colour_, capsize=3)
-        axes.annotate(label, (row[cost], row[quality]), (6, 4), textcoords="offset points", fontsize=8, color=colour_)
+        axes.errorbar(
+            row[cost], row[quality], yerr=row.get(f"{quality} ±"), fmt="osD^v<>P"[number % 8], color=colour_, capsize=3, label=label
+        )
     axes.set(xlabel=cost, ylabel=quality, title=title)
-    axes.margins(x=0.18, y=0.1)
+    axes.margins(0.1)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

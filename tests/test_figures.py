@@ -40,3 +40,19 @@ def test_facets_are_told_by_the_modalities_that_carry_them(tmp_path):
     assert list(found.columns) == list(probes.FACETS) and (found.to_numpy() < 1).all()
     assert found.at["audio", "MATE"] > found.at["image", "MATE"] and found.at["image", "APP"] > found.at["audio", "APP"]
     assert found["SELL"].idxmax() == "text" and found["SPEC"].idxmax() == "table"
+
+
+def test_panels_share_their_labels_and_show_every_seed():
+    values = pd.DataFrame({0: [10.0, 20.0], 1: [14.0, 22.0]}, index=["MEM", "MLM"])
+    figure = figures.panels({"accuracy": values, "mAP@1": values / 2}, "t")
+    first, second = figure.axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["MEM", "MLM"] and second.get_title() == "mAP@1"
+    seeds = sorted(float(point) for c in first.collections if hasattr(c, "get_offsets") for point in c.get_offsets()[:, 0])
+    assert seeds == [10.0, 14.0, 20.0, 22.0]
+    assert figures.panels({"one seed": values[[0]]}, "t").axes
+
+
+def test_costs_name_every_row():
+    frame = pd.DataFrame({"size": [1.0, 2.0], "quality": [3.0, 4.0], "quality ±": [0.1, 0.2]}, index=["CLIP", "SCALE"])
+    axes = figures.costs(frame, "size", "quality", "t").axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["CLIP", "SCALE"] and axes.get_xlabel() == "size"
