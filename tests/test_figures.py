@@ -1,5 +1,6 @@
 import numpy as np
 import pandas as pd
+from matplotlib.collections import PathCollection
 
 from m5lib import figures, probes, shop
 from m5lib.extractors import PLAIN
@@ -47,7 +48,7 @@ def test_panels_share_their_labels_and_show_every_seed():
     figure = figures.panels({"accuracy": values, "mAP@1": values / 2}, "t")
     first, second = figure.axes
     assert [label.get_text() for label in first.get_yticklabels()] == ["MEM", "MLM"] and second.get_title() == "mAP@1"
-    seeds = sorted(float(point) for c in first.collections if hasattr(c, "get_offsets") for point in c.get_offsets()[:, 0])
+    seeds = sorted(float(point) for c in first.collections if isinstance(c, PathCollection) for point in c.get_offsets()[:, 0])
     assert seeds == [10.0, 14.0, 20.0, 22.0]
     assert figures.panels({"one seed": values[[0]]}, "t").axes
 
