@@ -72,7 +72,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("tiny", 32, 1, 2, Training(4, 32, 3e-3), Training(4, 32, 3e-3), vocabulary=800, products=400),
-        Profile("small", 256, 1, 4, Training(9, 128, 1e-3), Training(6, 32, 1e-3), vocabulary=8000, few=(4000, FEW)),
+        Profile("small", 256, 1, 4, Training(5, 128, 1e-3), Training(3, 64, 1e-3), vocabulary=8000, few=(4000, FEW)),
         Profile("full", 768, 6, 12, Training(5, 64, 1e-4), Training(5, 64, 1e-4), vocabulary=21128),
     )
 }
