@@ -111,7 +111,8 @@ def table(verdicts: Iterable[dict]) -> pd.DataFrame:
     frame = pd.DataFrame(list(verdicts)).reindex(columns=shown)
     for column in ("difference", "low", "high"):
         frame[column] = (100 * frame[column].astype(float)).round(1)
-    return frame.rename(columns={"published_difference": "paper", "difference": "ours"}).set_index("id")
+    frame = frame.rename(columns={"published_difference": "paper", "difference": "ours"}).set_index("id")
+    return frame.astype(object).where(frame.notna(), "")
 
 
 def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
