@@ -69,6 +69,8 @@ def judge(found: Mapping[tuple[str, int], Study], sources: Iterable[str], data: 
         row |= {"data": data, "notebook": notebook, "ours": " - ".join(dict.fromkeys(str(wanted) for _, wanted in sides))}
         if lacking:
             verdicts.append(row | {"verdict": "not testable", "reason": f"no run of {' or '.join(lacking)} on these products"})
+        elif any(np.isnan(found[label, seed].value(wanted)) for label, wanted in sides for seed in seeds):
+            verdicts.append(row | {"verdict": "not testable", "reason": "these products do not have what it takes to measure it"})
         else:
             verdicts.append(row | tested(*([(found[label, seed], wanted) for seed in seeds] for label, wanted in sides)))
     return verdicts

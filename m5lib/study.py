@@ -84,12 +84,9 @@ class Study:
     parameters: int
 
     def value(self, wanted: Number) -> float:
-        """One number. Raises ``ValueError`` where it was not measured."""
+        """One number; NaN where it was not measured (fine retrieval of products that are listed once)."""
         keys = [key for key in vars(wanted) if getattr(wanted, key)]
-        for row in self.rows:
-            if all(row[key] == getattr(wanted, key) for key in keys):
-                return row["value"]
-        raise ValueError(f"{self.run} has no number {wanted}")
+        return next((row["value"] for row in self.rows if all(row[key] == getattr(wanted, key) for key in keys)), float("nan"))
 
     def values(self, wanted: Number) -> pd.Series:
         """What every query contributed to a number, by product. Raises ``ValueError`` where it was not measured, or not by query."""

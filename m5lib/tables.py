@@ -37,16 +37,18 @@ def read_by(wanted: Number, readout: str) -> Number:
 
 
 def values(found: Found, wanted: Number) -> pd.DataFrame:
-    """A number of every study: label against seed, in the order of the grid."""
+    """A number of every study: label against seed, in the order of the grid; NaN where it was not measured."""
     parts = pd.Series({key: study.value(wanted) for key, study in found.items()})
     return parts.unstack().loc[list(dict.fromkeys(label for label, _ in found))]
 
 
 def said(each: pd.DataFrame, scale: float = 100.0, digits: int = 1) -> pd.Series:
-    """``mean ± deviation`` over the columns; the value alone, where there is one."""
-    each = scale * each
-    one = each.shape[1] == 1
-    return pd.Series([f"{m:.{digits}f}" + ("" if one else f" ± {s:.{digits}f}") for m, s in zip(each.mean(axis=1), each.std(axis=1), strict=True)], each.index)  # fmt: skip  # noqa: E501
+    """``mean ± deviation`` over the columns; the value alone where there is one, nothing where there is none."""
+    texts = []
+    for mean, deviation in zip(scale * each.mean(axis=1), scale * each.std(axis=1), strict=True):
+        spread = "" if deviation != deviation else f" ± {deviation:.{digits}f}"
+        texts.append("" if mean != mean else f"{mean:.{digits}f}{spread}")
+    return pd.Series(texts, each.index)
 
 
 def beside(found: Found, paper: pd.DataFrame, names: Iterable[str], state: str = "finetuned") -> pd.DataFrame:
