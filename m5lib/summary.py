@@ -71,12 +71,15 @@ def markdown(frame: pd.DataFrame) -> str:
 
 def made_by(path: str | Path, notebook: str) -> str:
     """The sentence that says how a results file was made."""
-    made = json.loads(Path(path).read_text(encoding="utf-8"))["provenance"]
-    one, seconds = made[notebook], sum(entry["wall_seconds"] for entry in made.values())
+    content, times = json.loads(Path(path).read_text(encoding="utf-8")), Path(path).with_name("times.json")
+    known = json.loads(times.read_text(encoding="utf-8")) if times.exists() else {}
+    made, seeds = content["provenance"], sorted({row["seed"] for row in content["rows"]})
+    one, seconds = made[notebook], known.get(Path(path).stem) or sum(entry["wall_seconds"] for entry in made.values())
+    said = "seed" if len(seeds) == 1 else "seeds"
     versions = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
     return (
-        f"From `results/{Path(path).name}`: profile `{one['profile']}`, seed {one['seed']}, commit `{one['commit']}`, "
-        f"{one['device']}, {versions}; {seconds:.0f} s for the notebooks."
+        f"From `results/{Path(path).name}`: profile `{one['profile']}`, {said} {', '.join(map(str, seeds))}, commit `{one['commit']}`, "
+        f"{one['device']}, {versions}; {seconds:.0f} s."
     )
 
 

@@ -126,4 +126,4 @@ def test_compact_and_ladder_tables(tmp_path):
     path = runs.save_results(tmp_path / "y.json", [row for row in rows if row["state"] == "pretrained"] + tuned, made)
     steps = summary.ladder(path)
     assert steps.loc["I+T", "mAP@10, encoded_first"] == "50.5 ± 0.7" and steps.loc["I+T", "accuracy, fine-tuned"] == "30.5 ± 0.7"
-    assert "profile `tiny`, seed 0" in summary.made_by(path, "05_downstream")
+    assert "profile `tiny`, seeds 0, 1, commit" in summary.made_by(path, "05_downstream")
