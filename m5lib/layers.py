@@ -34,7 +34,7 @@ def attention(
 ) -> Float[Tensor, "B H L E"]:
     """softmax(q kᵀ / √E) v over the readable keys, with dropout on the weights.
 
-    Fused where that pays. On processors it does not: torch's fused kernel takes three times as long backwards in bf16
+    Fused where that pays. On processors it does not: torch's fused kernel takes five times as long backwards in bf16
     (``benchmarks/attention.json``), and streams are short.
     """
     if q.device.type != "cpu":
