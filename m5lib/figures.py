@@ -285,27 +285,36 @@ def bars(values: pd.DataFrame, metric: str, title: str) -> Figure:
 
 
 @styled
-def neighbours(catalogue: Catalogue, queries: Sequence[int], found: np.ndarray, matched: np.ndarray, title: str = "") -> Figure:
+def neighbours(catalogue: Catalogue, queries: Sequence[int], found: np.ndarray, matched: np.ndarray | None, title: str = "") -> Figure:
     """Each query with its nearest products: blue frame, same category; orange frame, another one (Figures 10-12).
 
     Args:
-        queries: rows of the catalogue; ``found`` (Q, R) rows of their neighbours, -1 for none; ``matched`` (Q, R).
+        queries: rows of the catalogue; ``found`` (Q, R) rows of their neighbours, -1 for none; ``matched`` (Q, R), None where nobody
+            knows: grey frames. A product without a label shows its title.
     """
     columns = 1 + found.shape[1]
     figure, axes = _axes(len(queries), columns, (1.25 * columns, 2.05 * len(queries)))
-    for line, (query, rows, right) in enumerate(zip(queries, found, matched, strict=True)):
+    for line, (query, rows) in enumerate(zip(queries, found, strict=True)):
         _picture(axes[line, 0], catalogue, query, "#000000")
-        words = f"{short(_title(catalogue, query), 3, 18)}\n[{short(str(catalogue.labels[query]), 1)}]"
-        axes[line, 0].set_title(words, fontsize=7)
-        for place, row, ok in zip(axes[line, 1:], rows, right, strict=True):
+        axes[line, 0].set_title("\n".join(filter(None, _captions(catalogue, query))), fontsize=7)
+        for number, (place, row) in enumerate(zip(axes[line, 1:], rows, strict=True)):
             if row < 0:
                 place.axis("off")
                 continue
-            _picture(place, catalogue, row, RIGHT if ok else WRONG)
-            place.set_title(short(str(catalogue.labels[row]), 2), fontsize=7, color=RIGHT if ok else WRONG, fontweight="normal")
+            shade = QUIET if matched is None else RIGHT if matched[line, number] else WRONG
+            _picture(place, catalogue, row, shade)
+            said, label = _captions(catalogue, row)
+            caption = short(label.strip("[]"), 2) if label else said
+            place.set_title(caption, fontsize=7, color="black" if matched is None else shade, fontweight="normal")
     if title:
         figure.suptitle(title, fontsize=11, fontweight="bold")
     return figure
+
+
+def _captions(catalogue: Catalogue, row: int | np.integer) -> tuple[str, str]:
+    """Title and label of a product, the label in brackets and empty where unknown."""
+    label = catalogue.labels[row]
+    return short(_title(catalogue, row), 3, 18), "" if label is None else f"[{short(str(label), 1)}]"
 
 
 def _title(catalogue: Catalogue, row: int | np.integer) -> str:
