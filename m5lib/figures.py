@@ -178,6 +178,21 @@ def costs(frame: pd.DataFrame, cost: str, quality: str, title: str) -> Figure:
 
 
 @styled
+def cosines(nearest: np.ndarray, copies: np.ndarray, threshold: float) -> Figure:
+    """Cosine of each product with its nearest, and with a copy of itself that lacks something; a line at the threshold."""
+    figure, ((axes,),) = _axes(size=(6.4, 3.2))
+    bins = np.linspace(min(nearest.min(), copies.min()), 1.0, 50)
+    for values, shade, label in ((nearest, QUIET, "its nearest product"), (copies, PALETTE[0], "a copy of itself that lacks a quarter")):
+        axes.hist(values, bins=bins, weights=np.full(len(values), 100 / len(values)), color=shade, alpha=0.7, label=label)
+    axes.axvline(threshold, color=PALETTE[1])
+    axes.annotate(f"threshold {threshold:.2f}", (threshold, 1.0), (-4, -4), xycoords=("data", "axes fraction"), textcoords="offset points",
+                  ha="right", va="top", color=PALETTE[1], fontsize=9)  # fmt: skip
+    axes.set(xlabel="cosine of a product with …", ylabel="products (%)", title="How near is a near-duplicate?")
+    axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+@styled
 def table(values: pd.DataFrame, ticks: pd.DataFrame | None = None, title: str = "") -> Figure:
     """A heat map of numbers from 0 to 1; a frame around the cells that ``ticks`` marks."""
     figure, ((axes,),) = _axes(size=(1.6 + 0.75 * values.shape[1], 1.2 + 0.45 * len(values)))

@@ -15,8 +15,8 @@ pooled    across modalities: the query is given what it has, the gallery everyth
 both      the two side by side, each of unit length
 ========  ==================================================================================================================
 
-Which is best depends on what is asked with: :meth:`Index.evidence` measures it on validation products that have labels, and the search takes
-the best; ``both`` where nothing can be measured.
+Which is best depends on what is asked with: :meth:`Index.evidence` measures it on validation products that have labels, and the search
+takes the best; ``both`` where nothing can be measured.
 """
 
 import json
@@ -110,7 +110,8 @@ class Index:
     def save(self, folder: str | Path) -> Path:
         """Write the report and ``embeddings.parquet`` into a folder; returns the latter's path.
 
-        Columns: ``id``, ``label``, and each read-out as a fixed-size list of float32; the file's metadata say under ``m5lib`` how it came to be.
+        Columns: ``id``, ``label``, and each read-out as a fixed-size list of float32; the file's metadata say under ``m5lib`` how they
+        came to be.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -207,7 +208,7 @@ class Index:
         for way in WAYS:
             given = (names, names if way == DEFAULT else self.streams.modalities)
             numbers = evaluate.retrieval(self.catalogue, compared(asks, way), "validation", gallery=self.offered(names, way), given=given)
-            found |= {way: n["value"] for n in numbers if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r")}
+            found[way] = next(n["value"] for n in numbers if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r"))
         return found
 
     def best(self, names: tuple[str, ...]) -> str:
@@ -226,7 +227,7 @@ class Index:
         return pd.DataFrame(found, index=pd.RangeIndex(1, len(products) + 1, name="hit"))
 
     def picture(self, *searches: Hits, title: str = "") -> Figure:
-        """What asks and its hits, a line for each search. Where all categories asked for are known: blue frame, the same; orange frame, another."""
+        """What asks and its hits, a line for each search; with its category: blue frame, the same, orange frame, another; else grey."""
         asked = [replace(hits.query, id=f"{hits.query.id}{chr(0x200B) * (n + 1)}") for n, hits in enumerate(searches)]  # ids must differ
         shown = replace(self.catalogue, products=(*self.catalogue.products, *asked))
         found = np.full((len(searches), max(len(hits.rows) for hits in searches)), -1)
@@ -266,15 +267,20 @@ class Index:
             pairs += [pd.DataFrame({"row": one[near], "of": other[near], "cosine": cosine[near]})]
             full = np.bincount(one[near], minlength=len(vectors))[rows] == min(k, len(vectors) - 1)
             rows, k = (rows[full], 4 * k) if k < len(vectors) else (rows[:0], k)
-        pairs = pd.concat(pairs)
-        low, high = pairs[["row", "of"]].min(axis=1), pairs[["row", "of"]].max(axis=1)
-        pairs = (
-            pairs.assign(row=low, of=high)
-            .drop_duplicates(["row", "of"])
-            .sort_values(["cosine", "row", "of"], ascending=[False, True, True])
-        )
-        ids = self.catalogue.ids
-        return pd.DataFrame({"id": ids[pairs["row"]], "other": ids[pairs["of"]], "cosine": pairs["cosine"].to_numpy()})
+        found = pd.concat(pairs)
+        found[["row", "of"]] = np.sort(found[["row", "of"]].to_numpy(), axis=1)
+        found = found.drop_duplicates(["row", "of"]).sort_values(["cosine", "row", "of"], ascending=[False, True, True])
+        one, other = (self.catalogue.ids[found[side]] for side in ("row", "of"))
+        return pd.DataFrame({"id": one, "other": other, "cosine": found["cosine"].to_numpy()})
+
+    def listed(self, pairs: pd.DataFrame) -> dict[str, float]:
+        """Precision and recall of such pairs against known listings of the same product, and their number; empty where none are known."""
+        known = pd.Series(self.catalogue.instances, index=self.catalogue.ids).dropna()
+        sizes = known.value_counts()
+        if not (total := int((sizes * (sizes - 1) // 2).sum())):
+            return {}
+        right = int((known.reindex(pairs["id"]).to_numpy() == known.reindex(pairs["other"]).to_numpy()).sum())
+        return {"precision": right / max(1, len(pairs)), "recall": right / total, "known pairs": total}
 
 
 def _content(name: str, given: Any) -> Any:

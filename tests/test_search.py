@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from make_products import spoiled
 
-from m5lib import evaluate, intake, readers, runs, search
+from m5lib import evaluate, figures, intake, readers, runs, search
 from m5lib.data import DataError, MediaFile
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings
-from m5lib.explain import explain
+from m5lib.hit_explanation import explain
 from m5lib.search import WAYS
 
 
@@ -172,13 +172,22 @@ def test_an_explanation_adds_up_to_the_cosine_of_the_hit(index, way, side):
         assert why.modalities.drop(["text", "table"], errors="ignore").abs().sum() == pytest.approx(0, abs=1e-6)
 
 
-def test_figures_have_a_panel_for_each_side(index):
-    from m5lib import search_figures
-
+def test_figures(index):
     hits = index.search(3, text="Blue Scarf")
-    figure = search_figures.explanation([explain(index, hits, 0, side) for side in ("query", "hit")])
-    assert len(figure.axes) == 4
-    assert "threshold 0.90" in [text.get_text() for text in search_figures.cosines(np.linspace(0, 1, 50), np.ones(9), 0.9).axes[0].texts]
     assert len(index.picture(hits, index.search(2, text="x")).axes) == 8
+    assert [explain(index, hits, 0, side).picture("why").axes != [] for side in ("query", "hit")] == [True, True]
+    texts = figures.cosines(np.linspace(0, 1, 50), np.ones(9), 0.9).axes[0].texts
+    assert [text.get_text() for text in texts] == ["threshold 0.90"]
     with pytest.raises(ValueError, match="known are hit, query"):
         explain(index, hits, 0, "both")
+
+
+def test_known_listings(index):
+    products = tuple(replace(p, instance="one" if n in (3, 4, 5) else None) for n, p in enumerate(index.catalogue.products))
+    told = search.Index(
+        index.model, intake.Fitted(replace(index.catalogue, products=products), index.streams.features, index.model), {}, {}
+    )
+    ids = index.catalogue.ids
+    pairs = pd.DataFrame([(ids[3], ids[4]), (ids[3], ids[9]), (ids[8], ids[9])], columns=["id", "other"])
+    assert told.listed(pairs) == {"precision": pytest.approx(1 / 3), "recall": pytest.approx(1 / 3), "known pairs": 3}
+    assert index.listed(pairs) == {} and told.listed(pairs[:0])["precision"] == 0

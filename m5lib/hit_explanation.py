@@ -1,7 +1,7 @@
 """Why a hit is a hit: what its cosine comes from, by modality (exact Shapley values) and by token (integrated gradients).
 
-Either side can be taken apart: ``hit`` asks which of its contents make it answer, ``query`` which of what asks finds it. The other side stays as
-it is. Tokens are words, properties and values, regions, frames, parts of the sound.
+Either side can be taken apart: ``hit`` asks which of its contents make it answer, ``query`` which of what asks finds it. The other side
+stays as it is. Tokens are words, properties and values, regions, frames, parts of the sound.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,16 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from m5lib import attribution
+from m5lib import attribution, attribution_figures
 from m5lib.data import Product
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings, read_out
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model, Output
 from m5lib.search import Hits, Index, compared
-from m5lib.streams import Batch
+from m5lib.streams import Batch, Streams
 
 
 class Explanation(NamedTuple):
@@ -29,38 +30,44 @@ class Explanation(NamedTuple):
     Attributes:
         cosine: of the two.
         modalities: modality -> its Shapley value; they add up to the cosine.
-        tokens: ``modality``, ``token``, ``score``, the largest absolute score first; by integrated gradients from the baseline "absent".
-        error: by what share of the cosine less that of the baseline the scores miss it.
+        scores: modality -> (L,) of the tokens, by integrated gradients from the baseline "absent", and ``error``, by what share of the
+            cosine less that of the baseline they miss it.
+        tokens: the same by name, pieces of a word together: ``modality``, ``token``, ``score``, the largest absolute score first.
     """
 
     side: str
     cosine: float
     modalities: pd.Series
-    tokens: pd.DataFrame
+    scores: dict[str, np.ndarray]
     error: float
+    tokens: pd.DataFrame
+    streams: Streams
+    row: int
+
+    def picture(self, title: str = "") -> Figure:
+        """The product with its tokens in their colours (:func:`m5lib.attribution_figures.product`)."""
+        return attribution_figures.product(self.streams, self.row, self.scores, self.modalities, title)
 
 
 def explain(index: Index, hits: Hits, place: int = 0, side: Literal["hit", "query"] = "hit") -> Explanation:
     """The explanation of one hit, ``place`` counted from 0. Raises ``ValueError`` for an unknown side, ``IndexError`` for no such hit."""
     if side not in ("hit", "query"):
         raise ValueError(f"unknown side {side!r}: known are hit, query")
-    asked, row = index.asked(hits.query), hits.rows[place]
-    names, device = asked.modalities, next(index.model.parameters()).device
+    asked, device = index.asked(hits.query), next(index.model.parameters()).device
     if side == "hit":
-        batch, product = index.streams.batch([row]), index.catalogue.products[row]
+        streams, row = index.streams, int(hits.rows[place])
         other = compared(embeddings(index.model, asked, [0], readouts=(DEFAULT, ACROSS)), hits.way)
     else:
-        batch, product = asked.batch([0]), hits.query
-        other = index.offered(names, hits.way)[[row]]
-    target = attribution.Target(
-        "similarity", index.model, _cosine(index.model, names, hits.way), torch.from_numpy(other).float().to(device)
-    )
-    batch = batch.to(device)
+        streams, row = asked, 0
+        other = index.offered(asked.modalities, hits.way)[[hits.rows[place]]]
+    batch, sought = streams.batch([row]).to(device), torch.from_numpy(other).float().to(device)
+    target = attribution.Target("similarity", index.model, _cosine(index.model, asked.modalities, hits.way), sought)
     shares, scored = attribution.shapley(target, batch), attribution.integrated_gradients(target, batch)
-    by_modality = pd.Series(shares.values[0].cpu().numpy(), index=list(index.model.spec.modalities))
-    tokens = _tokens(index.model, batch, product, {name: scores[0].cpu().numpy() for name, scores in scored.tokens.items()})
-    present = by_modality[[name for name in by_modality.index if bool(batch.streams[name].valid[0, 0])]]
-    return Explanation(side, float(shares.full[0]), present, tokens, float(scored.error[0]))
+    scores = {name: part[0].cpu().numpy() for name, part in scored.tokens.items()}
+    worth = dict(zip(index.model.spec.modalities, shares.values[0].tolist(), strict=True))
+    there = pd.Series({name: worth[name] for name in worth if bool(batch.streams[name].valid[0, 0])})
+    tokens = _tokens(index.model, batch, streams.catalogue.products[row], scores)
+    return Explanation(side, float(shares.full[0]), there, scores, float(scored.error[0]), tokens, streams, row)
 
 
 def _cosine(model: Model, names: tuple[str, ...], way: str):
