@@ -46,7 +46,7 @@ class Explanation(NamedTuple):
 
     def picture(self, title: str = "") -> Figure:
         """The product with its tokens in their colours (:func:`m5lib.attribution_figures.product`)."""
-        return attribution_figures.product(self.streams, self.row, self.scores, self.modalities, title)
+        return attribution_figures.product(self.streams, self.row, self.scores, self.modalities.to_dict(), title)
 
 
 def explain(index: Index, hits: Hits, place: int = 0, side: Literal["hit", "query"] = "hit") -> Explanation:
@@ -91,7 +91,7 @@ def _tokens(model: Model, batch: Batch, product: Product, scores: Mapping[str, n
             continue
         places = np.flatnonzero(there)
         if row.kind == "features":
-            titles = [_place(stream.boxes, n, place) for n, place in enumerate(places)]
+            titles = [_place(stream.boxes, n, int(place)) for n, place in enumerate(places)]
             groups = np.arange(len(places))
         else:
             pieces = model.tokenizer.convert_ids_to_tokens(stream.tokens[0].tolist())

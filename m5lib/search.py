@@ -22,7 +22,7 @@ takes the best; ``both`` where nothing can be measured.
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -273,14 +273,21 @@ class Index:
         one, other = (self.catalogue.ids[found[side]] for side in ("row", "of"))
         return pd.DataFrame({"id": one, "other": other, "cosine": found["cosine"].to_numpy()})
 
-    def listed(self, pairs: pd.DataFrame) -> dict[str, float]:
-        """Precision and recall of such pairs against known listings of the same product, and their number; empty where none are known."""
+    def listed(self, thresholds: Sequence[float]) -> pd.DataFrame:
+        """Pairs at thresholds against known listings of the same product: ``threshold``, ``pairs``, ``right``, ``precision``, ``recall``.
+
+        No row where no two listings of one product are known. Precision is 0 where there is no pair.
+        """
         known = pd.Series(self.catalogue.instances, index=self.catalogue.ids).dropna()
-        sizes = known.value_counts()
-        if not (total := int((sizes * (sizes - 1) // 2).sum())):
-            return {}
-        right = int((known.reindex(pairs["id"]).to_numpy() == known.reindex(pairs["other"]).to_numpy()).sum())
-        return {"precision": right / max(1, len(pairs)), "recall": right / total, "known pairs": total}
+        sizes, found = known.value_counts(), []
+        if (total := int((sizes * (sizes - 1) // 2).sum())) and len(thresholds):
+            pairs = self.duplicates(min(thresholds))
+            right = known.reindex(pairs["id"]).to_numpy() == known.reindex(pairs["other"]).to_numpy()
+            for threshold in sorted(thresholds):
+                above = pairs["cosine"].to_numpy() >= threshold
+                hits = int(right[above].sum())
+                found.append((float(threshold), int(above.sum()), hits, hits / max(1, above.sum()), hits / total))
+        return pd.DataFrame(found, columns=["threshold", "pairs", "right", "precision", "recall"])
 
 
 def _content(name: str, given: Any) -> Any:

@@ -1,5 +1,6 @@
 """What holds the project's files together: one list of dependencies, a lock without addresses, a README that tells the truth."""
 
+import json
 import re
 import subprocess
 import sys
@@ -55,11 +56,34 @@ def test_readme_tree_and_links():
 
 def test_readme_python_runs(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("M5_HOME", str(tmp_path))
-    code = re.search(r"```python\n(.*?)```", README, re.S)[1].replace("products.csv", str(folder))
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", README, re.S)[1]
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    picture = sorted((folder / "images").glob("*.jpg"))[0]
     space: dict = {}
-    exec(code, space)
-    assert space["vectors"].shape[0] == 240
+    exec(code.replace("products.csv", str(folder)).replace("photo.jpg", str(picture)), space)
+    assert len(space["hits"].rows) == 8 and (tmp_path / "hits.png").stat().st_size > 0
+    assert {"embeddings.parquet", "report.csv", "report.json"} <= {file.name for file in (tmp_path / "out").iterdir()}
+
+
+def test_readme_command_for_your_own_products(folder, tmp_path, monkeypatch):
+    import shlex
+
+    from make_products import spoiled
+
+    from m5lib import notebooks
+
+    command = next(line for line in README.splitlines() if line.startswith("python -m papermill notebooks/13_your_products"))
+    words = shlex.split(command)
+    given = {words[n + 1]: words[n + 2] for n, word in enumerate(words) if word == "-p"}
+    assert list(given) == ["profile", "data", "query_text", "query_attributes"]
+    done = spoiled(folder, tmp_path / "mine", broken=6, limit=80)
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    given |= {"profile": "tiny", "data": str(tmp_path / "mine" / given["data"]), "output": str(tmp_path / "out")}
+    notebooks.run(ROOT / words[3], tmp_path / "out.ipynb", given, quiet=True)
+    counts = json.loads((tmp_path / "out" / "report.json").read_text())["modalities"]
+    assert counts["image"]["not read"] == len(done["deleted"]) + 6 and counts["text"]["not given"] == len(done["no title"])
+    assert {"embeddings.parquet", "hits.csv", "duplicates.csv"} <= {file.name for file in (tmp_path / "out").iterdir()}
 
 
 def test_make_targets_of_the_readme_exist():

@@ -1,6 +1,7 @@
 """Search, near-duplicates and explanations over products of one's own: what a user relies on."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from make_products import spoiled
+from PIL import Image
 
 from m5lib import evaluate, figures, intake, readers, runs, search
 from m5lib.data import DataError, MediaFile
@@ -184,10 +186,25 @@ def test_figures(index):
 
 def test_known_listings(index):
     products = tuple(replace(p, instance="one" if n in (3, 4, 5) else None) for n, p in enumerate(index.catalogue.products))
-    told = search.Index(
-        index.model, intake.Fitted(replace(index.catalogue, products=products), index.streams.features, index.model), {}, {}
-    )
-    ids = index.catalogue.ids
-    pairs = pd.DataFrame([(ids[3], ids[4]), (ids[3], ids[9]), (ids[8], ids[9])], columns=["id", "other"])
-    assert told.listed(pairs) == {"precision": pytest.approx(1 / 3), "recall": pytest.approx(1 / 3), "known pairs": 3}
-    assert index.listed(pairs) == {} and told.listed(pairs[:0])["precision"] == 0
+    streams = intake.Fitted(replace(index.catalogue, products=products), index.streams.features, index.model)
+    found = search.Index(index.model, streams, index.vectors, {}).listed([-1.0, 0.5, 1.1]).set_index("threshold")
+    assert found.loc[-1.0, "pairs"] == 120 * 119 / 2 and found.loc[-1.0, "right"] == 3 and found.loc[-1.0, "recall"] == 1
+    assert found.loc[0.5, "precision"] == pytest.approx(found.loc[0.5, "right"] / max(1, len(index.duplicates(0.5))))
+    assert list(found.loc[1.1]) == [0, 0, 0, 0] and index.listed([0.5]).empty
+
+
+def test_planted_copies_are_found(index, home, tmp_path, monkeypatch):
+    """Other ids, a word less in the title, a picture that was saved anew: the label-free threshold lets them through, and few others."""
+    monkeypatch.setenv("M5_HOME", str(home))
+    shutil.copytree(home / "shop" / "media", tmp_path / "media")
+    frame = pd.read_csv(home / "shop" / "products.csv", dtype=str).dropna(subset=["id", "title", "image"]).drop_duplicates("id")
+    whole = frame[frame["id"].isin(index.catalogue.ids[index.catalogue.presence["image"]])]
+    twins = whole.head(6).assign(id=lambda f: "twin-" + f["id"], title=lambda f: f["title"].str.rsplit(n=1).str[0])
+    for name in whole["image"].head(6):
+        Image.open(tmp_path / name).save(tmp_path / "media" / f"twin-{name.split('/')[1]}", quality=60)
+    twins["image"] = twins["image"].str.replace("media/", "media/twin-")
+    pd.concat([whole, twins]).to_csv(tmp_path / "twice.csv", index=False)
+    other = search.build(tmp_path / "twice.csv", runs.home("runs", index.made["model"]), profile="tiny")
+    pairs = other.duplicates(float(np.quantile(other.copies(), 0.05)))
+    found = {a for a, b in zip(pairs["id"], pairs["other"], strict=True) if b == f"twin-{a}"}
+    assert len(found) >= 5 and len(pairs) < len(whole)
