@@ -145,8 +145,7 @@ class Index:
         if strange := [name for name in named if name not in known]:
             raise ValueError(f"no product has an attribute {strange}; the most frequent are {', '.join(known[:12])}")
         found = {name: _content(name, content) for name, content in given.items()}
-        pairs = [f"{name}: {value}" for content in found.values() if isinstance(content, tuple) for name, value in content]
-        return Product(" · ".join(pairs) or "query", found)
+        return Product("query", found)
 
     def search(self, top: int = 8, way: str = "", **contents: Any) -> Hits:
         """The products nearest to a mix of contents (:meth:`product`), by the ``way`` that :meth:`best` favours or a named one."""
@@ -228,7 +227,7 @@ class Index:
 
     def picture(self, *searches: Hits, title: str = "") -> Figure:
         """What asks and its hits, a line for each search; with its category: blue frame, the same, orange frame, another; else grey."""
-        asked = [replace(hits.query, id=f"{hits.query.id}{chr(0x200B) * (n + 1)}") for n, hits in enumerate(searches)]  # ids must differ
+        asked = [replace(hits.query, id=f"{_said(hits.query)}{' ' * (n + 1)}") for n, hits in enumerate(searches)]  # no id of the catalogue
         shown = replace(self.catalogue, products=(*self.catalogue.products, *asked))
         found = np.full((len(searches), max(len(hits.rows) for hits in searches)), -1)
         for line, hits in zip(found, searches, strict=True):
@@ -288,6 +287,12 @@ class Index:
                 hits = int(right[above].sum())
                 found.append((float(threshold), int(above.sum()), hits, hits / max(1, above.sum()), hits / total))
         return pd.DataFrame(found, columns=["threshold", "pairs", "right", "precision", "recall"])
+
+
+def _said(query: Product) -> str:
+    """What a query without words says: its attributes, or else its modalities."""
+    pairs = [f"{name}: {value}" for content in query.contents.values() if isinstance(content, tuple) for name, value in content]
+    return " · ".join(pairs) or codes(query.contents)
 
 
 def _content(name: str, given: Any) -> Any:
