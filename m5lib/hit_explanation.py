@@ -6,7 +6,7 @@ stays as it is. Tokens are words, properties and values, regions, frames, parts 
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -49,7 +49,7 @@ class Explanation(NamedTuple):
         return attribution_figures.product(self.streams, self.row, self.scores, self.modalities.to_dict(), title)
 
 
-def explain(index: Index, hits: Hits, place: int = 0, side: Literal["hit", "query"] = "hit") -> Explanation:
+def explain(index: Index, hits: Hits, place: int = 0, side: str = "hit") -> Explanation:
     """The explanation of one hit, ``place`` counted from 0. Raises ``ValueError`` for an unknown side, ``IndexError`` for no such hit."""
     if side not in ("hit", "query"):
         raise ValueError(f"unknown side {side!r}: known are hit, query")
@@ -63,7 +63,7 @@ def explain(index: Index, hits: Hits, place: int = 0, side: Literal["hit", "quer
     batch, sought = streams.batch([row]).to(device), torch.from_numpy(other).float().to(device)
     target = attribution.Target("similarity", index.model, _cosine(index.model, asked.modalities, hits.way), sought)
     shares, scored = attribution.shapley(target, batch), attribution.integrated_gradients(target, batch)
-    scores = {name: part[0].cpu().numpy() for name, part in scored.tokens.items()}
+    scores = {name: part[0].double().cpu().numpy() for name, part in scored.tokens.items()}
     worth = dict(zip(index.model.spec.modalities, shares.values[0].tolist(), strict=True))
     there = pd.Series({name: worth[name] for name in worth if bool(batch.streams[name].valid[0, 0])})
     tokens = _tokens(index.model, batch, streams.catalogue.products[row], scores)
