@@ -101,3 +101,18 @@ def test_real_media():
     products = [Product(name, {"video": file_of(path)}) for name, path in files.items()] + [Product("mp3", {"audio": file_of(sound)})]
     found = intake.report(media.extract(Catalogue("media", tuple(products)))[0])
     assert list(found.modalities.loc["video"][["read", "not read"]]) == [3, 0] and found.products.loc["mp3", "audio"] == "read"
+
+
+def test_encodings(tmp_path):
+    """With a byte-order mark, in any script, and from parquet: the same; anything but UTF-8 gets one clear error."""
+    frame = pd.DataFrame({"id": ["é1", "手提包"], "title": ["Tasse à café ☕", "真皮手提包 女士"], "couleur": ["crème", None]})
+    frame.to_csv(tmp_path / "bom.csv", index=False, encoding="utf-8-sig")
+    frame.to_parquet(tmp_path / "mine.parquet")
+    one, two = (intake.report(readers.read(tmp_path / name)) for name in ("bom.csv", "mine.parquet"))
+    assert list(one.products.index) == ["é1", "手提包"] and one.products.equals(two.products) and dict(one.attributes) == {"couleur": 1}
+    one.save(tmp_path / "out")
+    assert "手提包" in (tmp_path / "out" / "report.csv").read_text(encoding="utf-8")
+    for encoding in ("latin-1", "utf-16"):
+        (tmp_path / "odd.csv").write_text("id,title\n1,café\n", encoding=encoding)
+        with pytest.raises(DataError, match="odd.csv: byte .* is not UTF-8; save the file as UTF-8"):
+            readers.read(tmp_path / "odd.csv")
