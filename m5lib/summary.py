@@ -11,6 +11,7 @@ from m5lib import runs
 from m5lib.claims import VERDICTS
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.study import HIDDEN
+from m5lib.tables import said
 
 #: Column of the table -> metric and convention.
 SHOWN = {
@@ -75,10 +76,10 @@ def made_by(path: str | Path, notebook: str) -> str:
     known = json.loads(times.read_text(encoding="utf-8")) if times.exists() else {}
     made, seeds = content["provenance"], sorted({row["seed"] for row in content["rows"]})
     one, seconds = made[notebook], known.get(Path(path).stem) or sum(entry["wall_seconds"] for entry in made.values())
-    said = "seed" if len(seeds) == 1 else "seeds"
+    word = "seed" if len(seeds) == 1 else "seeds"
     versions = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
     return (
-        f"From `results/{Path(path).name}`: profile `{one['profile']}`, {said} {', '.join(map(str, seeds))}, commit `{one['commit']}`, "
+        f"From `results/{Path(path).name}`: profile `{one['profile']}`, {word} {', '.join(map(str, seeds))}, commit `{one['commit']}`, "
         f"{one['device']}, {versions}; {seconds:.0f} s."
     )
 
@@ -117,9 +118,8 @@ def ladder(path: str | Path) -> pd.DataFrame:
     for name, (metric, convention, variant) in shown.items():
         keep = (frame["metric"] == metric) & (frame["convention"] == convention) & (frame["variant"] == variant)
         part = frame[keep & frame["task"].isin(["retrieval", "classification"])]
-        each = 100 * part.pivot(index="modalities", columns="seed", values="value")
-        columns[name] = [f"{m:.1f} ± {s:.1f}" if s == s else f"{m:.1f}" for m, s in zip(each.mean(axis=1), each.std(axis=1), strict=True)]
-    found = pd.DataFrame(columns, index=each.index).rename_axis("trained on")
+        columns[name] = said(part.pivot(index="modalities", columns="seed", values="value"))
+    found = pd.DataFrame(columns).rename_axis("trained on")
     return found.loc[[sets for sets in LADDER if sets in found.index]]
 
 
@@ -137,9 +137,9 @@ def contradicted(path: str | Path) -> list[str]:
     lines = []
     for row in json.loads(Path(path).read_text(encoding="utf-8"))["claims"]:
         if row["verdict"] == "contradicted":
-            said = "" if row["published_difference"] == "" else f" (paper {row['published_difference']})"
+            paper = "" if row["published_difference"] == "" else f" (paper {row['published_difference']})"
             ours = f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-            lines.append(f"- {row['data']}, {row['source']}, {row['metric']}: {row['better']} over {row['worse']}{said}: ours {ours}")
+            lines.append(f"- {row['data']}, {row['source']}, {row['metric']}: {row['better']} over {row['worse']}{paper}: ours {ours}")
     return lines
 
 
@@ -153,8 +153,8 @@ def blocks() -> dict[str, str]:
         found["modality_count"] = f"{markdown(ladder(path))}\n\n{made_by(path, '06_modality_count')}"
     if (path := results / "claims.json").exists():
         against = contradicted(path)
-        said = "\n".join(["Contradicted, in per cent with 95 % intervals:", "", *against]) if against else "None is contradicted."
-        found["claims"] = f"{markdown(claims(path))}\n\n{said}"
+        lines = "\n".join(["Contradicted, in per cent with 95 % intervals:", "", *against]) if against else "None is contradicted."
+        found["claims"] = f"{markdown(claims(path))}\n\n{lines}"
     return found
 
 
