@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from m5lib import evaluate, runs, tasks
+from m5lib import evaluate, files, recording, tasks
 from m5lib.study import Number, Study, number
 
-CLAIMS = runs.ROOT / "paper" / "claims.csv"
+CLAIMS = files.ROOT / "paper" / "claims.csv"
 VERDICTS = ("confirmed", "not confirmed", "contradicted", "not testable")
 
 #: Endings of a claim's sides -> the number that they mean: "T finetuned", "I+T coarse".
@@ -111,11 +111,11 @@ def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
     """Keep verdicts in ``results/claims.json``, those of the same claim and data replaced; nothing, where the name is empty."""
     if not name:
         return None
-    path, content = runs.results_folder() / "claims.json", {"provenance": {}, "claims": []}
+    path, content = recording.results_folder() / "claims.json", {"provenance": {}, "claims": []}
     if path.exists():
         content = json.loads(path.read_text(encoding="utf-8"))
     new = {(row["id"], row["data"]) for row in verdicts}
     kept = [row for row in content["claims"] if (row["id"], row["data"]) not in new]
     source = {f"{row['notebook']}, {row['data']}": made for row in verdicts}
     rows = sorted(kept + verdicts, key=lambda row: (row["data"], row["id"]))
-    return runs.write_json(path, {"provenance": content["provenance"] | source, "claims": rows})
+    return files.write_json(path, {"provenance": content["provenance"] | source, "claims": rows})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from m5lib import evaluate, measure, runs
+from m5lib import evaluate, files, measure, recording, runs
 from m5lib.embeddings import PAPER, similarity
 from m5lib.modalities import from_codes, ordered
 from m5lib.streams import Streams
@@ -70,7 +70,7 @@ class Study:
     Attributes:
         run: folder name of the run.
         data: fingerprint of the products.
-        rows: result rows (:data:`m5lib.runs.COLUMNS`).
+        rows: result rows (:data:`m5lib.recording.COLUMNS`).
         queries: what every query contributed to them, columns :data:`COLUMNS`.
         history: of the pre-training.
         parameters: how many the model has.
@@ -114,9 +114,9 @@ def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> St
         temporary = queries.with_name(f"queries.{os.getpid()}.tmp")
         found.to_parquet(temporary, index=False)
         os.replace(temporary, queries)
-        runs.write_json(rows, numbers)
+        files.write_json(rows, numbers)
     context = run.context(notebook, job, streams.catalogue) | ({"model": label} if label else {})
-    found = runs.rows(json.loads(rows.read_text(encoding="utf-8")), context)
+    found = recording.rows(json.loads(rows.read_text(encoding="utf-8")), context)
     size = sum(p.numel() for p in run.model.parameters())
     return Study(run.name, streams.catalogue.fingerprint, found, pd.read_parquet(queries), run.history, size)
 

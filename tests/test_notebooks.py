@@ -7,7 +7,7 @@ import statistics
 import nbformat
 import pytest
 
-from m5lib import notebooks, runs
+from m5lib import notebooks, recording
 
 FOUND = notebooks.find()
 TITLE = ("**Question.**", "**Regenerates.**", "| reads | writes | time")
@@ -30,7 +30,7 @@ def test_anatomy(path):
     code = [c for c in book.cells if c.cell_type == "code"]
     assert all(not c.outputs and c.execution_count is None for c in code), "commit notebooks without outputs"
     assert all(part in book.cells[0].source for part in TITLE)
-    assert "parameters" in code[0].metadata.tags and "runs.line(" in code[1].source
+    assert "parameters" in code[0].metadata.tags and "recording.line(" in code[1].source
     assert {"profile", "data", "seed", "record"} <= set(notebooks.parameters_of(path))
     assert all("#" in line for line in code[0].source.splitlines()), "a comment is the parameter's help"
     lengths = [len([line for line in c.source.splitlines() if line.strip()]) for c in code[2:]]
@@ -50,7 +50,7 @@ def test_runs_on_tiny(path, folder, home, monkeypatch):
     assert all(c.execution_count for c in book.cells if c.cell_type == "code")
     results = home / "results" / "check.json"
     if results.exists():
-        frame = runs.load_results(results)
+        frame = recording.load_results(results)
         rows = frame[frame["notebook"] == path.stem]
         assert rows["value"].notna().all() and (rows["profile"] == "tiny").all()
         made = json.loads(results.read_text())["provenance"]
