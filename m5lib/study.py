@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -150,18 +150,20 @@ def _add(numbers: list[dict], parts: list[pd.DataFrame], found: pd.DataFrame, mo
 
 
 def studies(
-    grid: Mapping[str, Mapping[str, object]], data: str, profile: str, seeds: Iterable[int], notebook: str
+    grid: Mapping[str, Mapping[str, object]], data: str, profile: str, seeds: Iterable[int], notebook: str, products: int = 0
 ) -> dict[tuple[str, int], Study]:
     """The studies of a grid, one after another, each with a line when it is there; those that ask for what the products lack are left out.
 
     Args:
         grid: label -> ``modalities`` (codes; all, if not given) and fields of :class:`m5lib.runs.Job`.
         seeds: of weights, order and masks; with ``data="shop"`` of the shop too.
+        products: at most so many, evenly over the splits, of data other than the shop; 0: what the profile says.
 
     Returns:
         (label, seed) -> study, in the order of the seeds and of the grid.
     """
     size, found = runs.profile_of(profile), {}
+    size = replace(size, products=products or size.products)
     for seed in seeds:
         catalogue, features = runs.load(data, size, seed)
         for label, settings in grid.items():
