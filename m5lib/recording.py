@@ -67,15 +67,23 @@ def results_folder() -> Path:
     return Path(os.environ.get("M5_RESULTS", home("results")))
 
 
-def record(name: str, found: list[dict], made: dict, pictures: Mapping[str, Figure]) -> None:
-    """Keep rows in ``results/<name>.json`` and figures in ``results/<name>_<figure>.png`` and, for print, ``.svg``; nothing, where the name
-    is empty. A figure of photographs is not drawn as SVG: it would be the same pixels, many times as large."""
+def record(
+    name: str, found: list[dict], made: dict, pictures: Mapping[str, Figure], tables: Mapping[str, pd.DataFrame] | None = None
+) -> None:
+    """Keep what a notebook found in the folder of the results; nothing, where the name is empty.
+
+    Rows in ``<name>.json``; figures in ``<name>_<figure>.png`` and, for print, ``.svg``; tables in ``<name>_<table>.csv``, as they are
+    shown. A figure of photographs is not drawn as SVG: it would be the same pixels, many times as large.
+    """
     if not name:
         return
     results = results_folder()
     if found:
         save_results(results / f"{name}.json", found, made, append=True)
     results.mkdir(parents=True, exist_ok=True)
+    for title, frame in (tables or {}).items():
+        flat = frame.set_axis([", ".join(column) if isinstance(column, tuple) else column for column in frame.columns], axis=1)
+        flat.to_csv(results / f"{name}_{title}.csv")
     for title, figure in pictures.items():
         figure.savefig(results / f"{name}_{title}.png", bbox_inches="tight", dpi=120)
         if _pixels(figure) < PHOTOGRAPHS:
