@@ -1,11 +1,16 @@
 """Every notebook is found by glob, has the anatomy of the others, and runs on the tiny profile in this environment's kernel."""
 
 import ast
+import base64
+import io
 import json
+import re
 import statistics
+from urllib.parse import unquote
 
 import nbformat
 import pytest
+from PIL import Image
 
 from m5lib import notebooks, recording
 
@@ -64,14 +69,53 @@ def test_runs_on_tiny(path, folder, home, monkeypatch):
         assert {"fused_first", "fused_mean", "encoded_first", "encoded_mean", "concat", "whitened", "layered"} <= set(rows["variant"])
 
 
-@pytest.mark.xdist_group("notebooks")
-def test_index_and_pages(home, tmp_path):
-    import shutil
+def executed(path, figure=True, error=""):
+    """A notebook as papermill leaves it."""
+    from nbformat import v4
 
+    outputs = [v4.new_output("error", ename="ValueError", evalue=error, traceback=[])] if error else []
+    if figure:
+        picture = io.BytesIO()
+        Image.new("RGB", (900, 300), "#0072B2").save(picture, "PNG")
+        outputs.append(v4.new_output("display_data", {"image/png": base64.b64encode(picture.getvalue()).decode()}))
+    card = "# 05 · What <is> it?\n\n**Question.** Does it\nwork?\n\n**Regenerates.** Nothing."
+    book = v4.new_notebook(cells=[v4.new_markdown_cell(card), v4.new_code_cell("1", outputs=outputs)])
+    book.metadata["papermill"] = {"duration": 12.3, "parameters": {"profile": "tiny", "record": ""}}
+    nbformat.write(book, path)
+
+
+def test_index_links_every_executed_notebook_and_needs_no_server(tmp_path):
+    reports, results = tmp_path / "reports", tmp_path / "results"
+    reports.mkdir(), results.mkdir()
+    executed(reports / "01 a+b.ipynb")
+    executed(reports / "02_b.ipynb", figure=False, error="no & such file")
+    Image.new("RGB", (9, 9)).save(results / "demo_front.png")
+    page = notebooks.write_index(reports, "<table><tr><td>0.5</td></tr></table>", [results / "demo_front.png"]).read_text()
+    for address in re.findall(r'(?:href|src)="([^"]+)"', page):
+        if address.startswith("data:image/png;base64,"):
+            assert Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).width == 480
+        else:
+            assert ":" not in address and not address.startswith("/"), "nothing that needs a server"
+            assert (reports / unquote(address)).exists(), address
+    assert page.count('class="card"') == 2 and page.count("data:image/png") == 1
+    for said in (
+        "What &lt;is&gt; it?",
+        "Does it work?",
+        "finished",
+        "12 s",
+        "profile=tiny",
+        "failed: ValueError: no &amp; such file",
+        "0.5",
+    ):
+        assert said in page, said
+    assert "Question." in (reports / "01 a+b.html").read_text()
+
+
+@pytest.mark.xdist_group("notebooks")
+def test_index_of_what_ran(home):
     done = sorted((home / "reports").glob("*.ipynb"))
     if not done:
         pytest.skip("no notebook was executed in this process")
-    shutil.copy(done[0], tmp_path / done[0].name)
-    page = notebooks.to_html(tmp_path / done[0].name)
-    index = notebooks.write_index(tmp_path, [page], "<table></table>", [])
-    assert page.name in index.read_text() and "<table>" in index.read_text() and "Question." in page.read_text()
+    found = [notebooks.outcome(path) for path in done]
+    assert all(o.title and o.question and o.seconds > 0 and o.parameters["profile"] == "tiny" and not o.error for o in found)
+    assert all(o.picture for o in found), "every notebook shows a figure"
