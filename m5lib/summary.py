@@ -143,6 +143,29 @@ def contradicted(path: str | Path) -> list[str]:
     return lines
 
 
+#: Item of the audit (:mod:`m5lib.audit`, notebook 03) -> what it is about; the paper; the released code; the number that shows it.
+DIFFERENCES = {
+    "item 1": ("mask of the joint encoder", "not said", "another product's", "change of it with the places in the batch"),
+    "item 2": ("masked tasks read", "all modalities", "one modality", "change of the title's masked loss without the picture"),
+    "item 3": ("joint encoder learns from", "masked tasks", "diagonal of S only", "gradient on the fusion without the diagonal scores"),
+    "item 4": ("scores S", "free, from zero", "cosines after a ReLU", "effective temperature: without gradient"),
+    "item 7": ("title and table", "an encoder each", "the same one", "difference of the same tokens as text and as table"),
+    "item 8": ("sound in pre-training", "MFCC", "zeros", "products with the same audio vector, no sound loaded"),
+    "item 10": ("missing modality", "zeros", "zeros, compared too", "products that share the vector of what they lack"),
+    "item 11": ("AP@K is divided by", "not said", "hits within K", "mAP@10 of the same ranking"),
+}
+
+
+def differences(path: str | Path) -> pd.DataFrame:
+    """Where paper and released code part ways, with a number for each (:data:`DIFFERENCES`): of the released form, and of ours."""
+    frame = runs.load_results(path)
+    frame, lines = frame[frame["task"] == "audit"], []
+    for item, (what, paper, released, metric) in DIFFERENCES.items():
+        part = frame[(frame["variant"] == item) & (frame["metric"] == metric)].groupby("model")["value"].mean()
+        lines.append((what, paper, released, metric, *(f"{part[model]:.3g}" if model in part else "" for model in ("released", "scale"))))
+    return pd.DataFrame(lines, columns=["what", "paper", "released code", "measured", "released", "ours"]).set_index("what")
+
+
 def blocks() -> dict[str, str]:
     """Generated parts of the README: marker -> text."""
     results, found = files.ROOT / "results", {}
@@ -151,6 +174,8 @@ def blocks() -> dict[str, str]:
             found[name] = f"{markdown(compact(path))}\n\n{made_by(path, '05_downstream')}"
     if (path := results / "modality_count.json").exists():
         found["modality_count"] = f"{markdown(ladder(path))}\n\n{made_by(path, '06_modality_count')}"
+    if (path := results / "model.json").exists():
+        found["differences"] = f"{markdown(differences(path))}\n\n{made_by(path, '03_model')}"
     if (path := results / "claims.json").exists():
         against = contradicted(path)
         lines = "\n".join(["Contradicted, in per cent with 95 % intervals:", "", *against]) if against else "None is contradicted."
