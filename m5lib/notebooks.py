@@ -301,9 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _conclude(reports: Path, record: str) -> None:
-    from m5lib import runs, summary
+    from m5lib import recording, summary
 
-    results = runs.results_folder() / f"{record}.json"
+    results = recording.results_folder() / f"{record}.json"
     shown = bool(record) and results.exists()
     if shown:
         print("\n" + summary.table(results).to_string())

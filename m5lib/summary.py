@@ -158,7 +158,7 @@ DIFFERENCES = {
 
 def differences(path: str | Path) -> pd.DataFrame:
     """Where paper and released code part ways, with a number for each (:data:`DIFFERENCES`): of the released form, and of ours."""
-    frame = runs.load_results(path)
+    frame = recording.load_results(path)
     frame, lines = frame[frame["task"] == "audit"], []
     for item, (what, paper, released, metric) in DIFFERENCES.items():
         part = frame[(frame["variant"] == item) & (frame["metric"] == metric)].groupby("model")["value"].mean()
