@@ -173,7 +173,8 @@ def to_html(notebook: Path) -> Path:
     """An executed notebook as a page beside it."""
     from nbconvert import HTMLExporter
 
-    page, _ = HTMLExporter(embed_images=True).from_notebook_node(nbformat.read(notebook, as_version=4))
+    book = nbformat.read(notebook, as_version=4)
+    page, _ = HTMLExporter(embed_images=True).from_notebook_node(book, resources={"metadata": {"name": notebook.stem}})
     path = notebook.with_suffix(".html")
     path.write_text(page, encoding="utf-8")
     return path
@@ -225,7 +226,7 @@ a { color: #0072B2 } img { max-width: 100% } figure { margin: 2rem 0 } figcaptio
 .card p { margin: .3rem 0; font-size: .9rem; overflow-wrap: anywhere }
 .shot { display: block; height: 11rem; overflow: hidden; margin-top: .6rem } .ok { color: #00694d } .failed { color: #b34700 }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
-td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: right } th:first-child { text-align: left }
+td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: right } tbody th { text-align: left; vertical-align: top }
 """
 
 
@@ -307,7 +308,7 @@ def _conclude(reports: Path, record: str) -> None:
     shown = bool(record) and results.exists()
     if shown:
         print("\n" + summary.table(results).to_string())
-    figures = sorted(results.parent.glob(f"{record}_*.png")) if shown else []
+    figures = sorted(results.parent.glob(f"{record}_*.png"), key=lambda p: (not p.stem.endswith("_front"), p.name)) if shown else []
     write_index(reports, summary.table(results).to_html(border=0) if shown else "", figures)
 
 
