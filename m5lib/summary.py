@@ -166,6 +166,14 @@ def differences(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["what", "paper", "released code", "measured", "released", "ours"]).set_index("what")
 
 
+def wall_time(path: str | Path) -> str:
+    """The sentence that says how long ``make results`` took, and what of it."""
+    known = json.loads(Path(path).read_text(encoding="utf-8"))
+    parts = ", ".join(f"`{name}` {seconds / 60:.0f}" for name, seconds in sorted(known.items(), key=lambda item: -item[1]))
+    hours = sum(known.values()) / 3600
+    return f"Wall time of what is recorded, all seeds, minutes: {parts}; together {hours:.1f} hours (`results/times.json`)."
+
+
 def blocks() -> dict[str, str]:
     """Generated parts of the README: marker -> text."""
     results, found = files.ROOT / "results", {}
@@ -176,6 +184,8 @@ def blocks() -> dict[str, str]:
         found["modality_count"] = f"{markdown(ladder(path))}\n\n{made_by(path, '06_modality_count')}"
     if (path := results / "model.json").exists():
         found["differences"] = f"{markdown(differences(path))}\n\n{made_by(path, '03_model')}"
+    if (path := results / "times.json").exists():
+        found["times"] = wall_time(path)
     if (path := results / "claims.json").exists():
         against = contradicted(path)
         lines = "\n".join(["Contradicted, in per cent with 95 % intervals:", "", *against]) if against else "None is contradicted."
