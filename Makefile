@@ -6,7 +6,7 @@ SEEDS ?= 3
 BIN = .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 
-.PHONY: demo test lint lab notebooks results environment clean help
+.PHONY: demo test lint lab notebooks results doctor environment clean help
 
 help:
 	@echo "make demo                 pre-train, measure and draw on the synthetic shop; see reports/index.html"
@@ -15,6 +15,7 @@ help:
 	@echo "make lab                  open JupyterLab"
 	@echo "make notebooks            run every notebook into reports/ (PROFILE=tiny|small|full DATA=<folder>)"
 	@echo "make results              everything in results/, three seeds (SEEDS=1 DATA=<folder of real products>); hours, resumes"
+	@echo "make doctor               is this machine ready: versions, builds, FFmpeg, kernels, disk; and what mends each fault"
 	@echo "make clean                remove .venv, reports, runs, sweeps and caches"
 
 environment: .venv/ready
@@ -35,6 +36,9 @@ notebooks: environment
 
 results: environment
 	$(BIN)/python -m m5lib.results --profile $(PROFILE) --seeds $(SEEDS) --data "$(DATA)"
+
+doctor: environment
+	@$(BIN)/python -m m5lib doctor
 
 lint: environment
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from m5lib import runs
+from m5lib import files, recording
 from m5lib.layers import attention
 
 
@@ -49,8 +49,8 @@ def main() -> None:
             row["fused / plain"] = round(sum(times["fused"]) / sum(times["plain"]), 2)
             found.append(row)
             print(row)
-    made = runs.provenance("small", 0, 0.0)
-    runs.write_json(Path(__file__).with_suffix(".json"), {"provenance": made, "rows": found})
+    made = recording.provenance("small", 0, 0.0)
+    files.write_json(Path(__file__).with_suffix(".json"), {"provenance": made, "rows": found})
 
 
 if __name__ == "__main__":

@@ -253,10 +253,8 @@ def shortened(matched: Bool[np.ndarray, "Q R"], positives: Int[np.ndarray, " Q"]
         the mean of this ``cut``, Prec@K ``released`` (hits within the cut, divided by it) and ``ours`` (hits within K, divided by K).
     """
     cut = np.minimum(np.minimum(k, positives + 1), matched.shape[1] - 1)
-    within = matched & (np.arange(matched.shape[1]) < cut[:, None])
-    return {
-        "cut": float(cut.mean()), "released": float((within.sum(1) / cut).mean()), "ours": float(tasks.precision(matched, k).mean())
-    }  # fmt: skip
+    found = {"released": tasks.precision(matched, cut), "ours": tasks.precision(matched, k)}
+    return {"cut": float(cut.mean())} | {name: float(values.mean()) for name, values in found.items()}
 
 
 @torch.no_grad()

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from m5lib import runs, tasks
+from m5lib import evaluate, files, recording, tasks
 from m5lib.study import Number, Study, number
 
-CLAIMS = runs.ROOT / "paper" / "claims.csv"
+CLAIMS = files.ROOT / "paper" / "claims.csv"
 VERDICTS = ("confirmed", "not confirmed", "contradicted", "not testable")
-
 
 #: Endings of a claim's sides -> the number that they mean: "T finetuned", "I+T coarse".
 ENDINGS = {
@@ -30,6 +29,7 @@ ENDINGS = {
 PRETRAINED = ("Table 5",)
 #: Claims that no study of ours can test, and why.
 NOT_TESTABLE = {
+    "C39": "needs products with ten listings or more: ours have a few, and ten found cannot all be right",
     "C90": "needs the embedding maps, which no notebook makes yet",
     "C91": "needs products of two sizes, the smaller a part of the larger",
 }
@@ -64,15 +64,15 @@ def judge(found: Mapping[tuple[str, int], Study], sources: Iterable[str], data: 
         if claim.id in NOT_TESTABLE:
             verdicts.append(row | {"data": data, "notebook": notebook, "verdict": "not testable", "reason": NOT_TESTABLE[claim.id]})
             continue
-        sides = [_side(claim, claim.better), _side(claim, claim.worse)]
-        lacking = [label for label, _ in sides if any((label, seed) not in found for seed in seeds)]
-        row |= {"data": data, "notebook": notebook, "ours": " - ".join(dict.fromkeys(str(wanted) for _, wanted in sides))}
+        asked = [_side(claim, claim.better), _side(claim, claim.worse)]
+        lacking = [label for label, _ in asked if any((label, seed) not in found for seed in seeds)]
+        row |= {"data": data, "notebook": notebook, "ours": " - ".join(dict.fromkeys(str(wanted) for _, wanted in asked))}
         if lacking:
             verdicts.append(row | {"verdict": "not testable", "reason": f"no run of {' or '.join(lacking)} on these products"})
-        elif any(np.isnan(found[label, seed].value(wanted)) for label, wanted in sides for seed in seeds):
+        elif any(np.isnan(found[label, seed].value(wanted)) for label, wanted in asked for seed in seeds):
             verdicts.append(row | {"verdict": "not testable", "reason": "these products do not have what it takes to measure it"})
         else:
-            verdicts.append(row | tested(*([(found[label, seed], wanted) for seed in seeds] for label, wanted in sides)))
+            verdicts.append(row | tested(*([(found[label, seed], wanted) for seed in seeds] for label, wanted in asked)))
     return verdicts
 
 
@@ -80,13 +80,10 @@ def tested(better: list[tuple[Study, Number]], worse: list[tuple[Study, Number]]
     """Difference, interval and verdict of two sides, each a study and its number for every seed."""
     task = better[0][1].task
     if task != "clustering" and task == worse[0][1].task:
-        values = [_aligned(a.values(x), b.values(y)) for (a, x), (b, y) in zip(better, worse, strict=True)]
-        sides = [a for a, _ in values], [b for _, b in values]
-        if len({study.data for study, _ in better}) == 1 and len({len(a) for a, _ in values}) == 1:
-            sides = np.stack(sides[0]), np.stack(sides[1])  # the same queries in every seed are one sample of them, not several
-        test = tasks.paired_bootstrap(*sides)
-        each = [float(a.mean() - b.mean()) for a, b in values]
-        how = f"bootstrap over {len(each)} seeds and {', '.join(str(len(a)) for a, _ in values)} products"
+        pairs = [evaluate.paired(a.values(x), b.values(y)) for (a, x), (b, y) in zip(better, worse, strict=True)]
+        test = evaluate.difference(pairs, shared=len({study.data for study, _ in better}) == 1)
+        each = [float(p["ours"].mean() - p["theirs"].mean()) for p in pairs]
+        how = f"bootstrap over {len(each)} seeds and {', '.join(str(len(p)) for p in pairs)} products"
     else:  # no values by query, or other queries
         means = [np.array([study.value(wanted) for study, wanted in side]) for side in (better, worse)]
         test, each = tasks.paired_seeds(*means), (means[0] - means[1]).tolist()
@@ -99,12 +96,6 @@ def tested(better: list[tuple[Study, Number]], worse: list[tuple[Study, Number]]
 def verdict(test: tasks.Difference) -> str:
     """By the 95 % interval of the difference; one seed without queries has none, and confirms nothing."""
     return "confirmed" if test.low > 0 else "contradicted" if test.high < 0 else "not confirmed"
-
-
-def _aligned(a: pd.Series, b: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides on the queries that both have."""
-    both = a.index.intersection(b.index)
-    return a.loc[both].to_numpy(float), b.loc[both].to_numpy(float)
 
 
 def table(verdicts: Iterable[dict]) -> pd.DataFrame:
@@ -121,11 +112,11 @@ def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
     """Keep verdicts in ``results/claims.json``, those of the same claim and data replaced; nothing, where the name is empty."""
     if not name:
         return None
-    path, content = runs.results_folder() / "claims.json", {"provenance": {}, "claims": []}
+    path, content = recording.results_folder() / "claims.json", {"provenance": {}, "claims": []}
     if path.exists():
         content = json.loads(path.read_text(encoding="utf-8"))
     new = {(row["id"], row["data"]) for row in verdicts}
     kept = [row for row in content["claims"] if (row["id"], row["data"]) not in new]
     source = {f"{row['notebook']}, {row['data']}": made for row in verdicts}
     rows = sorted(kept + verdicts, key=lambda row: (row["data"], row["id"]))
-    return runs.write_json(path, {"provenance": content["provenance"] | source, "claims": rows})
+    return files.write_json(path, {"provenance": content["provenance"] | source, "claims": rows})

@@ -68,13 +68,13 @@ def _whitening_inputs(output: Output) -> dict[str, dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def fit_whitening(model: Model, streams: Streams, rows: Rows, batch_size: int = 512) -> None:
+def fit_whitening(model: Model, streams: Streams, rows: Rows, batch_size: int = 128) -> None:
     """Fit the model's whitening on these products; only those that have a modality count for it."""
     device, was_training = next(model.parameters()).device, model.training
     found: dict[tuple[str, str], list[Tensor]] = {}
     model.eval()
     for start in range(0, len(rows), batch_size):
-        output = model(streams.batch(rows[start : start + batch_size]).to(device))
+        output = model.encode(streams.batch(rows[start : start + batch_size]).to(device))
         for part, by_name in _whitening_inputs(output).items():
             for name, vectors in by_name.items():
                 found.setdefault((part, name), []).append(vectors[output.valid[name][:, 0]])
@@ -90,7 +90,7 @@ def embeddings(
     rows: Rows,
     modalities: Iterable[str] | None = None,
     readouts: Iterable[str] = READOUTS,
-    batch_size: int = 512,
+    batch_size: int = 128,
 ) -> dict[str, np.ndarray]:
     """Embeddings of products, given only some of their modalities.
 
@@ -103,10 +103,11 @@ def embeddings(
     """
     device = next(model.parameters()).device
     was_training, rows, parts = model.training, np.asarray(rows), {readout: [] for readout in readouts}
+    wanted = None if "fused_mean" in parts else {}
     model.eval()
     for start in range(0, len(rows), batch_size):
         batch = streams.batch(rows[start : start + batch_size]).to(device)
-        output = model(batch if modalities is None else batch.only(modalities))
+        output = model(batch if modalities is None else batch.only(modalities), wanted)
         for readout, found in parts.items():
             found.append(read_out(model, output, readout).float().cpu())
     model.train(was_training)
@@ -114,14 +115,14 @@ def embeddings(
 
 
 @torch.no_grad()
-def mean_harmony(model: Model, streams: Streams, rows: Rows, batch_size: int = 512) -> np.ndarray:
+def mean_harmony(model: Model, streams: Streams, rows: Rows, batch_size: int = 128) -> np.ndarray:
     """(M, M) harmony scores before the fusion, each entry averaged over the products that have both modalities (0 if none has)."""
     device = next(model.parameters()).device
     sides, was_training = len(model.spec.modalities), model.training
     total, count = torch.zeros(2, sides, sides, device=device)
     model.eval()
     for start in range(0, len(rows), batch_size):
-        output = model(streams.batch(rows[start : start + batch_size]).to(device))
+        output = model.encode(streams.batch(rows[start : start + batch_size]).to(device))
         both = output.presence[:, :, None] & output.presence[:, None, :]
         found = scores(model, torch.stack(list(output.pooled.values()), dim=1), output.presence)
         total = total + (both if found is None else found).sum(0)
@@ -132,7 +133,7 @@ def mean_harmony(model: Model, streams: Streams, rows: Rows, batch_size: int = 5
 
 @torch.no_grad()
 def similarity(
-    model: Model, streams: Streams, rows: Rows, pair: tuple[str, str], batch_size: int = 512
+    model: Model, streams: Streams, rows: Rows, pair: tuple[str, str], batch_size: int = 128
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Cosine of the fused first tokens of two modalities of each product (Figure 5: image and text).
 
@@ -145,7 +146,7 @@ def similarity(
     was_training, rows = model.training, np.asarray(rows)
     model.eval()
     for start in range(0, len(rows), batch_size):
-        output = model(streams.batch(rows[start : start + batch_size]).to(device))
+        output = model(streams.batch(rows[start : start + batch_size]).to(device), wanted={})
         names = list(output.summary)
         both = output.presence[:, names.index(pair[0])] & output.presence[:, names.index(pair[1])]
         here.append(both.cpu().numpy())

@@ -198,32 +198,24 @@ def per_query(
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(PER_QUERY))
 
 
-def difference(
-    ours: Sequence[pd.DataFrame],
-    theirs: Sequence[pd.DataFrame],
-    metric: str,
-    convention: str,
-    shared: bool,
-    task: str = "retrieval",
-    draws: int = 10_000,
-) -> tasks.Difference:
+def paired(ours: pd.Series, theirs: pd.Series) -> pd.DataFrame:
+    """Values of two models by product id -> columns ``ours``, ``theirs``; one that only one of the two could ask (other modalities) is
+    left out."""
+    return pd.concat({"ours": ours, "theirs": theirs}, axis=1, join="inner")
+
+
+def difference(pairs: Sequence[pd.DataFrame], shared: bool, draws: int = 10_000) -> tasks.Difference:
     """One metric of two models compared query by query over seeds (:func:`m5lib.tasks.paired_bootstrap`).
 
     Args:
-        ours, theirs: one frame of :func:`per_query` for each seed, in the same order of seeds. Queries are matched by id; one that only
-            one of the two could ask (other modalities) is left out.
-        shared: whether all seeds ask the same queries: one catalogue, trained on with other seeds. False where each seed has products
-            of its own, as the shop does, though their ids may be alike.
+        pairs: what :func:`paired` says of each seed.
+        shared: whether all seeds ask the same queries: one catalogue, trained on with other seeds. They are then one sample of queries,
+            not several. False where each seed has products of its own, as the shop does, though their ids may be alike.
 
     Raises:
-        ValueError: other numbers of seeds, a seed without a common query, or ``shared`` where the queries differ from seed to seed.
+        ValueError: a seed without a common query, or ``shared`` where the queries differ from seed to seed.
     """
-    pairs = []
-    for sides in zip(ours, theirs, strict=True):
-        chosen = [side[(side["task"] == task) & (side["metric"] == metric) & (side["convention"] == convention)] for side in sides]
-        pairs.append(chosen[0].merge(chosen[1], on="id", validate="one_to_one", suffixes=("", "_theirs")))
-    if not shared:
-        return tasks.paired_bootstrap([p["value"].to_numpy() for p in pairs], [p["value_theirs"].to_numpy() for p in pairs], draws)
-    if any(list(p["id"]) != list(pairs[0]["id"]) for p in pairs):
+    if shared and any(set(p.index) != set(pairs[0].index) for p in pairs):
         raise ValueError("the queries differ from seed to seed: shared=False")
-    return tasks.paired_bootstrap(np.stack([p["value"] for p in pairs]), np.stack([p["value_theirs"] for p in pairs]), draws)
+    sides = [[p[side].loc[pairs[0].index if shared else p.index].to_numpy(float) for p in pairs] for side in ("ours", "theirs")]
+    return tasks.paired_bootstrap(*(np.stack(side) if shared else side for side in sides), draws)

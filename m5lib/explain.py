@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from m5lib import attention, attribution, faithfulness, runs, shop, tasks
+from m5lib import attention, attribution, faithfulness, recording, runs, shop, tasks
 from m5lib.attribution import STEPS, Attribution, Shapley, Target, Tokens
 from m5lib.data import DataError
 from m5lib.embeddings import DEFAULT, embeddings
@@ -76,7 +76,7 @@ class Explained:
     def row(self, metric: str, value: float | np.floating | torch.Tensor, variant: str = "", convention: str = "", names: str = "") -> dict:
         """A result row."""
         number = {"task": TASK, "metric": metric, "convention": convention, "variant": variant, "value": float(value)}
-        return runs.rows([number | ({"modalities": names} if names else {})], self.context)[0]
+        return recording.rows([number | ({"modalities": names} if names else {})], self.context)[0]
 
 
 def chosen(streams: Streams, classifier: Classifier, products: int | Sequence[str], seed: int) -> np.ndarray:

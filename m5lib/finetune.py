@@ -36,7 +36,7 @@ class Classifier(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B C"]]:
         """Hidden vectors and logits of the classes."""
-        hidden = self.hidden(torch.cat(list(self.model(batch).summary.values()), dim=-1))
+        hidden = self.hidden(torch.cat(list(self.model(batch, wanted={}).summary.values()), dim=-1))
         return hidden, self.out(self.dropout(hidden))
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -101,7 +101,7 @@ def finetune(
 
 @torch.no_grad()
 def classify(
-    classifier: Classifier, streams: Streams, rows: Rows, modalities: Iterable[str] | None = None, batch_size: int = 512
+    classifier: Classifier, streams: Streams, rows: Rows, modalities: Iterable[str] | None = None, batch_size: int = 128
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fine-tuned features and predicted labels of products, given only some of their modalities (by default all).
 

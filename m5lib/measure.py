@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 
-from m5lib import evaluate, runs
+from m5lib import evaluate, recording, runs
 from m5lib.data import Catalogue
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.finetune import Classifier
@@ -27,7 +27,7 @@ def milestone_rows(points: pd.DataFrame, context: dict) -> list[dict]:
     for point in points.itertuples():
         number = {"task": "retrieval", "metric": "mAP@10", "convention": "min_k_r, validation queries", "value": point.value}
         state = "pretrained" if point.share else "untrained"
-        found += runs.rows([number], context, state=state, variant=f"{point.readout}, {point.share:.0%} of the steps")
+        found += recording.rows([number], context, state=state, variant=f"{point.readout}, {point.share:.0%} of the steps")
     return found
 
 
@@ -44,7 +44,7 @@ def measured(run: runs.Run, job: runs.Job, streams: Streams, context: dict, spli
             which = evaluate.TASKS if readout in (DEFAULT, PAPER) else ("retrieval", "fine retrieval")
             protocols = ("usual", "released") if readout == PAPER else ("usual",)
             numbers = evaluate.evaluate(catalogue, part, which, split, seed=job.seed, protocols=protocols) + choosing(catalogue, part)
-            found += runs.rows(numbers, context, state=state, variant=readout)
+            found += recording.rows(numbers, context, state=state, variant=readout)
     return found
 
 
@@ -56,7 +56,7 @@ def tuned(
     hidden, labels = runs.tuned_vectors(classifier, streams, rows, modalities)
     more = {} if modalities is None else {"modalities": codes(modalities)}
     numbers = evaluate.evaluate(streams.catalogue, hidden, split=split, predicted=labels)
-    return runs.rows(numbers, context, state="finetuned", variant="hidden", **more)
+    return recording.rows(numbers, context, state="finetuned", variant="hidden", **more)
 
 
 def crossed(
@@ -83,7 +83,7 @@ def crossed(
             if names not in vectors:
                 vectors[names] = embed(names)
         numbers = evaluate.retrieval(catalogue, vectors[given[0]], split, gallery=vectors[given[1]], given=given)
-        found += runs.rows(numbers, context, state=state, variant=variant, modalities="→".join(map(codes, given)))
+        found += recording.rows(numbers, context, state=state, variant=variant, modalities="→".join(map(codes, given)))
     return found
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 
 import torch
@@ -124,15 +124,17 @@ class Stack(nn.Module):
         placed = names if stage.positions else ()
         self.positions = nn.ModuleDict({name: nn.Embedding(MODALITIES[name].slots, spec.width) for name in placed})
 
-    def forward(self, states: States, valid: Mapping[str, Tensor]) -> States:
-        """States of every modality -> states of every modality."""
+    def forward(self, states: States, valid: Mapping[str, Tensor], wanted: Mapping[str, Tensor] | None = None) -> States:
+        """States of every modality -> states of every modality; see :meth:`Model.forward_from_embeddings` for ``wanted``."""
         taken = {name: states[name] for name in self.stage.takes(states)}
         if not taken:
             return states
         if self.positions:
             taken = {name: x + self.positions[name].weight[: x.shape[1]] for name, x in taken.items()}
         here = {name: valid[name] for name in taken}
-        return {**states, **{"solo": self._solo, "cross": self._cross, "joint": self._joint}[self.stage.kind](taken, here)}
+        if self.stage.kind == "joint":
+            return {**states, **self._joint(taken, here, wanted)}
+        return {**states, **{"solo": self._solo, "cross": self._cross}[self.stage.kind](taken, here)}
 
     def _solo(self, states, valid):
         for layer in range(self.stage.layers):
@@ -151,10 +153,18 @@ class Stack(nn.Module):
         context, readable = torch.cat([states[o] for o in others], 1), torch.cat([valid[o] for o in others], 1)
         return self._block(name, layer)(states[name], readable, context)
 
-    def _joint(self, states, valid):
+    def _joint(self, states, valid, wanted=None):
         x, readable = torch.cat(list(states.values()), 1), torch.cat(list(valid.values()), 1)
-        for block in self.blocks["joint"]:
+        *blocks, last = self.blocks["joint"]
+        for block in blocks:
             x = block(x, readable)
+        if wanted is None:
+            x = last(x, readable)
+        else:
+            chosen = [wanted.get(name, torch.zeros_like(mask)).clone() for name, mask in valid.items()]
+            for mask in chosen:
+                mask[:, 0] = True
+            x = _only_at(torch.cat(chosen, 1), last, x, readable)
         parts = self.norms["joint"](x).split([s.shape[1] for s in states.values()], dim=1)
         return dict(zip(states, parts, strict=True))
 
@@ -163,6 +173,14 @@ class Stack(nn.Module):
 
     def _finish(self, states):
         return {name: self.norms[self.stage.owner(name)](x) for name, x in states.items()}
+
+
+def _only_at(wanted: Bool[Tensor, "B L"], block: AttentionBlock, x: Float[Tensor, "B L D"], readable: Bool[Tensor, "B L"]) -> Tensor:
+    """The block at the wanted tokens, which read all: theirs are moved to the front, and the result back; zeros elsewhere."""
+    place = wanted.int().argsort(dim=1, descending=True, stable=True)[:, : int(wanted.sum(1).max())]
+    place = place[..., None].expand(-1, -1, x.shape[-1])
+    found = block(x.gather(1, place), readable, x)
+    return found.new_zeros(x.shape).scatter(1, place, found)
 
 
 class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", "multimodal"]):
@@ -222,27 +240,46 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         """Token embeddings of every modality, the input of :meth:`forward_from_embeddings`."""
         return {name: self.embeddings[self.spec.owner(name)](batch.streams[name]) for name in self.spec.modalities}
 
-    def forward_from_embeddings(self, embedded: States, valid: Mapping[str, Bool[Tensor, "B L"]]) -> Output:
-        """Run the stages on given embeddings, so that attribution can start from them."""
-        states = encoded = embedded
-        for number, stage in enumerate(self.stages):
-            encoded = states if number == self.fusion else encoded
-            states = stage(states, valid)
-        encoded = states if self.fusion == len(self.stages) else encoded
-        pool = {"first": first_token, "mean": mean_token}[self.spec.pool]
-        pooled = {name: pool(x, valid[name]) for name, x in encoded.items()}
-        if self.poolers:
-            pooled = {name: self.poolers[name](x).relu() * valid[name][:, :1] for name, x in pooled.items()}
-        summary = {name: first_token(x, valid[name]) for name, x in states.items()}
-        return Output(valid, embedded, encoded, pooled, states, summary)
+    def encode(self, batch: Batch) -> Output:
+        """What there is before the fusion: as :meth:`forward`, at a part of its cost, with ``fused`` and ``summary`` empty."""
+        return self._encode(*self._inputs(batch))
 
-    def forward(self, batch: Batch) -> Output:
-        """The whole model on a batch that has every modality of the spec (as present or absent). See :class:`Output`."""
+    def _inputs(self, batch: Batch) -> tuple[States, dict[str, Tensor]]:
         if missing := set(self.spec.modalities) - set(batch.streams):
             raise ValueError(f"the batch has no stream {sorted(missing)}; build Streams with modalities {self.spec.modalities}")
         if self.spec.missing == "impute":
             batch = impute(batch, self.spec.empty)
-        return self.forward_from_embeddings(self.embed(batch), {n: batch.streams[n].valid for n in self.spec.modalities})
+        return self.embed(batch), {name: batch.streams[name].valid for name in self.spec.modalities}
+
+    def _encode(self, embedded: States, valid: Mapping[str, Tensor]) -> Output:
+        states = embedded
+        for stage in self.stages[: self.fusion]:
+            states = stage(states, valid)
+        pool = {"first": first_token, "mean": mean_token}[self.spec.pool]
+        pooled = {name: pool(x, valid[name]) for name, x in states.items()}
+        if self.poolers:
+            pooled = {name: self.poolers[name](x).relu() * valid[name][:, :1] for name, x in pooled.items()}
+        return Output(valid, embedded, states, pooled, {}, {})
+
+    def forward_from_embeddings(
+        self, embedded: States, valid: Mapping[str, Bool[Tensor, "B L"]], wanted: Mapping[str, Bool[Tensor, "B L"]] | None = None
+    ) -> Output:
+        """Run the stages on given embeddings, so that attribution can start from them.
+
+        Args:
+            wanted: which fused tokens will be read beside the first of each modality (``{}``: none); by default all. Where the last block
+                is joint, it computes only these: ``Output.fused`` then means nothing elsewhere. The same numbers for less work.
+        """
+        output = self._encode(embedded, valid)
+        states, after = output.encoded, self.stages[self.fusion :]
+        for stage in after:
+            states = stage(states, valid, wanted if stage is after[-1] else None)
+        return replace(output, fused=states, summary={name: first_token(x, valid[name]) for name, x in states.items()})
+
+    def forward(self, batch: Batch, wanted: Mapping[str, Bool[Tensor, "B L"]] | None = None) -> Output:
+        """The whole model on a batch that has every modality of the spec (as present or absent). See :class:`Output`, and
+        :meth:`forward_from_embeddings` for ``wanted``."""
+        return self.forward_from_embeddings(*self._inputs(batch), wanted)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """What ``save_pretrained`` (of the mixin, which also pushes to a hub) writes: ``config.json``, the tokenizer, the extractors'

@@ -9,15 +9,20 @@ From the shell::
 
 import argparse
 import ast
+import base64
 import html
+import io
 import logging
 import os
+import re
 import sys
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
 
 import nbformat
 
@@ -168,22 +173,99 @@ def to_html(notebook: Path) -> Path:
     """An executed notebook as a page beside it."""
     from nbconvert import HTMLExporter
 
-    page, _ = HTMLExporter(embed_images=True).from_notebook_node(nbformat.read(notebook, as_version=4))
+    book = nbformat.read(notebook, as_version=4)
+    page, _ = HTMLExporter(embed_images=True).from_notebook_node(book, resources={"metadata": {"name": notebook.stem}})
     path = notebook.with_suffix(".html")
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def write_index(folder: Path, pages: Sequence[Path], table: str, figures: Sequence[Path]) -> Path:
-    """``index.html``: the result table, the figures, and a link to each executed notebook."""
-    links = "".join(f'<li><a href="{page.name}">{html.escape(page.stem)}</a></li>' for page in pages)
-    pictures = "".join(
-        f'<figure><img src="{os.path.relpath(f, folder)}" alt="{f.stem}"><figcaption>{f.stem}</figcaption></figure>' for f in figures
+class Outcome(NamedTuple):
+    """What an executed notebook says of itself: ``parameters`` that were given, ``seconds`` (None where it does not say), its first
+    figure as a data address (empty where it has none), and the error of the cell that failed (empty where none did)."""
+
+    title: str
+    question: str
+    parameters: dict[str, object]
+    seconds: float | None
+    error: str
+    picture: str
+
+
+def outcome(notebook: Path, width: int = 480) -> Outcome:
+    """Read an executed notebook; the figure is scaled down to ``width`` pixels."""
+    book = nbformat.read(notebook, as_version=4)
+    text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    title, question = re.search(r"^# (.+)$", text, re.M), re.search(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|$)", text, re.S)
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    errors = [f"{output.ename}: {(output.evalue.strip().splitlines() or [''])[0]}" for output in outputs if output.output_type == "error"]
+    pictures = (output.data["image/png"] for output in outputs if "image/png" in output.get("data", {}))
+    about = book.metadata.get("papermill", {})
+    return Outcome(
+        title[1] if title else notebook.stem, question[1].replace("\n", " ") if question else "", dict(about.get("parameters", {})),
+        about.get("duration"), errors[0] if errors else "", _thumbnail(next(pictures, ""), width),
+    )  # fmt: skip
+
+
+def _thumbnail(png: str, width: int) -> str:
+    from PIL import Image
+
+    if not png:
+        return ""
+    image, small = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
+    image.thumbnail((width, 4 * width))
+    image.save(small, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(small.getvalue()).decode()
+
+
+STYLE = """
+body { font: 16px/1.5 sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+a { color: #0072B2 } img { max-width: 100% } figure { margin: 2rem 0 } figcaption, .quiet { color: #666 }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1.2rem }
+.card { border: 1px solid #ddd; border-radius: 6px; padding: 1rem } .card h2 { font-size: 1.05rem; margin: 0 0 .4rem }
+.card p { margin: .3rem 0; font-size: .9rem; overflow-wrap: anywhere }
+.shot { display: block; height: 11rem; overflow: hidden; margin-top: .6rem } .ok { color: #00694d } .failed { color: #b34700 }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
+td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: right } tbody th { text-align: left; vertical-align: top }
+"""
+
+
+def _card(notebook: Path) -> str:
+    found, address = outcome(notebook), quote(notebook.with_suffix(".html").name)
+    state = f'<span class="failed">failed: {html.escape(found.error)}</span>' if found.error else '<span class="ok">finished</span>'
+    time_ = "" if found.seconds is None else f" · {found.seconds:.0f} s"
+    given = " ".join(f"{name}={value}" for name, value in found.parameters.items() if value != "")
+    shot = f'<a class="shot" href="{address}"><img src="{found.picture}" alt="first figure"></a>' if found.picture else ""
+    return (
+        f'<div class="card"><h2><a href="{address}">{html.escape(found.title)}</a></h2><p>{html.escape(found.question)}</p>'
+        f'<p>{state}{time_} · <a href="{quote(notebook.name)}">notebook</a></p><p class="quiet">{html.escape(given)}</p>{shot}</div>'
     )
-    style = "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}table{border-collapse:collapse}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}figure{margin:2rem 0}"  # noqa: E501
-    page = f"<!doctype html><meta charset=utf-8><title>m5lib</title><style>{style}</style><h1>m5lib: what was run</h1><ul>{links}</ul>{table}{pictures}"  # noqa: E501
-    path = folder / "index.html"
-    path.write_text(page, encoding="utf-8")
+
+
+def write_index(folder: Path, table: str = "", figures: Sequence[Path] = ()) -> Path:
+    """``index.html``: a card with a link for each executed notebook of the folder, a result table, figures.
+
+    Needs no server and no network: addresses are relative, style and thumbnails inside.
+    """
+    cards = []
+    for notebook in sorted(folder.glob("*.ipynb")):
+        page = notebook.with_suffix(".html")
+        if not page.exists() or page.stat().st_mtime < notebook.stat().st_mtime:
+            to_html(notebook)
+        cards.append(_card(notebook))
+    pictures = "".join(
+        f'<figure><img loading="lazy" src="{quote(os.path.relpath(f, folder).replace(os.sep, "/"))}" alt="{html.escape(f.stem)}">'
+        f"<figcaption>{html.escape(f.stem)}</figcaption></figure>"
+        for f in figures
+    )
+    body = f'<h1>What was run</h1><div class="cards">{"".join(cards)}</div>'
+    body += f'<h1>Results</h1><div class="wide">{table}</div>{pictures}' if table or pictures else ""
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>m5lib: what was run</title>'
+    path, temporary = folder / "index.html", folder / "index.html.tmp"
+    temporary.write_text(
+        f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>', encoding="utf-8"
+    )
+    os.replace(temporary, path)
     return path
 
 
@@ -200,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     show_progress()
     chosen = options.notebook or [n for n in find() if not options.demo or n.name.startswith(DEMO)]
-    reports, begun, pages, failed = files.home("reports"), time.monotonic(), [], []
+    reports, begun, failed = files.home("reports"), time.monotonic(), []
     wanted = {"profile": options.profile} | ({"data": str(Path(options.data).resolve())} if options.data else {})
     if options.demo:
         wanted["record"] = options.record
@@ -212,23 +294,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run(notebook, output, given)
         except NotebookError as error:
             failed.append(str(error))
-        pages.append(to_html(output))
-    _conclude(reports, pages, options.record if options.demo else "")
+    _conclude(reports, options.record if options.demo else "")
     for error in failed:
         print(f"FAILED {error}", file=sys.stderr)
     print(f"{len(chosen) - len(failed)} of {len(chosen)} notebooks in {time.monotonic() - begun:.0f} s; open {reports / 'index.html'}")
     return bool(failed)
 
 
-def _conclude(reports: Path, pages: list[Path], record: str) -> None:
-    from m5lib import summary
+def _conclude(reports: Path, record: str) -> None:
+    from m5lib import recording, summary
 
-    results = files.home("results", f"{record}.json")
+    results = recording.results_folder() / f"{record}.json"
     shown = bool(record) and results.exists()
     if shown:
         print("\n" + summary.table(results).to_string())
-    figures = sorted(results.parent.glob(f"{record}_*.png")) if shown else []
-    write_index(reports, pages, summary.table(results).to_html(border=0) if shown else "", figures)
+    figures = sorted(results.parent.glob(f"{record}_*.png"), key=lambda p: (not p.stem.endswith("_front"), p.name)) if shown else []
+    write_index(reports, summary.table(results).to_html(border=0) if shown else "", figures)
 
 
 if __name__ == "__main__":

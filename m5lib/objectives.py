@@ -12,6 +12,7 @@ from m5lib.contrast import at_least_float32
 from m5lib.masking import Target
 from m5lib.modalities import MODALITIES, codes
 from m5lib.model import Model, Output
+from m5lib.streams import Batch
 
 
 def cosine(vectors: Float[Tensor, "B M D"]) -> Float[Tensor, "B M M"]:
@@ -117,9 +118,19 @@ def matching_values(model: Model, output: Output) -> dict[str, tuple[Float[Tenso
         rest = output.presence[:, [n for n, other in enumerate(names) if other != name]].any(dim=1)
         swapped = {**output.embedded, name: output.embedded[name].roll(1, dims=0)}
         valid = {**output.valid, name: output.valid[name].roll(1, dims=0)}
-        other = model.match(model.forward_from_embeddings(swapped, valid))[name]
+        other = model.match(model.forward_from_embeddings(swapped, valid, wanted={}))[name]
         values = F.softplus(torch.cat([-logit, other]).float())
         found[name] = values, torch.cat([output.valid[name][:, 0] & rest, valid[name][:, 0] & rest])
+    return found
+
+
+def masked_tokens(model: Model, targets: Mapping[str, Target], batch: Batch) -> dict[str, Bool[Tensor, "B L"]]:
+    """Which fused tokens the masked tasks will read: ``wanted`` of :meth:`m5lib.model.Model.forward`."""
+    if model.spec.objective.reads != "fused":
+        return {}
+    found = {name: torch.zeros_like(batch.streams[name].valid) for name in targets}
+    for name, target in targets.items():
+        found[name][target.product, target.token] = True
     return found
 
 

@@ -140,7 +140,8 @@ def pretrain(
         tasks = objective.tasks(spec.modalities)
         hides, words = dict(objective.hides), Vocabulary.of(streams.tokenizer)
         batch, targets = mask(batch, words, generator, objective.mask_rate, hides, tasks, objective.classes)
-        loss, parts = objectives.total(model, model(batch), targets)
+        output = model(batch, objectives.masked_tokens(model, targets, batch))
+        loss, parts = objectives.total(model, output, targets)
         return loss, {"temperature": model.temperature} | parts
 
     identity = {"spec": model.spec.to_dict(), "data": streams.catalogue.fingerprint, "rows": len(rows)}

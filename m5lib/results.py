@@ -30,6 +30,9 @@ STUDIES = {
 }
 #: and those of one: the story of `make demo`.
 STORY = ("01_explore", "04_pretrain", "05_downstream")
+#: How many real products the studies take, evenly over the splits: a run of three modalities then takes about as long as one of five on
+#: the shop. The story takes all.
+PRODUCTS = 6000
 #: What ``model`` compares needs no second data set.
 SHOP_ONLY = ("model",)
 
@@ -45,7 +48,7 @@ def studied(name: str, data: str, profile: str, seeds: int, workers: int | None)
     """One notebook with several seeds; returns whether it was recorded."""
     notebook, begun = notebooks.named(STUDIES[name]), time.monotonic()
     record = name if data == "shop" else f"{name}_{Path(data).name.split('-')[0]}"
-    given = {"profile": profile, "data": data}
+    given = {"profile": profile, "data": data} | ({} if data == "shop" else {"products": PRODUCTS})
     if seeds > 1:
         found = sweep(notebook, {"seed": list(range(seeds))}, given, workers=workers)
         if not (found["status"] != "failed").all():

@@ -1,4 +1,4 @@
-"""Profiles, what a run is, saving and loading results, provenance.
+"""Profiles, and what a run is: trained, resumed or only loaded.
 
 A run is a function of its settings: its folder's name holds a hash of the settings, the data's fingerprint and the library's
 source. A finished run is not run again, an interrupted one resumes.
@@ -7,25 +7,19 @@ source. A finished run is not run again, an interrupted one resumes.
 import copy
 import hashlib
 import json
-import os
-import platform
-import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
 from m5lib import readers, shop, store
 from m5lib.data import Catalogue, Rows, split_of
 from m5lib.embeddings import READOUTS, embeddings, fit_whitening, mean_harmony
 from m5lib.evaluate import retrieval
-from m5lib.files import ROOT, code_version, home, locked, write_json
+from m5lib.files import code_version, home, locked, write_json
 from m5lib.finetune import Classifier, classify, finetune, labels_of
 from m5lib.layers import check_choices
 from m5lib.media import PLAIN, Pixels, Ragged
@@ -35,12 +29,6 @@ from m5lib.pretrain import Training, pretrain
 from m5lib.streams import Streams, load_tokenizer, train_tokenizer
 from m5lib.weights import start_from_bert
 from m5lib.zoo import Spec, build, change
-
-#: One tidy row per number, everywhere in the project.
-COLUMNS = (
-    "notebook", "run", "data", "profile", "seed", "model", "state", "modalities", "variant", "task", "metric", "convention", "value"
-)  # fmt: skip
-STATES = ("untrained", "pretrained", "finetuned", "control")
 
 
 @dataclass(frozen=True)
@@ -85,109 +73,9 @@ def profile_of(name: str) -> Profile:
     return PROFILES[name]
 
 
-# --- results ---------------------------------------------------------------------------------------------------------------
-
-
-def rows(numbers: Iterable[dict], context: dict, **more) -> list[dict]:
-    """Result rows from numbers (:func:`m5lib.evaluate.evaluate`) and what they share (:meth:`Run.context`, and ``more``).
-
-    Raises:
-        ValueError: a column is unknown or missing, a state is not one of :data:`STATES`, or a value is not a finite number.
-    """
-    found = []
-    for number in numbers:
-        row = {**context, **more, **number}
-        if set(row) != set(COLUMNS):
-            raise ValueError(f"result row: missing {sorted(set(COLUMNS) - set(row))}, unknown {sorted(set(row) - set(COLUMNS))}")
-        if row["state"] not in STATES:
-            raise ValueError(f"result row: state {row['state']!r} is not one of {STATES}")
-        if not -1e300 < row["value"] < 1e300:
-            raise ValueError(f"result row: {row['metric']} is {row['value']}")
-        found.append({column: row[column] for column in COLUMNS})
-    return found
-
-
-def save_results(path: str | Path, found: list[dict], provenance: dict, append: bool = False) -> Path:
-    """Write rows with their provenance; ``append`` adds to those of other notebooks and replaces this notebook's own."""
-    path = Path(path)
-    content = {"provenance": {}, "rows": []}
-    if append and path.exists():
-        content = json.loads(path.read_text(encoding="utf-8"))
-    notebooks = {row["notebook"] for row in found}
-    kept = [row for row in content["rows"] if row["notebook"] not in notebooks]
-    sources = {name: entry for name, entry in content["provenance"].items() if name not in notebooks}
-    return write_json(path, {"provenance": sources | dict.fromkeys(sorted(notebooks), provenance), "rows": kept + found})
-
-
-def load_results(path: str | Path) -> pd.DataFrame:
-    """The rows of a results file as a frame."""
-    return pd.DataFrame(json.loads(Path(path).read_text(encoding="utf-8"))["rows"], columns=list(COLUMNS))
-
-
-def results_folder() -> Path:
-    """Where results are kept: ``results``, or what ``M5_RESULTS`` in the environment says: a sweep gives each of its runs its own."""
-    return Path(os.environ.get("M5_RESULTS", home("results")))
-
-
-def record(name: str, found: list[dict], made: dict, pictures: Mapping[str, Figure]) -> None:
-    """Keep rows in ``results/<name>.json`` and figures in ``results/<name>_<figure>.png``; nothing, where the name is empty."""
-    if not name:
-        return
-    results = results_folder()
-    if found:
-        save_results(results / f"{name}.json", found, made, append=True)
-    results.mkdir(parents=True, exist_ok=True)
-    for title, figure in pictures.items():
-        figure.savefig(results / f"{name}_{title}.png", bbox_inches="tight", dpi=120)
-
-
-# --- provenance --------------------------------------------------------------------------------------------------------------
-
-
-def _git(*words: str) -> str:
-    try:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def device_name(device: torch.device) -> str:
-    """What computed: the accelerator's name, or the processor's with the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        model = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), model)
-    return f"{model}, {torch.get_num_threads()} threads"
-
-
 def best_device() -> torch.device:
     """CUDA where there is one, else the processor."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def provenance(profile: str, seed: int, seconds: float) -> dict:
-    """How numbers came to be: commit (``+`` where files were changed since), versions, device, profile, seed, wall time in seconds."""
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "scikit-learn", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
-    commit = _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain", "--", "m5lib", "notebooks") else "")
-    return {
-        "commit": commit, "code": code_version(), "versions": versions, "device": device_name(best_device()),
-        "profile": profile, "seed": seed, "wall_seconds": round(seconds, 1),
-    }  # fmt: skip
-
-
-def line(content: dict) -> str:
-    """A provenance in one line, for the setup cell of a notebook."""
-    packages = " ".join(f"{name} {number}" for name, number in content["versions"].items())
-    return f"commit {content['commit'] or '?'} · {content['device']} · {packages} · profile {content['profile']} · seed {content['seed']}"
-
-
-# --- the main job ------------------------------------------------------------------------------------------------------------
 
 
 def thin(catalogue: Catalogue, products: int) -> Catalogue:

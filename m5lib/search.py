@@ -34,7 +34,7 @@ import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
-from m5lib import evaluate, figures, intake, media, runs
+from m5lib import evaluate, figures, intake, media, recording, runs
 from m5lib.data import Catalogue, DataError, MediaFile, Product
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings, read_out
 from m5lib.modalities import MODALITIES, codes, ordered
@@ -80,7 +80,7 @@ def build(data: str | Path = "shop", model: str | Path = "", profile: str = "sma
         run = runs.pretrained(runs.Job(profile=profile, seed=seed), streams)
         trained, folder = run.model, run.folder
     vectors = embeddings(trained, streams, range(len(streams)), readouts=(DEFAULT, ACROSS))
-    made = runs.provenance(profile, seed, time.monotonic() - begun)
+    made = recording.provenance(profile, seed, time.monotonic() - begun)
     return Index(
         trained, streams, vectors, made | {"model": str(folder.name), "data": catalogue.name, "fingerprint": catalogue.fingerprint}
     )
@@ -203,10 +203,13 @@ class Index:
         asking = asking[evaluate.having(self.catalogue, names)[asking]]
         if not len(asking):
             return {}
-        asks, found = runs.vectors(self.model, self.streams, asking, names, (DEFAULT, ACROSS)), {}
+        rows, found = np.union1d(asking, self.catalogue.split("gallery")), {}
+        asks = runs.vectors(self.model, self.streams, rows, names, (DEFAULT, ACROSS))
+        answers = asks | {ACROSS: self.vectors[ACROSS]}
         for way in WAYS:
             given = (names, names if way == DEFAULT else self.streams.modalities)
-            numbers = evaluate.retrieval(self.catalogue, compared(asks, way), "validation", gallery=self.offered(names, way), given=given)
+            gallery = compared(answers, way)
+            numbers = evaluate.retrieval(self.catalogue, compared(asks, way), "validation", gallery=gallery, given=given)
             found[way] = next(n["value"] for n in numbers if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r"))
         return found
 

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from m5lib import facets as shelf
-from m5lib import m5product, rendering
+from m5lib import files, m5product, rendering
 from m5lib.data import Catalogue, DataError
 from m5lib.facets import Facets
 from m5lib.files import locked
@@ -169,9 +169,8 @@ def size_of(size: str | int) -> tuple[int, int]:
 
 def folder_of(size: str | int, seed: int = 0) -> Path:
     """Where the shop of a size and seed is kept: ``cache/shop-<listings>-<seed>`` below the project."""
-    from m5lib import runs
 
-    return runs.home("cache", f"shop-{size_of(size)[0]}-{seed}")
+    return files.home("cache", f"shop-{size_of(size)[0]}-{seed}")
 
 
 def make(size: str | int = "tiny", seed: int = 0, folder: str | Path | None = None, workers: int | None = None) -> Catalogue:

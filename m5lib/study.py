@@ -6,12 +6,12 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from m5lib import evaluate, measure, runs
+from m5lib import evaluate, files, measure, recording, runs
 from m5lib.embeddings import PAPER, similarity
 from m5lib.modalities import from_codes, ordered
 from m5lib.streams import Streams
@@ -70,7 +70,7 @@ class Study:
     Attributes:
         run: folder name of the run.
         data: fingerprint of the products.
-        rows: result rows (:data:`m5lib.runs.COLUMNS`).
+        rows: result rows (:data:`m5lib.recording.COLUMNS`).
         queries: what every query contributed to them, columns :data:`COLUMNS`.
         history: of the pre-training.
         parameters: how many the model has.
@@ -114,9 +114,9 @@ def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> St
         temporary = queries.with_name(f"queries.{os.getpid()}.tmp")
         found.to_parquet(temporary, index=False)
         os.replace(temporary, queries)
-        runs.write_json(rows, numbers)
+        files.write_json(rows, numbers)
     context = run.context(notebook, job, streams.catalogue) | ({"model": label} if label else {})
-    found = runs.rows(json.loads(rows.read_text(encoding="utf-8")), context)
+    found = recording.rows(json.loads(rows.read_text(encoding="utf-8")), context)
     size = sum(p.numel() for p in run.model.parameters())
     return Study(run.name, streams.catalogue.fingerprint, found, pd.read_parquet(queries), run.history, size)
 
@@ -150,18 +150,20 @@ def _add(numbers: list[dict], parts: list[pd.DataFrame], found: pd.DataFrame, mo
 
 
 def studies(
-    grid: Mapping[str, Mapping[str, object]], data: str, profile: str, seeds: Iterable[int], notebook: str
+    grid: Mapping[str, Mapping[str, object]], data: str, profile: str, seeds: Iterable[int], notebook: str, products: int = 0
 ) -> dict[tuple[str, int], Study]:
     """The studies of a grid, one after another, each with a line when it is there; those that ask for what the products lack are left out.
 
     Args:
         grid: label -> ``modalities`` (codes; all, if not given) and fields of :class:`m5lib.runs.Job`.
         seeds: of weights, order and masks; with ``data="shop"`` of the shop too.
+        products: at most so many, evenly over the splits, of data other than the shop; 0: what the profile says.
 
     Returns:
         (label, seed) -> study, in the order of the seeds and of the grid.
     """
     size, found = runs.profile_of(profile), {}
+    size = replace(size, products=products or size.products)
     for seed in seeds:
         catalogue, features = runs.load(data, size, seed)
         for label, settings in grid.items():

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from m5lib import runs
+from m5lib import files, recording
 from m5lib.claims import VERDICTS
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.study import HIDDEN
+from m5lib.tables import said
 
 #: Column of the table -> metric and convention.
 SHOWN = {
@@ -54,7 +55,7 @@ def compare(frame: pd.DataFrame, metric: str, convention: str, variant: str) -> 
 
 def table(path: str | Path, notebook: str = "05_downstream") -> pd.DataFrame:
     """The headline of a results file: for each state the default and the paper's read-out, then the controls, rounded."""
-    frame = runs.load_results(path)
+    frame = recording.load_results(path)
     frame = frame[(frame["notebook"] == notebook) & (frame["variant"].isin([DEFAULT, PAPER]) | (frame["state"] == "control"))]
     return wide(frame).round(3)
 
@@ -75,10 +76,10 @@ def made_by(path: str | Path, notebook: str) -> str:
     known = json.loads(times.read_text(encoding="utf-8")) if times.exists() else {}
     made, seeds = content["provenance"], sorted({row["seed"] for row in content["rows"]})
     one, seconds = made[notebook], known.get(Path(path).stem) or sum(entry["wall_seconds"] for entry in made.values())
-    said = "seed" if len(seeds) == 1 else "seeds"
+    word = "seed" if len(seeds) == 1 else "seeds"
     versions = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
     return (
-        f"From `results/{Path(path).name}`: profile `{one['profile']}`, {said} {', '.join(map(str, seeds))}, commit `{one['commit']}`, "
+        f"From `results/{Path(path).name}`: profile `{one['profile']}`, {word} {', '.join(map(str, seeds))}, commit `{one['commit']}`, "
         f"{one['device']}, {versions}; {seconds:.0f} s."
     )
 
@@ -94,7 +95,7 @@ def compact(path: str | Path, metric: str = "mAP@10", convention: str = "min_k_r
 
     Read-outs: the paper's, the library's default, and the one that validation products choose (:func:`chosen`).
     """
-    frame = runs.load_results(path)
+    frame = recording.load_results(path)
     frame = frame[(frame["notebook"] == "05_downstream") & (frame["task"] == "retrieval")]
     parts = {}
     for variant in dict.fromkeys([PAPER, DEFAULT, chosen(frame)]):
@@ -109,7 +110,7 @@ def ladder(path: str | Path) -> pd.DataFrame:
 
     Before fine-tuning by the paper's read-out, the library's default and the one that validation products choose; then after it.
     """
-    frame = runs.load_results(path)
+    frame = recording.load_results(path)
     frame = frame[(frame["model"] == "scale") & (frame["state"] != "untrained")]
     shown = {f"mAP@10, {variant}": ("mAP@10", "min_k_r", variant) for variant in dict.fromkeys([PAPER, DEFAULT, chosen(frame)])}
     shown |= {"mAP@10, fine-tuned": ("mAP@10", "min_k_r", HIDDEN), "accuracy, fine-tuned": ("accuracy", "fine-tuned head", HIDDEN)}
@@ -117,9 +118,8 @@ def ladder(path: str | Path) -> pd.DataFrame:
     for name, (metric, convention, variant) in shown.items():
         keep = (frame["metric"] == metric) & (frame["convention"] == convention) & (frame["variant"] == variant)
         part = frame[keep & frame["task"].isin(["retrieval", "classification"])]
-        each = 100 * part.pivot(index="modalities", columns="seed", values="value")
-        columns[name] = [f"{m:.1f} ± {s:.1f}" if s == s else f"{m:.1f}" for m, s in zip(each.mean(axis=1), each.std(axis=1), strict=True)]
-    found = pd.DataFrame(columns, index=each.index).rename_axis("trained on")
+        columns[name] = said(part.pivot(index="modalities", columns="seed", values="value"))
+    found = pd.DataFrame(columns).rename_axis("trained on")
     return found.loc[[sets for sets in LADDER if sets in found.index]]
 
 
@@ -137,40 +137,84 @@ def contradicted(path: str | Path) -> list[str]:
     lines = []
     for row in json.loads(Path(path).read_text(encoding="utf-8"))["claims"]:
         if row["verdict"] == "contradicted":
-            said = "" if row["published_difference"] == "" else f" (paper {row['published_difference']})"
+            paper = "" if row["published_difference"] == "" else f" (paper {row['published_difference']})"
             ours = f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-            lines.append(f"- {row['data']}, {row['source']}, {row['metric']}: {row['better']} over {row['worse']}{said}: ours {ours}")
+            lines.append(f"- {row['data']}, {row['source']}, {row['metric']}: {row['better']} over {row['worse']}{paper}: ours {ours}")
     return lines
+
+
+#: Item of the audit (:mod:`m5lib.audit`, notebook 03) -> what it is about; the paper; the released code; the number that shows it.
+DIFFERENCES = {
+    "item 1": ("mask of the joint encoder", "not said", "another product's", "change of it with the places in the batch"),
+    "item 2": ("masked tasks read", "all modalities", "one modality", "change of the title's masked loss without the picture"),
+    "item 3": ("joint encoder learns from", "masked tasks", "diagonal of S only", "gradient on the fusion without the diagonal scores"),
+    "item 4": ("scores S", "free, from zero", "cosines after a ReLU", "effective temperature: without gradient"),
+    "item 7": ("title and table", "an encoder each", "the same one", "difference of the same tokens as text and as table"),
+    "item 8": ("sound in pre-training", "MFCC", "zeros", "products with the same audio vector, no sound loaded"),
+    "item 10": ("missing modality", "zeros", "zeros, compared too", "products that share the vector of what they lack"),
+    "item 11": ("AP@K is divided by", "not said", "hits within K", "mAP@10 of the same ranking"),
+}
+
+
+def differences(path: str | Path) -> pd.DataFrame:
+    """Where paper and released code part ways, with a number for each (:data:`DIFFERENCES`): of the released form, and of ours."""
+    frame = recording.load_results(path)
+    frame, lines = frame[frame["task"] == "audit"], []
+    for item, (what, paper, released, metric) in DIFFERENCES.items():
+        part = frame[(frame["variant"] == item) & (frame["metric"] == metric)].groupby("model")["value"].mean()
+        lines.append((what, paper, released, metric, *(f"{part[model]:.3g}" if model in part else "" for model in ("released", "scale"))))
+    return pd.DataFrame(lines, columns=["what", "paper", "released code", "measured", "released", "ours"]).set_index("what")
+
+
+def wall_time(path: str | Path) -> str:
+    """The sentence that says how long ``make results`` took, and what of it."""
+    known = json.loads(Path(path).read_text(encoding="utf-8"))
+    parts = ", ".join(f"`{name}` {seconds / 60:.0f}" for name, seconds in sorted(known.items(), key=lambda item: -item[1]))
+    hours = sum(known.values()) / 3600
+    return f"Wall time of what is recorded, all seeds, minutes: {parts}; together {hours:.1f} hours (`results/times.json`)."
 
 
 def blocks() -> dict[str, str]:
     """Generated parts of the README: marker -> text."""
-    results, found = runs.ROOT / "results", {}
+    results, found = files.ROOT / "results", {}
     for name in ("demo", "fashion"):
         if (path := results / f"{name}.json").exists():
             found[name] = f"{markdown(compact(path))}\n\n{made_by(path, '05_downstream')}"
     if (path := results / "modality_count.json").exists():
         found["modality_count"] = f"{markdown(ladder(path))}\n\n{made_by(path, '06_modality_count')}"
+    if (path := results / "model.json").exists():
+        found["differences"] = f"{markdown(differences(path))}\n\n{made_by(path, '03_model')}"
+    if (path := results / "times.json").exists():
+        found["times"] = wall_time(path)
     if (path := results / "claims.json").exists():
         against = contradicted(path)
-        said = "\n".join(["Contradicted, in per cent with 95 % intervals:", "", *against]) if against else "None is contradicted."
-        found["claims"] = f"{markdown(claims(path))}\n\n{said}"
+        lines = "\n".join(["Contradicted, in per cent with 95 % intervals:", "", *against]) if against else "None is contradicted."
+        found["claims"] = f"{markdown(claims(path))}\n\n{lines}"
     return found
 
 
 def gallery() -> str:
-    """``results/README.md``: every results file with how it was made, and its figures."""
-    results = runs.ROOT / "results"
+    """``results/README.md``: every results file with how it was made, its tables and its figures."""
+    results = files.ROOT / "results"
     lines = ["# Results", "", "Generated by `python -m m5lib.summary` from the files here. How long each took: `times.json`.", ""]
     names = sorted(path.stem for path in results.glob("*.json") if path.stem not in ("times", "claims"))
     for name in names:
         made = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))["provenance"]
+        longer = tuple(f"{other}_" for other in names if other.startswith(f"{name}_"))
+        own = [path for path in sorted(results.glob(f"{name}_*")) if not (longer and path.name.startswith(longer))]
         lines += [f"## {name}", ""]
         lines += [f"- `{book}`: profile {m['profile']}, commit `{m['commit']}`, {m['device']}" for book, m in made.items()]
-        pictures = [
-            p for p in sorted(results.glob(f"{name}_*.png")) if not any(len(n) > len(name) and p.name.startswith(f"{n}_") for n in names)
-        ]
-        lines += ["", *(f"![{p.stem.removeprefix(name + '_').replace('_', ' ')}]({p.name})" for p in pictures), ""]
+        for path in own:
+            title = path.stem.removeprefix(f"{name}_").replace("_", " ")
+            if path.suffix == ".csv":
+                frame = pd.read_csv(path, index_col=0, keep_default_na=False)
+                lines += ["", f"**{title}** ([csv]({path.name}))", "", markdown(frame)]
+        lines.append("")
+        for path in own:
+            if path.suffix == ".png":
+                title = path.stem.removeprefix(f"{name}_").replace("_", " ")
+                lines += [f"![{title}]({path.name})" + (f" [svg]({path.stem}.svg)" if path.with_suffix(".svg") in own else "")]
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -186,9 +230,9 @@ def fill(text: str, found: dict[str, str]) -> str:
 
 def main() -> int:
     """Write the generated parts into the README, and ``results/README.md``."""
-    readme = runs.ROOT / "README.md"
+    readme = files.ROOT / "README.md"
     readme.write_text(fill(readme.read_text(encoding="utf-8"), blocks()), encoding="utf-8")
-    (runs.ROOT / "results" / "README.md").write_text(gallery(), encoding="utf-8")
+    (files.ROOT / "results" / "README.md").write_text(gallery(), encoding="utf-8")
     return 0
 
 

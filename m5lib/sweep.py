@@ -308,16 +308,17 @@ def collect(frame: pd.DataFrame) -> pd.DataFrame:
         frame: as :func:`sweep` returns it, or ``pandas.read_parquet`` of a ``runs.parquet``.
 
     Returns:
-        the columns of :data:`m5lib.runs.COLUMNS`, the parameters that are not among these, and ``point``, in which it can be merged
+        the columns of :data:`m5lib.recording.COLUMNS`, the parameters that are not among these, and ``point``, in which it can be merged
         with the frame; without rows where the notebook recorded none (it needs a parameter ``record``).
     """
-    from m5lib import runs
 
-    more = [name for name in frame.columns if name not in (*runs.COLUMNS, *OUTCOME, "record")] + ["point"]
-    found = [pd.DataFrame(columns=[*runs.COLUMNS, *more])]
+    from m5lib import recording
+
+    more = [name for name in frame.columns if name not in (*recording.COLUMNS, *OUTCOME, "record")] + ["point"]
+    found = [pd.DataFrame(columns=[*recording.COLUMNS, *more])]
     for run in frame[frame["status"] != "failed"].to_dict("records"):
         for path in sorted(Path(run["output"]).with_suffix("").glob("*.json")):
-            found.append(runs.load_results(path).assign(**{name: run[name] for name in more}))
+            found.append(recording.load_results(path).assign(**{name: run[name] for name in more}))
     return pd.concat(found[1:] or found, ignore_index=True)
 
 

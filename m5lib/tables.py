@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from m5lib import claims, runs
+from m5lib import claims, files
 from m5lib.modalities import codes, from_codes
 from m5lib.study import Number, Study, number
 
@@ -15,7 +15,7 @@ Found = Mapping[tuple[str, int], Study]
 
 def published(name: str, label: str, **only: str) -> pd.DataFrame:
     """A table of the paper (``paper/tables/<name>.csv``) by its column of labels; ``only`` keeps the rows with these values."""
-    frame = pd.read_csv(runs.ROOT / "paper" / "tables" / f"{name}.csv")
+    frame = pd.read_csv(files.ROOT / "paper" / "tables" / f"{name}.csv")
     for column, value in only.items():
         frame = frame[frame[column] == value]
     return frame.set_index(label)

@@ -139,11 +139,6 @@ def correct(predicted: np.ndarray, labels: np.ndarray, k: int = 1) -> Bool[np.nd
     return (predicted.reshape(len(labels), -1)[:, :k].astype(str) == labels.astype(str)[:, None]).any(axis=1)
 
 
-def accuracy(predicted: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
-    """Top-``k`` accuracy: the share of products that are :func:`correct`."""
-    return float(np.mean(correct(predicted, labels, k)))
-
-
 def in_span(vectors: Vectors) -> Float[np.ndarray, "_ _"] | sparse.spmatrix | sparse.sparray:
     """Unit vectors with the same distances, in no more dimensions than there are products: what :func:`cluster` needs, cheaper to handle.
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pandas as pd
 from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
 
-from m5lib import figures, probes, shop
+from m5lib import figures, front_figures, probes, shop
 from m5lib.extractors import PLAIN
 from m5lib.media import extract
 
@@ -57,3 +58,19 @@ def test_costs_name_every_row():
     frame = pd.DataFrame({"size": [1.0, 2.0], "quality": [3.0, 4.0], "quality ±": [0.1, 0.2]}, index=["CLIP", "SCALE"])
     axes = figures.costs(frame, "size", "quality", "t").axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["CLIP", "SCALE"] and axes.get_xlabel() == "size"
+
+
+def test_front_shows_product_model_vector_and_neighbours(tmp_path):
+    catalogue = shop.make(40, 0, tmp_path, workers=1)
+    whole = next(n for n, p in enumerate(catalogue.products) if len(p.contents) == 5)
+    bare = next(n for n, p in enumerate(catalogue.products) if len(p.contents) < 5)
+    vectors = np.random.default_rng(0).normal(size=(len(catalogue), 48)).astype(np.float32)
+    vectors[bare] = vectors[whole]
+    figure = front_figures.front(catalogue, whole, [bare, 1, 2], vectors, [True, False, True], "layered")
+    said = texts(figure)
+    assert {"image", "text", "table", "video", "audio", "I", "T", "Tab", "V", "A", "48 numbers", "layered", "1.00"} <= set(said)
+    assert catalogue.labels[bare] in said and "absent" not in said
+    frames = [axes.spines["left"].get_edgecolor() for axes in figure.axes[-3:]]
+    assert [to_hex(frame).upper() for frame in frames] == [figures.RIGHT, figures.WRONG, figures.RIGHT]
+    assert "absent" in texts(front_figures.front(catalogue, bare, [], vectors, [], "layered"))
+    assert "video" not in texts(front_figures.front(catalogue, whole, [1], vectors, [True], "concat", ("image", "text")))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from m5lib import evaluate, finetune, media, runs, streams, zoo
+from m5lib import evaluate, finetune, media, recording, runs, streams, zoo
 from m5lib.data import Catalogue, DataError
 from m5lib.embeddings import READOUTS, embeddings, fit_whitening
 from m5lib.finetune import Classifier, classify, labels_of
@@ -76,7 +76,7 @@ def test_it_learns_and_is_evaluated_by_its_own_head(stream_set, tmp_path):
     assert labels[test].tolist() == np.array(classifier.labels)[logits.argsort(descending=True).numpy()].tolist()
     assert found["retrieval", "mAP@10", "min_k_r"] > 0.7
     context = {"notebook": "t", "run": "r", "data": "d", "profile": "tiny", "seed": 0, "model": "scale", "modalities": "I+T+Tab"}
-    assert runs.rows(numbers, context, state="finetuned", variant="")
+    assert recording.rows(numbers, context, state="finetuned", variant="")
 
 
 def test_saved_and_loaded_classifiers_are_the_same(stream_set, tmp_path):

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import torch
 
-from m5lib import embeddings, evaluate, measure, runs, summary
+from m5lib import embeddings, evaluate, measure, recording, runs, summary
 from m5lib.data import Catalogue, Product
 
 
@@ -108,12 +108,12 @@ def test_compact_and_ladder_tables(tmp_path):
                     rows.append(base | {"seed": seed, "state": state, "modalities": "I+T", "variant": variant, "convention": convention,
                                         "value": value})  # fmt: skip
     control = base | {"seed": 0, "state": "control", "modalities": "T", "variant": "tfidf", "convention": "min_k_r", "value": 0.3}
-    made = runs.provenance("tiny", 0, 1.0)
+    made = recording.provenance("tiny", 0, 1.0)
     fine = [row | {"task": "fine retrieval", "value": 0.99} for row in rows]  # the same metrics of another task
-    path = runs.save_results(tmp_path / "x.json", [*rows, control, *fine], made)
+    path = recording.save_results(tmp_path / "x.json", [*rows, control, *fine], made)
     wide = summary.table(path)
     assert wide.loc[("pretrained", "scale", "I+T", "layered"), "mAP@10"] == pytest.approx(0.305)
-    frame = runs.load_results(path)
+    frame = recording.load_results(path)
     assert summary.compare(frame, "mAP@10", "min_k_r", "layered").loc["I+T", "pretrained"] == pytest.approx(0.31)
     table = summary.compact(path)
     assert summary.chosen(pd.DataFrame(rows)) == "encoded_first"
@@ -123,7 +123,7 @@ def test_compact_and_ladder_tables(tmp_path):
     ]
     tuned = [row for row in tuned if row["convention"] == "min_k_r"]
     tuned += [row | {"task": "classification", "metric": "accuracy", "convention": "fine-tuned head"} for row in tuned]
-    path = runs.save_results(tmp_path / "y.json", [row for row in rows if row["state"] == "pretrained"] + tuned, made)
+    path = recording.save_results(tmp_path / "y.json", [row for row in rows if row["state"] == "pretrained"] + tuned, made)
     steps = summary.ladder(path)
     assert steps.loc["I+T", "mAP@10, encoded_first"] == "50.5 ± 0.7" and steps.loc["I+T", "accuracy, fine-tuned"] == "30.5 ± 0.7"
     assert "profile `tiny`, seeds 0, 1, commit" in summary.made_by(path, "05_downstream")

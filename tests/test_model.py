@@ -251,3 +251,36 @@ def test_plain_attention_is_the_fused_one(dropout):
         torch.autograd.grad(plain.square().sum(), (q, k, v)), torch.autograd.grad(fused.square().sum(), (q, k, v)), strict=True
     ):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_only_the_wanted_fused_tokens_are_computed_and_they_are_the_same(five, name):
+    model, batch = build(replace(five, stages=STAGES[name][0])), make_five_batch()
+    every = model(batch)
+    marks = {n: torch.rand(valid.shape, generator=torch.Generator().manual_seed(3)) < 0.3 for n, valid in every.valid.items()}
+    for wanted in ({}, marks):
+        some = model(batch, wanted)
+        for n in NAMES:
+            torch.testing.assert_close(some.summary[n], every.summary[n], atol=1e-5, rtol=1e-4)
+            if wanted:
+                torch.testing.assert_close(some.fused[n][marks[n]], every.fused[n][marks[n]], atol=1e-5, rtol=1e-4)
+
+
+def test_a_loss_and_its_gradients_need_only_the_wanted_tokens(five):
+    model = build(five)
+    hidden, targets = mask(make_five_batch(), Vocabulary(50, 4), torch.Generator().manual_seed(0), 0.4)
+    found = []
+    for wanted in (None, objectives.masked_tokens(model, targets, hidden)):
+        model.zero_grad()
+        loss, _ = objectives.total(model, model(hidden, wanted), targets)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_what_there_is_before_the_fusion_is_what_the_whole_model_says(five):
+    model, batch = build(five), make_five_batch()
+    part, every = model.encode(batch), model(batch)
+    assert not part.fused and not part.summary
+    assert all(torch.equal(part.encoded[n], every.encoded[n]) and torch.equal(part.pooled[n], every.pooled[n]) for n in NAMES)

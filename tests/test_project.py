@@ -1,15 +1,18 @@
 """What holds the project's files together: one list of dependencies, a lock without addresses, a README that tells the truth."""
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 
-from m5lib import summary
+from m5lib import notebooks, summary
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -44,14 +47,94 @@ def test_readme_tables_are_the_generated_ones():
     assert summary.gallery() == (ROOT / "results" / "README.md").read_text(encoding="utf-8"), "run: python -m m5lib.summary"
 
 
-def test_readme_tree_and_links():
+def test_readme_tree():
     tree = README[README.index("m5lib/\n") : README.index("results/             ")]
     listed = set(re.findall(r"^  (\w+\.py)", tree, re.M))
-    assert listed == {file.name for file in (ROOT / "m5lib").glob("*.py")} - {"__init__.py"}
+    assert listed == {file.name for file in (ROOT / "m5lib").glob("*.py")} - {"__init__.py", "__main__.py"}
     books = set(re.findall(r"^  (\d\d_\w+)", README, re.M))
     assert books == {file.stem for file in (ROOT / "notebooks").glob("*.ipynb")}
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+PAGES = ["README.md", "CONTRIBUTING.md", "results/README.md"]
+
+
+def slug(heading: str) -> str:
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_resolve(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    headings = {slug(heading) for heading in re.findall(r"^#+ (.+)$", text, re.M)}
+    found = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    assert found or page == "CONTRIBUTING.md"
+    for target in found:
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        elif not target.startswith("https://"):
+            file = (ROOT / page).parent / target
+            assert file.stat().st_size > 0, target
+            if file.suffix == ".png":
+                Image.open(file).verify()
+
+
+def test_files_that_pages_name_exist():
+    for page in PAGES[:2]:
+        for name in re.findall(
+            r"`((?:m5lib|tests|notebooks|paper|results|benchmarks)/[\w./]+\.\w+)`", (ROOT / page).read_text(encoding="utf-8")
+        ):
+            assert "NN_" in name or (ROOT / name).exists(), f"{page}: {name}"
+
+
+def test_no_heading_of_the_readme_is_empty():
+    text = re.sub(r"```.*?```", "code", README, flags=re.S)
+    for part in re.split(r"^## ", text, flags=re.M)[1:]:
+        assert len(part.split("\n", 1)[1].strip()) > 20, part
+
+
+def test_the_first_picture_says_what_this_is():
+    """Before the two commands, wide enough to be read at 900 pixels."""
+    first = re.search(r"!\[([^\]]+)\]\(([^)]+)\)", README)
+    assert first.start() < README.index("make demo") and "vector" in first[1]
+    width, height = Image.open(ROOT / first[2]).size
+    assert width >= 900 and height < width
+
+
+def commands(page: str) -> list[str]:
+    """Every ``python -m …`` that a page shows: lines of code blocks, and words between backticks."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    found = [line for line in lines + re.findall(r"`([^`\n]+)`", text) if re.match(r"(?:\w+=\S+ )*python -m ", line)]
+    return [re.sub(r"^.*?python -m ", "", line) for line in dict.fromkeys(found)]
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(c for page in PAGES for c in commands(page)))
+def test_commands_of_the_pages_are_understood(command, tmp_path):
+    """Options exist, notebooks and their parameters too; nothing is run but ``--help``, and sweeps dry."""
+    module, *words = shlex.split(command)
+    environment = os.environ | {"M5_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    for word in words:
+        if word.startswith("notebooks/"):
+            assert (ROOT / word).exists(), word
+    if module == "papermill":
+        place = words.index("-p")
+        notebooks.check(ROOT / words[0], {words[place + 1]: words[place + 2]})
+        return
+    if module == "m5lib.summary":
+        return  # takes no options; `test_readme_tables_are_the_generated_ones` calls it
+    words = [*words, "--dry-run"] if module == "m5lib.sweep" and words and "--dry-run" not in words else words
+    shown = words if module == "m5lib.sweep" and words else [*words[: module == "m5lib"], "--help"]
+    done = subprocess.run([sys.executable, "-m", module, *shown], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if "--help" in shown:
+        for option in (word for word in words if word.startswith("--")):
+            assert option in done.stdout, f"{module} has no {option}"
+
+
+def test_the_pages_show_commands_of_every_kind():
+    shown = {command.split()[0] for page in PAGES for command in commands(page)}
+    assert {"papermill", "m5lib", "m5lib.notebooks", "m5lib.shop", "m5lib.sweep", "m5lib.summary"} <= shown
 
 
 def test_readme_python_runs(folder, tmp_path, monkeypatch):
@@ -67,8 +150,6 @@ def test_readme_python_runs(folder, tmp_path, monkeypatch):
 
 
 def test_readme_command_for_your_own_products(folder, tmp_path, monkeypatch):
-    import shlex
-
     from make_products import spoiled
 
     from m5lib import notebooks
@@ -86,10 +167,26 @@ def test_readme_command_for_your_own_products(folder, tmp_path, monkeypatch):
     assert {"embeddings.parquet", "hits.csv", "duplicates.csv"} <= {file.name for file in (tmp_path / "out").iterdir()}
 
 
-def test_make_targets_of_the_readme_exist():
+def test_make_targets_exist_and_help_names_them():
     makefile = (ROOT / "Makefile").read_text()
-    for target in {a or b for a, b in re.findall(r"`make (\w+)|^make (\w+)", README, re.M)}:
+    targets = set(re.findall(r"^\.PHONY: (.+)$", makefile, re.M)[0].split())
+    for page in PAGES[:2]:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in {a or b for a, b in re.findall(r"`make (\w+)|^make (\w+)", text, re.M)}:
+            assert target in targets, f"{page}: make {target}"
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, re.M), target
+        shown = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert shown.returncode == 0, shown.stderr
+    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert targets - {"lint", "environment", "help"} <= set(re.findall(r"make (\w+)", helped))
+    assert all(f"make {target}" in README for target in ("demo", "test", "lab", "notebooks", "results", "doctor"))
+
+
+def test_differences_are_told_with_a_number_of_each_model():
+    found = summary.differences(ROOT / "results" / "model.json")
+    assert len(found) == len(summary.DIFFERENCES) and (found != "").all(axis=None)
+    assert found.loc["masked tasks read", "released"] == "0" and float(found.loc["masked tasks read", "ours"]) > 0
 
 
 def test_demo_runs_on_the_shop_unless_told_otherwise():

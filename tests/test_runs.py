@@ -3,7 +3,7 @@ import json
 import pandas as pd
 import pytest
 
-from m5lib import figures, measure, notebooks, runs, summary
+from m5lib import figures, measure, notebooks, recording, runs, summary
 from m5lib.data import split_of
 from m5lib.embeddings import DEFAULT
 
@@ -12,27 +12,27 @@ NUMBER = {"task": "retrieval", "metric": "mAP@1", "convention": "min_k_r", "valu
 
 
 def test_rows_have_every_column_and_only_these():
-    (row,) = runs.rows([NUMBER], CONTEXT, state="pretrained", variant="v")
-    assert tuple(row) == runs.COLUMNS
+    (row,) = recording.rows([NUMBER], CONTEXT, state="pretrained", variant="v")
+    assert tuple(row) == recording.COLUMNS
     for wrong, says in (
         ({"state": "pretrained"}, "missing .'variant'."),
         ({"state": "trained", "variant": "v"}, "state 'trained'"),
         ({"state": "control", "variant": "v", "mood": 1}, "unknown .'mood'."),
     ):
         with pytest.raises(ValueError, match=says):
-            runs.rows([NUMBER], CONTEXT, **wrong)
+            recording.rows([NUMBER], CONTEXT, **wrong)
     with pytest.raises(ValueError, match="mAP@1 is nan"):
-        runs.rows([NUMBER | {"value": float("nan")}], CONTEXT, state="control", variant="v")
+        recording.rows([NUMBER | {"value": float("nan")}], CONTEXT, state="control", variant="v")
 
 
 def test_results_of_one_notebook_replace_its_own_and_keep_the_others(tmp_path):
     def made(notebook, value):
-        return runs.rows([NUMBER | {"value": value}], CONTEXT | {"notebook": notebook}, state="control", variant="v")
+        return recording.rows([NUMBER | {"value": value}], CONTEXT | {"notebook": notebook}, state="control", variant="v")
 
     path = tmp_path / "demo.json"
     for notebook, value in (("04", 0.1), ("05", 0.2), ("04", 0.3)):
-        runs.save_results(path, made(notebook, value), {"by": notebook}, append=True)
-    frame = runs.load_results(path)
+        recording.save_results(path, made(notebook, value), {"by": notebook}, append=True)
+    frame = recording.load_results(path)
     assert dict(zip(frame["notebook"], frame["value"], strict=True)) == {"05": 0.2, "04": 0.3}
     assert set(json.loads(path.read_text())["provenance"]) == {"04", "05"} and not list(tmp_path.glob("*.tmp"))
 
@@ -40,7 +40,7 @@ def test_results_of_one_notebook_replace_its_own_and_keep_the_others(tmp_path):
 def test_tables_are_made_from_rows():
     found = []
     for state, variant, value in (("untrained", DEFAULT, 0.1), ("pretrained", DEFAULT, 0.9), ("control", "svd", 0.4)):
-        found += runs.rows([NUMBER | {"value": value}], CONTEXT, state=state, variant=variant)
+        found += recording.rows([NUMBER | {"value": value}], CONTEXT, state=state, variant=variant)
     frame = pd.DataFrame(found)
     assert summary.compare(frame, "mAP@1", "min_k_r", DEFAULT).loc["I+T"].tolist() == [0.1, 0.9, 0.4]
     wide = summary.wide(frame)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m5lib import claims, evaluate, runs, study, summary, tables
+from m5lib import claims, evaluate, files, recording, runs, study, summary, tables
 from m5lib.embeddings import PAPER, READOUTS
 
 
@@ -34,7 +34,7 @@ def test_a_study_is_whole_and_its_numbers_are_the_means_of_its_queries(found):
     assert set(found) == {("I+T", 0), ("random", 0)}  # the products have no sound
     one = found["I+T", 0]
     frame = pd.DataFrame(one.rows)
-    assert set(frame.columns) == set(runs.COLUMNS) and set(frame["state"]) == {"pretrained", "finetuned"}
+    assert set(frame.columns) == set(recording.COLUMNS) and set(frame["state"]) == {"pretrained", "finetuned"}
     assert set(frame[frame["state"] == "pretrained"]["variant"]) == set(READOUTS)
     for name in ("accuracy", "mAP@1_pretrain", "mAP@10_finetune", "Prec@10_pretrain", "mean cosine"):
         wanted = study.number(name)
@@ -51,7 +51,7 @@ def test_a_study_is_whole_and_its_numbers_are_the_means_of_its_queries(found):
 
 def test_a_study_is_made_once(found, folder, monkeypatch):
     monkeypatch.setattr(study, "_measure", None)
-    monkeypatch.setenv("M5_HOME", str(runs.home()))
+    monkeypatch.setenv("M5_HOME", str(files.home()))
     again = study.studies({"I+T": {"modalities": "I+T", "epochs": 0.5}}, str(folder), "tiny", [0], "t")
     assert again["I+T", 0].rows == found["I+T", 0].rows
 

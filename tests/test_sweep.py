@@ -19,7 +19,7 @@ import torch
 from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_notebook
 
-from m5lib import files, notebooks, runs, shop, sweep
+from m5lib import files, notebooks, recording, runs, shop, sweep
 
 PARAMETERS = """n = 0  # which
 pause = 0.0  # seconds
@@ -92,7 +92,7 @@ def test_finished_failed_cached_retried_and_collected(book, capsys):
     assert said.count("  finished  ") == 2 and f"ValueError: last line; see {frame['output'][0]}" in said and "3/3" in said
     rows = sweep.collect(frame)
     assert rows["seed"].tolist() == [1, 2] and rows["value"].tolist() == [0.5, 1.0]
-    assert list(rows.columns) == [*runs.COLUMNS, "n", "pause", "name", "fail_below", "point"]
+    assert list(rows.columns) == [*recording.COLUMNS, "n", "pause", "name", "fail_below", "point"]
     assert len(rows.merge(frame, on="point")) == 2
     place = book.with_name("sweeps").joinpath(os.path.basename(os.path.dirname(frame["output"][0])))
     index = pd.read_parquet(place / "runs.parquet").sort_values("n")
@@ -152,7 +152,7 @@ class _Finishes:
 
     def submit(self, function, notebook, output, parameters, environment, begun):
         outcome = {"parameters": parameters, "status": "finished", "seconds": 1.0, "output": output, "error": "", "begun": begun}
-        runs.write_json(output.replace(".ipynb", ".json"), outcome)
+        files.write_json(output.replace(".ipynb", ".json"), outcome)
         return _Job(outcome)
 
 
@@ -258,9 +258,9 @@ def test_values_of_the_command_line():
 
 def test_results_may_lie_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("M5_RESULTS", str(tmp_path / "here"))
-    row = dict.fromkeys(runs.COLUMNS, "") | {"value": 1.0}
-    runs.record("rows", [row], {}, {})
-    assert len(runs.load_results(tmp_path / "here" / "rows.json")) == 1
+    row = dict.fromkeys(recording.COLUMNS, "") | {"value": 1.0}
+    recording.record("rows", [row], {}, {})
+    assert len(recording.load_results(tmp_path / "here" / "rows.json")) == 1
 
 
 HOLD = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(1, flush=True); time.sleep(60)"

@@ -126,8 +126,8 @@ def test_clusters_are_those_of_the_plain_vectors():
 def test_accuracy_at_one_and_at_five():
     predicted = np.array([["a", "b", "c"], ["b", "a", "c"], ["c", "b", "d"]], object)
     labels = np.array(["a", "a", "a"], object)
-    assert [tasks.accuracy(predicted, labels, k) for k in (1, 2, 5)] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
-    assert tasks.accuracy(predicted[:, 0], labels, 5) == pytest.approx(1 / 3)
+    assert [tasks.correct(predicted, labels, k).mean() for k in (1, 2, 5)] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+    assert tasks.correct(predicted[:, 0], labels, 5).mean() == pytest.approx(1 / 3)
 
 
 # --- what a difference is worth -------------------------------------------------------------------------------------------------
@@ -192,9 +192,9 @@ def test_linear_probe_learns_what_is_linear():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 5))
     y = np.where(x[:, 0] + x[:, 1] > 0, "p", "n").astype(object)
-    assert tasks.accuracy(tasks.linear_probe(x[:200], y[:200], x[200:]), y[200:]) > 0.95
+    assert tasks.correct(tasks.linear_probe(x[:200], y[:200], x[200:]), y[200:]).mean() > 0.95
     noise = tasks.linear_probe(x[:200], rng.permutation(y[:200]), x[200:])
-    assert 0.3 < tasks.accuracy(noise, y[200:]) < 0.7
+    assert 0.3 < tasks.correct(noise, y[200:]).mean() < 0.7
 
 
 def test_linear_probe_leaves_out_what_is_constant_up_to_rounding():
@@ -287,23 +287,20 @@ def test_retrieval_from_one_modality_to_another():
 
 def test_two_models_are_compared_query_by_query():
     rng = np.random.default_rng(0)
-    frames = []
+    pairs = []
     for seed in range(3):
-        values = rng.random(80)
-        sides = []
-        for more in (0.1, 0.0):
-            columns = ([f"q{n}" for n in range(80)], "retrieval", "mAP@10", "min_k_r", values + more + 0.01 * rng.normal(size=80))
-            frame = pd.DataFrame(dict(zip(evaluate.PER_QUERY, columns, strict=True)))
-            other = frame.assign(convention="hits", value=0.0)  # must not be looked at
-            sides.append(pd.concat([other, frame.sample(frac=1, random_state=seed)] if more else [frame.iloc[:-5], other]))
-        frames.append(sides)
-    ours, theirs = zip(*frames, strict=True)
-    own = evaluate.difference(ours, theirs, "mAP@10", "min_k_r", shared=False, draws=500)
+        values = pd.Series(rng.random(80), [f"q{n}" for n in range(80)])
+        ours, theirs = (values + more + 0.01 * rng.normal(size=80) for more in (0.1, 0.0))
+        pairs.append(evaluate.paired(ours.sample(frac=1, random_state=seed), theirs.iloc[:-5]))
+    assert all(len(p) == 75 for p in pairs)
+    own = evaluate.difference(pairs, shared=False, draws=500)
     assert own.mean == pytest.approx(0.1, abs=0.005) and own.seeds == 3 and own.p < 0.01
-    with pytest.raises(ValueError, match="differ from seed to seed"):
-        evaluate.difference(ours, theirs, "mAP@10", "min_k_r", shared=True)
-    ordered = [frame.sort_values("id") for frame in ours]
-    together = evaluate.difference(ordered, theirs, "mAP@10", "min_k_r", shared=True, draws=500)
+    together = evaluate.difference(pairs, shared=True, draws=500)
     assert together.mean == pytest.approx(own.mean)
+    rows = [p.loc[pairs[0].index] for p in pairs]
+    slow = tasks.paired_bootstrap(np.stack([p["ours"] for p in rows]), np.stack([p["theirs"] for p in rows]), 500)
+    assert together == slow
+    with pytest.raises(ValueError, match="differ from seed to seed"):
+        evaluate.difference([pairs[0], pairs[1].iloc[1:]], shared=True)
     with pytest.raises(ValueError, match="at least one of each"):
-        evaluate.difference(ours, theirs, "mAP@10", "released", shared=False)
+        evaluate.difference([p.iloc[:0] for p in pairs], shared=False)
