@@ -67,7 +67,7 @@ class Target:
         return self.read(self.model(batch), self.sought)
 
 
-def class_logit(classifier: Classifier, labels: Sequence[str]) -> Target:
+def class_logit(classifier: Classifier, labels: Sequence[str] | np.ndarray) -> Target:
     """The logit of a class for each product. Raises ``ValueError`` for a label that the classifier does not know."""
     known = {label: n for n, label in enumerate(classifier.labels)}
     if unknown := sorted({str(label) for label in labels} - set(known)):

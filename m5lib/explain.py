@@ -73,7 +73,7 @@ class Explained:
         """Shapley values of one of the products: modality -> value."""
         return dict(zip(self.streams.modalities, self.worth.values[place].tolist(), strict=True))
 
-    def row(self, metric: str, value: float, variant: str = "", convention: str = "", names: str = "") -> dict:
+    def row(self, metric: str, value: float | np.floating | torch.Tensor, variant: str = "", convention: str = "", names: str = "") -> dict:
         """A result row."""
         number = {"task": TASK, "metric": metric, "convention": convention, "variant": variant, "value": float(value)}
         return runs.rows([number | ({"modalities": names} if names else {})], self.context)[0]
@@ -94,7 +94,7 @@ def chosen(streams: Streams, classifier: Classifier, products: int | Sequence[st
     return np.sort(np.random.default_rng(seed).permutation(rows)[:products])
 
 
-def rows_of(streams: Streams, ids: Sequence[str]) -> np.ndarray:
+def rows_of(streams: Streams, ids: Sequence[str] | np.ndarray) -> np.ndarray:
     """Rows of the products with these ids. Raises :class:`~m5lib.data.DataError` for an unknown one."""
     place = {product: row for row, product in enumerate(streams.catalogue.ids)}
     if unknown := sorted(set(ids) - set(place)):

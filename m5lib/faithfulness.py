@@ -151,7 +151,7 @@ def randomised(classifier: Classifier, seed: int = 0) -> Iterator[tuple[str, Cla
     Yields what was added (``out``, ``hidden``, each stage's layers, ``embeddings``) and a copy with all parts up to it drawn anew.
     """
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(2**31 + seed)  # not the seed that the weights themselves began with
         fresh = Classifier(Model(classifier.model.spec), classifier.labels, classifier.hidden.out_features, classifier.dropout.p)
     found, fresh = copy.deepcopy(classifier), fresh.to(next(classifier.parameters()).device)
     parts: list[tuple[str, list[str]]] = [("out", ["out."]), ("hidden", ["hidden."])]
