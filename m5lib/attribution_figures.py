@@ -134,9 +134,9 @@ def _bars(axes: Axes, start: np.ndarray, width: float, scores: np.ndarray, told,
     axes.axhline(0, color="#222222", lw=0.7)
     axes.bar(start, scores, 0.86 * width, align="edge", color=[RIGHT if v > 0 else WRONG for v in scores], gid="token")
     reach = 1.25 * _reach(scores)
-    axes.set(ylim=(-reach, reach), xlabel=label)
+    axes.set(ylim=(-reach, reach))
+    axes.set_xlabel(label, fontsize=8)
     axes.tick_params(labelsize=7)
-    axes.xaxis.label.set_size(8)
     axes.locator_params(axis="y", nbins=3)
     for a, b in told:
         axes.plot([a, b], [-reach * 0.96] * 2, color=TRUE, lw=4, solid_capstyle="butt", clip_on=False)
@@ -240,8 +240,8 @@ def photographs(
             extent = (0, picture.shape[1], picture.shape[0], 0)
             place.imshow(0.35 + 0.65 * grey, extent=extent)
             reach = _reach(heat)
-            paint = SIGNED(0.5 + 0.5 * heat / reach)
-            paint[..., 3] = np.abs(heat) / reach * 0.75
+            paint = SIGNED(0.5 + 0.5 * heat / reach) * [1, 1, 1, 0.75]
+            paint[..., 3] *= np.abs(heat) / reach
             place.imshow(paint, extent=extent, interpolation="bilinear")
             if len(told) and len(told[n]):
                 x1, y1, x2, y2 = np.asarray(told[n], dtype=float) * np.array(picture.shape[1::-1] * 2)
@@ -329,10 +329,10 @@ def pointing(hits: pd.DataFrame, chance: pd.DataFrame, title: str) -> Figure:
             place.scatter(values, np.full(len(values), y), s=12, color=colour(name), zorder=3)
         place.axvline(level, color="#444444", ls=":")
         place.annotate("chance", (level, -0.78), (2, 0), textcoords="offset points", fontsize=7.5, color="#444444", va="center")
-        place.set(xlim=(0, 1.02), title=name, ylim=(len(methods) - 0.4, -1.05), yticks=range(len(methods)), xlabel="share of products")
+        place.set(xlim=(0, 1.02), title=name, ylim=(len(methods) - 0.4, -1.05), yticks=range(len(methods)))
         place.set_yticklabels(methods)
+        place.set_xlabel("share of products", fontsize=8.5)
         place.tick_params(labelsize=8.5)
-        place.xaxis.label.set_size(8.5)
     figure.suptitle(title, fontsize=11, fontweight="bold")
     return figure
 

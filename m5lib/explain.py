@@ -10,7 +10,7 @@ import torch
 
 from m5lib import attention, attribution, faithfulness, runs, shop, tasks
 from m5lib.attribution import STEPS, Attribution, Shapley, Target, Tokens
-from m5lib.data import DataError
+from m5lib.data import DataError, Rows
 from m5lib.embeddings import DEFAULT, embeddings
 from m5lib.faithfulness import Curves
 from m5lib.finetune import Classifier
@@ -33,12 +33,14 @@ class Explained:
     Attributes:
         context: the columns that result rows share; ``state`` is the model's.
         methods: method (:data:`METHODS`) -> scores of the tokens.
-        means: mean tokens of the training products.
+        classifier: of the class logit; None for a similarity, which needs no labels.
+        model: pre-trained, as it was before fine-tuning.
+        means: mean tokens of the training products; empty where the baseline is "absent".
         truth: of a shop; None for other products.
     """
 
     context: dict
-    classifier: Classifier
+    classifier: Classifier | None
     model: Model
     streams: Streams
     batch: Batch
@@ -79,18 +81,19 @@ class Explained:
         return runs.rows([number | ({"modalities": names} if names else {})], self.context)[0]
 
 
-def chosen(streams: Streams, classifier: Classifier, products: int | Sequence[str], seed: int) -> np.ndarray:
-    """Rows of query products with a category that the classifier knows: so many drawn by seed, or those with the ids given.
+def chosen(streams: Streams, classifier: Classifier | None, products: int | Sequence[str], seed: int) -> np.ndarray:
+    """Rows of so many query products, drawn by seed, with a category that the classifier knows; or of those with the ids given.
 
-    Raises:
-        DataError: there is no such product, or no product of an id.
+    Raises :class:`~m5lib.data.DataError` where there is no such product.
     """
-    catalogue, known = streams.catalogue, set(classifier.labels)
+    catalogue = streams.catalogue
     if not isinstance(products, int):
         return rows_of(streams, products)
-    rows = np.array([row for row in catalogue.split("query") if str(catalogue.labels[row]) in known], dtype=int)
+    rows = catalogue.split("query")
+    if classifier is not None:
+        rows = np.array([row for row in rows if str(catalogue.labels[row]) in set(classifier.labels)], dtype=int)
     if not len(rows):
-        raise DataError(f"{catalogue.name}: no query product has a label that the classifier knows; nothing to explain")
+        raise DataError(f"{catalogue.name}: no query product has a label that the classifier knows; give labels, or explain the similarity")
     return np.sort(np.random.default_rng(seed).permutation(rows)[:products])
 
 
@@ -126,10 +129,10 @@ def explained(
     size, job = runs.profile_of(profile), runs.Job(profile=profile, seed=seed)
     streams = runs.streams_of(*runs.load(data, size, seed), size)
     run = runs.pretrained(job, streams)
-    classifier, device = runs.finetuned(run, job, streams), runs.best_device()
+    classifier, device = runs.finetuned(run, job, streams) if target == "category" else None, runs.best_device()
     rows = chosen(streams, classifier, products or PRODUCTS[profile], seed)
     batch = streams.batch(rows).to(device)
-    if target == "category":
+    if classifier is not None:
         wanted = attribution.class_logit(classifier, streams.catalogue.labels[rows])
     else:
         wanted = alike(run.model, streams, rows, [against] * len(rows) if against else [])[0]
@@ -144,7 +147,7 @@ def explained(
     return Explained(context, classifier, run.model, streams, batch, wanted, found, methods, worth, means, truth)
 
 
-def alike(model: Model, streams: Streams, rows: np.ndarray, ids: Sequence[str] = ()) -> tuple[Target, np.ndarray]:
+def alike(model: Model, streams: Streams, rows: Rows, ids: Sequence[str] = ()) -> tuple[Target, np.ndarray]:
     """The similarity of products to others, by default each one's nearest in the gallery; the target, and the rows of the others."""
     catalogue = streams.catalogue
     if ids:
@@ -231,7 +234,7 @@ def soundness(e: Explained, products: int = 16, steps: int = 20) -> dict:
 
 
 def _cascade(e: Explained, batch: Batch, target: Target, steps: int) -> pd.DataFrame:
-    if target.model is not e.classifier.model:
+    if e.classifier is None:
         return pd.DataFrame()
 
     def scored(wanted: Target) -> dict[str, Tokens]:
@@ -292,7 +295,7 @@ def worths(e: Explained) -> pd.DataFrame:
 
 def by_category(found: Iterable[Explained], most: int = 14) -> pd.DataFrame:
     """Mean Shapley value of each modality over the products of a category that have it, for the categories with most products."""
-    parts = [worths(e).assign(category=e.labels) for e in found]
+    parts = [worths(e).assign(category=["(no category)" if label is None else label for label in e.labels]) for e in found]
     whole = pd.concat(parts, ignore_index=True)
     kept = whole["category"].value_counts().index[:most]
     return whole.groupby("category")[[c for c in whole if c != "category"]].mean().loc[kept]
@@ -312,8 +315,7 @@ def shares_by_method(e: Explained) -> pd.DataFrame:
 def agreement(e: Explained) -> pd.Series:
     """Mean rank correlation of the other methods' scores with integrated gradients, over all tokens of a product."""
     first = e.methods["integrated gradients"]
-    others = {method: tokens for method, tokens in e.methods.items() if tokens is not first}
-    return pd.Series({m: np.nanmean(faithfulness.rank_correlation(first, tokens, e.batch)) for m, tokens in others.items()})
+    return pd.Series({m: np.nanmean(faithfulness.rank_correlation(first, e.methods[m], e.batch)) for m in METHODS[1:]})
 
 
 def numbers(
