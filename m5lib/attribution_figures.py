@@ -206,12 +206,14 @@ def product(
         there = name in streams.modalities and name in streams.catalogue.products[row].contents
         own = np.asarray(scores[name])[: int(stream[name].valid[0].sum())] if there else np.zeros(0)
         heading = f"{name}: {own.sum():+.2f}" if there else f"{name}: the product has none"
-        _note(figure, at[0], at[1] - (0.24 if draw is _regions else 0.14), heading, color=colour(name))
+        _note(figure, at[0], at[1] - (0.24 if draw is _regions else 0.14), heading)
         if there:
             draw(figure, at, streams, row, own, () if told is None else told[column])
     axes = _place(figure, 8.35, 3.25, 1.55, 1.5)
     _note(figure, 8.0, 3.11, "Shapley values")
-    axes.barh([MODALITIES[name].code for name in worth], list(worth.values()), color=[colour(name) for name in worth])
+    axes.barh(
+        [MODALITIES[name].code for name in worth], list(worth.values()), color=[RIGHT if value > 0 else WRONG for value in worth.values()]
+    )
     axes.axvline(0, color="#222222", lw=0.7)
     axes.invert_yaxis()
     axes.tick_params(labelsize=8)
@@ -340,12 +342,12 @@ def pointing(hits: pd.DataFrame, chance: pd.DataFrame, title: str) -> Figure:
 @styled
 def cascade(values: pd.DataFrame) -> Figure:
     """Rank correlation with the trained model's attribution, while ever more weights are drawn anew; columns are kinds of it."""
-    figure, ((axes,),) = _axes(size=(6.4, 3.0))
+    figure, ((axes,),) = _axes(size=(8.4, 3.0))
     for number, name in enumerate(values):
         axes.plot(range(len(values)), values[name], marker="os^"[number % 3], color=PALETTE[number], label=name)
     axes.axhline(0, color=QUIET, ls=":")
     axes.set(xticks=range(len(values)), ylabel="Spearman's rank correlation", title="Weights drawn anew, from the top down")
     axes.set_ylim(-0.3, 1.05)
     axes.set_xticklabels(values.index, rotation=20, ha="right", fontsize=9)
-    axes.legend(fontsize=8.5)
+    axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
