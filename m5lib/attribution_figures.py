@@ -199,8 +199,8 @@ def product(
     figure = plt.figure(figsize=(10, 5.2), layout="none")
     plt.close(figure)
     _note(figure, 0.05, 0.15, title, fontsize=11)
-    _note(figure, 0.05, 0.37, "blue speaks for it, orange against it" + (", green: carries the category" if told is not None else ""),
-          fontsize=8.5, fontweight="normal", color="#444444")  # fmt: skip
+    key = "blue speaks for it, orange against it" + (", green: carries the category" if told is not None else "")
+    _note(figure, 0.05, 0.37, key, fontsize=8.5, fontweight="normal", color="#444444")
     stream = streams.batch([row]).streams
     for name, (draw, at, column) in PANELS.items():
         there = name in streams.modalities and name in streams.catalogue.products[row].contents
@@ -211,12 +211,10 @@ def product(
             draw(figure, at, streams, row, own, () if told is None else told[column])
     axes = _place(figure, 8.35, 3.25, 1.55, 1.5)
     _note(figure, 8.0, 3.11, "Shapley values")
-    axes.barh(
-        [MODALITIES[name].code for name in worth], list(worth.values()), color=[RIGHT if value > 0 else WRONG for value in worth.values()]
-    )
+    values = np.array(list(worth.values()))
+    axes.barh([MODALITIES[name].code for name in worth], values, color=np.where(values > 0, RIGHT, WRONG))
     axes.axvline(0, color="#222222", lw=0.7)
     axes.invert_yaxis()
-    axes.tick_params(labelsize=8)
     return figure
 
 
