@@ -1,14 +1,14 @@
 """Products of one run explained, and the explanations checked: what ``12_attribution`` does for each of its seeds."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from m5lib import attention, attribution, faithfulness, runs, shop, tasks
+from m5lib import attention, attribution, faithfulness, recording, runs, shop, tasks
 from m5lib.attribution import STEPS, Attribution, Shapley, Target, Tokens
 from m5lib.data import DataError, Rows
 from m5lib.embeddings import DEFAULT, embeddings
@@ -78,7 +78,7 @@ class Explained:
     def row(self, metric: str, value: float | np.floating | torch.Tensor, variant: str = "", convention: str = "", names: str = "") -> dict:
         """A result row."""
         number = {"task": TASK, "metric": metric, "convention": convention, "variant": variant, "value": float(value)}
-        return runs.rows([number | ({"modalities": names} if names else {})], self.context)[0]
+        return recording.rows([number | ({"modalities": names} if names else {})], self.context)[0]
 
 
 def chosen(streams: Streams, classifier: Classifier | None, products: int | Sequence[str], seed: int) -> np.ndarray:
@@ -111,9 +111,10 @@ def explained(
     seed: int,
     target: str = "category",
     baseline: str = "absent",
-    products: int | Sequence[str] = 0,
+    wanted: int | Sequence[str] = 0,
     against: str = "",
     steps: int = STEPS,
+    products: int = 0,
 ) -> Explained:
     """Load or make the run of ``04_pretrain`` and its fine-tuning with these parameters, and explain products with it.
 
@@ -121,30 +122,31 @@ def explained(
         target: ``category``, the logit of the product's own category (fine-tuned model), or ``similarity``, to the product ``against`` or,
             if that is empty, to each product's nearest in the gallery (pre-trained model).
         baseline: one of :data:`m5lib.attribution.BASELINES`.
-        products: how many (0: :data:`PRODUCTS` of the profile), or ids.
+        wanted: how many products (0: :data:`PRODUCTS` of the profile), or ids.
+        products: at most so many are read, evenly over the splits, of data other than the shop; 0: what the profile says.
     """
     for value, known in ((target, TARGETS), (baseline, attribution.BASELINES)):
         if value not in known:
             raise ValueError(f"unknown {value!r}: known are {known}")
     size, job = runs.profile_of(profile), runs.Job(profile=profile, seed=seed)
+    size = replace(size, products=products or size.products)
     streams = runs.streams_of(*runs.load(data, size, seed), size)
     run = runs.pretrained(job, streams)
     classifier, device = runs.finetuned(run, job, streams) if target == "category" else None, runs.best_device()
-    rows = chosen(streams, classifier, products or PRODUCTS[profile], seed)
+    rows = chosen(streams, classifier, wanted or PRODUCTS[profile], seed)
     batch = streams.batch(rows).to(device)
     if classifier is not None:
-        wanted = attribution.class_logit(classifier, streams.catalogue.labels[rows])
+        explain = attribution.class_logit(classifier, streams.catalogue.labels[rows])
     else:
-        wanted = alike(run.model, streams, rows, [against] * len(rows) if against else [])[0]
-    means = attribution.means(wanted.model, streams, streams.catalogue.split("train")) if baseline == "mean" else {}
-    found = attribution.integrated_gradients(wanted, batch, means or None, steps)
-    methods = {"integrated gradients": found.tokens, "gradient × input": attribution.gradient_times_input(wanted, batch)}
-    methods |= attention.attention_scores(wanted.model, batch)
-    state = "finetuned" if target == "category" else "pretrained"
-    context = run.context("12_attribution", job, streams.catalogue) | {"state": state}
+        explain = alike(run.model, streams, rows, [against] * len(rows) if against else [])[0]
+    means = attribution.means(explain.model, streams, streams.catalogue.split("train")) if baseline == "mean" else {}
+    found = attribution.integrated_gradients(explain, batch, means or None, steps)
+    methods = {"integrated gradients": found.tokens, "gradient × input": attribution.gradient_times_input(explain, batch)}
+    methods |= attention.attention_scores(explain.model, batch)
+    context = run.context("12_attribution", job, streams.catalogue) | {"state": "finetuned" if classifier else "pretrained"}
     truth = shop.truth(shop.folder_of(profile, seed)) if data == "shop" else None
-    worth = attribution.shapley(wanted, batch)
-    return Explained(context, classifier, run.model, streams, batch, wanted, found, methods, worth, means, truth)
+    worth = attribution.shapley(explain, batch)
+    return Explained(context, classifier, run.model, streams, batch, explain, found, methods, worth, means, truth)
 
 
 def alike(model: Model, streams: Streams, rows: Rows, ids: Sequence[str] = ()) -> tuple[Target, np.ndarray]:
@@ -152,8 +154,7 @@ def alike(model: Model, streams: Streams, rows: Rows, ids: Sequence[str] = ()) -
     catalogue = streams.catalogue
     if ids:
         others = rows_of(streams, ids)
-        vectors = embeddings(model, streams, others, readouts=(DEFAULT,))[DEFAULT]
-        return attribution.similarity(model, vectors), others
+        return attribution.similarity(model, embeddings(model, streams, others, readouts=(DEFAULT,))[DEFAULT]), others
     gallery = catalogue.split("gallery")
     own, offered = (embeddings(model, streams, part, readouts=(DEFAULT,))[DEFAULT] for part in (rows, gallery))
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (own, offered)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from m5lib import attribution, explain, runs, zoo
+from m5lib import attribution, explain, recording, zoo
 from m5lib.data import DataError
 from m5lib.embeddings import DEFAULT, embeddings
 from m5lib.faithfulness import Curves
@@ -63,7 +63,7 @@ def test_checks_become_rows(found):
         1
     )
     rows = explain.numbers(found, 8, "absent", gone, sound, None)
-    assert all(set(row) == set(runs.COLUMNS) and row["task"] == "attribution" for row in rows)
+    assert all(set(row) == set(recording.COLUMNS) and row["task"] == "attribution" for row in rows)
     assert {row["metric"] for row in rows} >= {"class logit", "deletion area", "insertion area", "infidelity", "rank correlation"}
     keys = [(row["metric"], row["variant"], row["convention"], row["modalities"]) for row in rows]
     assert len(set(keys)) == len(keys), "two numbers with one name"
