@@ -50,12 +50,14 @@ class Target:
         name: for figures and result rows.
         read: (output, sought) -> (B,), differentiable.
         sought: (B, ...) what belongs to each product of the batch: the number of its class, or the vector it is compared with.
+        fused: whether more fused tokens are read than the first of each modality, which costs more.
     """
 
     name: str
     model: Model
     read: Callable[[Output, Tensor], Tensor]
     sought: Tensor
+    fused: bool = False
 
     def of(self, chosen: Sequence[int] | np.ndarray | slice) -> "Target":
         """The target of some of the products."""
@@ -64,7 +66,7 @@ class Target:
     @torch.no_grad()
     def value(self, batch: Batch) -> Float[Tensor, " B"]:
         """F of each product."""
-        return self.read(self.model(batch), self.sought)
+        return self.read(self.model(batch, None if self.fused else {}), self.sought)
 
 
 def class_logit(classifier: Classifier, labels: Sequence[str] | np.ndarray) -> Target:
@@ -93,7 +95,8 @@ def similarity(model: Model, vectors: Float[np.ndarray, "B E"], readout: str = D
     def read(output: Output, sought: Tensor) -> Tensor:
         return F.cosine_similarity(read_out(model, output, readout).float(), sought, dim=-1)
 
-    return Target("similarity", model, read, torch.as_tensor(vectors, device=next(model.parameters()).device))
+    sought = torch.as_tensor(vectors, device=next(model.parameters()).device)
+    return Target("similarity", model, read, sought, fused=readout == "fused_mean")
 
 
 # --- tokens ------------------------------------------------------------------------------------------------------------------
@@ -147,7 +150,8 @@ def path(target: Target, batch: Batch, mean: Mapping[str, Tensor] | None = None)
             if MODALITIES[name].kind == "features":
                 value = model.embeddings[model.spec.owner(name)](Stream(with_summary(value, there), there, boxes=box))
             embedded[name] = value
-        return target.read(model.forward_from_embeddings(embedded, dict(zip(batch.streams, valid, strict=True))), sought)
+        output = model.forward_from_embeddings(embedded, dict(zip(batch.streams, valid, strict=True)), None if target.fused else {})
+        return target.read(output, sought)
 
     boxes = [stream.boxes for stream in streams if stream.boxes is not None]
     rest = (*(stream.valid for stream in streams), target.sought, *boxes)

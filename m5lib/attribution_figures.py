@@ -134,9 +134,9 @@ def _bars(axes: Axes, start: np.ndarray, width: float, scores: np.ndarray, told,
     axes.axhline(0, color="#222222", lw=0.7)
     axes.bar(start, scores, 0.86 * width, align="edge", color=[RIGHT if v > 0 else WRONG for v in scores], gid="token")
     reach = 1.25 * _reach(scores)
-    axes.set(ylim=(-reach, reach), xlabel=label)
+    axes.set(ylim=(-reach, reach))
+    axes.set_xlabel(label, fontsize=8)
     axes.tick_params(labelsize=7)
-    axes.xaxis.label.set_size(8)
     axes.locator_params(axis="y", nbins=3)
     for a, b in told:
         axes.plot([a, b], [-reach * 0.96] * 2, color=TRUE, lw=4, solid_capstyle="butt", clip_on=False)
@@ -199,22 +199,22 @@ def product(
     figure = plt.figure(figsize=(10, 5.2), layout="none")
     plt.close(figure)
     _note(figure, 0.05, 0.15, title, fontsize=11)
-    _note(figure, 0.05, 0.37, "blue speaks for it, orange against it" + (", green: carries the category" if told is not None else ""),
-          fontsize=8.5, fontweight="normal", color="#444444")  # fmt: skip
+    key = "blue speaks for it, orange against it" + (", green: carries the category" if told is not None else "")
+    _note(figure, 0.05, 0.37, key, fontsize=8.5, fontweight="normal", color="#444444")
     stream = streams.batch([row]).streams
     for name, (draw, at, column) in PANELS.items():
         there = name in streams.modalities and name in streams.catalogue.products[row].contents
         own = np.asarray(scores[name])[: int(stream[name].valid[0].sum())] if there else np.zeros(0)
         heading = f"{name}: {own.sum():+.2f}" if there else f"{name}: the product has none"
-        _note(figure, at[0], at[1] - (0.24 if draw is _regions else 0.14), heading, color=colour(name))
+        _note(figure, at[0], at[1] - (0.24 if draw is _regions else 0.14), heading)
         if there:
             draw(figure, at, streams, row, own, () if told is None else told[column])
     axes = _place(figure, 8.35, 3.25, 1.55, 1.5)
     _note(figure, 8.0, 3.11, "Shapley values")
-    axes.barh([MODALITIES[name].code for name in worth], list(worth.values()), color=[colour(name) for name in worth])
+    values = np.array(list(worth.values()))
+    axes.barh([MODALITIES[name].code for name in worth], values, color=np.where(values > 0, RIGHT, WRONG))
     axes.axvline(0, color="#222222", lw=0.7)
     axes.invert_yaxis()
-    axes.tick_params(labelsize=8)
     return figure
 
 
@@ -240,8 +240,8 @@ def photographs(
             extent = (0, picture.shape[1], picture.shape[0], 0)
             place.imshow(0.35 + 0.65 * grey, extent=extent)
             reach = _reach(heat)
-            paint = SIGNED(0.5 + 0.5 * heat / reach)
-            paint[..., 3] = np.abs(heat) / reach * 0.75
+            paint = SIGNED(0.5 + 0.5 * heat / reach) * [1, 1, 1, 0.75]
+            paint[..., 3] *= np.abs(heat) / reach
             place.imshow(paint, extent=extent, interpolation="bilinear")
             if len(told) and len(told[n]):
                 x1, y1, x2, y2 = np.asarray(told[n], dtype=float) * np.array(picture.shape[1::-1] * 2)
@@ -329,10 +329,10 @@ def pointing(hits: pd.DataFrame, chance: pd.DataFrame, title: str) -> Figure:
             place.scatter(values, np.full(len(values), y), s=12, color=colour(name), zorder=3)
         place.axvline(level, color="#444444", ls=":")
         place.annotate("chance", (level, -0.78), (2, 0), textcoords="offset points", fontsize=7.5, color="#444444", va="center")
-        place.set(xlim=(0, 1.02), title=name, ylim=(len(methods) - 0.4, -1.05), yticks=range(len(methods)), xlabel="share of products")
+        place.set(xlim=(0, 1.02), title=name, ylim=(len(methods) - 0.4, -1.05), yticks=range(len(methods)))
         place.set_yticklabels(methods)
+        place.set_xlabel("share of products", fontsize=8.5)
         place.tick_params(labelsize=8.5)
-        place.xaxis.label.set_size(8.5)
     figure.suptitle(title, fontsize=11, fontweight="bold")
     return figure
 
@@ -340,12 +340,12 @@ def pointing(hits: pd.DataFrame, chance: pd.DataFrame, title: str) -> Figure:
 @styled
 def cascade(values: pd.DataFrame) -> Figure:
     """Rank correlation with the trained model's attribution, while ever more weights are drawn anew; columns are kinds of it."""
-    figure, ((axes,),) = _axes(size=(6.4, 3.0))
+    figure, ((axes,),) = _axes(size=(8.4, 3.0))
     for number, name in enumerate(values):
         axes.plot(range(len(values)), values[name], marker="os^"[number % 3], color=PALETTE[number], label=name)
     axes.axhline(0, color=QUIET, ls=":")
     axes.set(xticks=range(len(values)), ylabel="Spearman's rank correlation", title="Weights drawn anew, from the top down")
     axes.set_ylim(-0.3, 1.05)
     axes.set_xticklabels(values.index, rotation=20, ha="right", fontsize=9)
-    axes.legend(fontsize=8.5)
+    axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -1,7 +1,7 @@
 """Products of one run explained, and the explanations checked: what ``12_attribution`` does for each of its seeds."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from m5lib import attention, attribution, faithfulness, recording, runs, shop, tasks
 from m5lib.attribution import STEPS, Attribution, Shapley, Target, Tokens
-from m5lib.data import DataError
+from m5lib.data import DataError, Rows
 from m5lib.embeddings import DEFAULT, embeddings
 from m5lib.faithfulness import Curves
 from m5lib.finetune import Classifier
@@ -33,12 +33,14 @@ class Explained:
     Attributes:
         context: the columns that result rows share; ``state`` is the model's.
         methods: method (:data:`METHODS`) -> scores of the tokens.
-        means: mean tokens of the training products.
+        classifier: of the class logit; None for a similarity, which needs no labels.
+        model: pre-trained, as it was before fine-tuning.
+        means: mean tokens of the training products; empty where the baseline is "absent".
         truth: of a shop; None for other products.
     """
 
     context: dict
-    classifier: Classifier
+    classifier: Classifier | None
     model: Model
     streams: Streams
     batch: Batch
@@ -79,18 +81,19 @@ class Explained:
         return recording.rows([number | ({"modalities": names} if names else {})], self.context)[0]
 
 
-def chosen(streams: Streams, classifier: Classifier, products: int | Sequence[str], seed: int) -> np.ndarray:
-    """Rows of query products with a category that the classifier knows: so many drawn by seed, or those with the ids given.
+def chosen(streams: Streams, classifier: Classifier | None, products: int | Sequence[str], seed: int) -> np.ndarray:
+    """Rows of so many query products, drawn by seed, with a category that the classifier knows; or of those with the ids given.
 
-    Raises:
-        DataError: there is no such product, or no product of an id.
+    Raises :class:`~m5lib.data.DataError` where there is no such product.
     """
-    catalogue, known = streams.catalogue, set(classifier.labels)
+    catalogue = streams.catalogue
     if not isinstance(products, int):
         return rows_of(streams, products)
-    rows = np.array([row for row in catalogue.split("query") if str(catalogue.labels[row]) in known], dtype=int)
+    rows = catalogue.split("query")
+    if classifier is not None:
+        rows = np.array([row for row in rows if str(catalogue.labels[row]) in set(classifier.labels)], dtype=int)
     if not len(rows):
-        raise DataError(f"{catalogue.name}: no query product has a label that the classifier knows; nothing to explain")
+        raise DataError(f"{catalogue.name}: no query product has a label that the classifier knows; give labels, or explain the similarity")
     return np.sort(np.random.default_rng(seed).permutation(rows)[:products])
 
 
@@ -108,9 +111,10 @@ def explained(
     seed: int,
     target: str = "category",
     baseline: str = "absent",
-    products: int | Sequence[str] = 0,
+    wanted: int | Sequence[str] = 0,
     against: str = "",
     steps: int = STEPS,
+    products: int = 0,
 ) -> Explained:
     """Load or make the run of ``04_pretrain`` and its fine-tuning with these parameters, and explain products with it.
 
@@ -118,39 +122,39 @@ def explained(
         target: ``category``, the logit of the product's own category (fine-tuned model), or ``similarity``, to the product ``against`` or,
             if that is empty, to each product's nearest in the gallery (pre-trained model).
         baseline: one of :data:`m5lib.attribution.BASELINES`.
-        products: how many (0: :data:`PRODUCTS` of the profile), or ids.
+        wanted: how many products (0: :data:`PRODUCTS` of the profile), or ids.
+        products: at most so many are read, evenly over the splits, of data other than the shop; 0: what the profile says.
     """
     for value, known in ((target, TARGETS), (baseline, attribution.BASELINES)):
         if value not in known:
             raise ValueError(f"unknown {value!r}: known are {known}")
     size, job = runs.profile_of(profile), runs.Job(profile=profile, seed=seed)
+    size = replace(size, products=products or size.products)
     streams = runs.streams_of(*runs.load(data, size, seed), size)
     run = runs.pretrained(job, streams)
-    classifier, device = runs.finetuned(run, job, streams), runs.best_device()
-    rows = chosen(streams, classifier, products or PRODUCTS[profile], seed)
+    classifier, device = runs.finetuned(run, job, streams) if target == "category" else None, runs.best_device()
+    rows = chosen(streams, classifier, wanted or PRODUCTS[profile], seed)
     batch = streams.batch(rows).to(device)
-    if target == "category":
-        wanted = attribution.class_logit(classifier, streams.catalogue.labels[rows])
+    if classifier is not None:
+        explain = attribution.class_logit(classifier, streams.catalogue.labels[rows])
     else:
-        wanted = alike(run.model, streams, rows, [against] * len(rows) if against else [])[0]
-    means = attribution.means(wanted.model, streams, streams.catalogue.split("train")) if baseline == "mean" else {}
-    found = attribution.integrated_gradients(wanted, batch, means or None, steps)
-    methods = {"integrated gradients": found.tokens, "gradient × input": attribution.gradient_times_input(wanted, batch)}
-    methods |= attention.attention_scores(wanted.model, batch)
-    state = "finetuned" if target == "category" else "pretrained"
-    context = run.context("12_attribution", job, streams.catalogue) | {"state": state}
+        explain = alike(run.model, streams, rows, [against] * len(rows) if against else [])[0]
+    means = attribution.means(explain.model, streams, streams.catalogue.split("train")) if baseline == "mean" else {}
+    found = attribution.integrated_gradients(explain, batch, means or None, steps)
+    methods = {"integrated gradients": found.tokens, "gradient × input": attribution.gradient_times_input(explain, batch)}
+    methods |= attention.attention_scores(explain.model, batch)
+    context = run.context("12_attribution", job, streams.catalogue) | {"state": "finetuned" if classifier else "pretrained"}
     truth = shop.truth(shop.folder_of(profile, seed)) if data == "shop" else None
-    worth = attribution.shapley(wanted, batch)
-    return Explained(context, classifier, run.model, streams, batch, wanted, found, methods, worth, means, truth)
+    worth = attribution.shapley(explain, batch)
+    return Explained(context, classifier, run.model, streams, batch, explain, found, methods, worth, means, truth)
 
 
-def alike(model: Model, streams: Streams, rows: np.ndarray, ids: Sequence[str] = ()) -> tuple[Target, np.ndarray]:
+def alike(model: Model, streams: Streams, rows: Rows, ids: Sequence[str] = ()) -> tuple[Target, np.ndarray]:
     """The similarity of products to others, by default each one's nearest in the gallery; the target, and the rows of the others."""
     catalogue = streams.catalogue
     if ids:
         others = rows_of(streams, ids)
-        vectors = embeddings(model, streams, others, readouts=(DEFAULT,))[DEFAULT]
-        return attribution.similarity(model, vectors), others
+        return attribution.similarity(model, embeddings(model, streams, others, readouts=(DEFAULT,))[DEFAULT]), others
     gallery = catalogue.split("gallery")
     own, offered = (embeddings(model, streams, part, readouts=(DEFAULT,))[DEFAULT] for part in (rows, gallery))
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (own, offered)]
@@ -231,7 +235,7 @@ def soundness(e: Explained, products: int = 16, steps: int = 20) -> dict:
 
 
 def _cascade(e: Explained, batch: Batch, target: Target, steps: int) -> pd.DataFrame:
-    if target.model is not e.classifier.model:
+    if e.classifier is None:
         return pd.DataFrame()
 
     def scored(wanted: Target) -> dict[str, Tokens]:
@@ -292,7 +296,7 @@ def worths(e: Explained) -> pd.DataFrame:
 
 def by_category(found: Iterable[Explained], most: int = 14) -> pd.DataFrame:
     """Mean Shapley value of each modality over the products of a category that have it, for the categories with most products."""
-    parts = [worths(e).assign(category=e.labels) for e in found]
+    parts = [worths(e).assign(category=["(no category)" if label is None else label for label in e.labels]) for e in found]
     whole = pd.concat(parts, ignore_index=True)
     kept = whole["category"].value_counts().index[:most]
     return whole.groupby("category")[[c for c in whole if c != "category"]].mean().loc[kept]
@@ -312,8 +316,7 @@ def shares_by_method(e: Explained) -> pd.DataFrame:
 def agreement(e: Explained) -> pd.Series:
     """Mean rank correlation of the other methods' scores with integrated gradients, over all tokens of a product."""
     first = e.methods["integrated gradients"]
-    others = {method: tokens for method, tokens in e.methods.items() if tokens is not first}
-    return pd.Series({m: np.nanmean(faithfulness.rank_correlation(first, tokens, e.batch)) for m, tokens in others.items()})
+    return pd.Series({m: np.nanmean(faithfulness.rank_correlation(first, e.methods[m], e.batch)) for m in METHODS[1:]})
 
 
 def numbers(
