@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from m5lib import map_figures
-from m5lib.data import Catalogue
 from m5lib.decoding import open_image
 from m5lib.figures import PALETTE
 from m5lib.maps import Mapped
@@ -37,18 +36,16 @@ class InteractiveMap:
     In a MIME bundle: ``text/html``, and ``image/png`` for whatever shows no HTML.
 
     Args:
-        catalogue: that the products come from.
-        found: (label, seed) -> maps of one seed (:func:`m5lib.maps.maps`); every label and method can be chosen in the map.
+        found: (label, seed) -> maps (:func:`m5lib.maps.maps`); those of every label and method can be chosen in the picture.
+        seed: whose maps.
         readout: whose space and maps.
         by: what is coloured, a column of :func:`m5lib.maps.groups`.
     """
 
-    def __init__(self, catalogue: Catalogue, found: Mapping[tuple[str, int], Mapped], readout: str, by: str = "category"):
-        (seed,) = {s for _, s in found}
-        labels = [label for label, _ in found]
-        self.still: Figure = map_figures.maps(found, seed, readout, by, labels[:1])
-        studies = {label: found[label, seed] for label in labels}
-        self.data = contents(catalogue, studies, readout, by)
+    def __init__(self, found: Mapping[tuple[str, int], Mapped], seed: int, readout: str, by: str = "category"):
+        studies = {label: study for (label, own), study in found.items() if own == seed}
+        self.still: Figure = map_figures.maps(found, seed, readout, by, list(studies)[:1])
+        self.data = contents(studies, readout, by)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         picture = io.BytesIO()
@@ -66,9 +63,9 @@ class InteractiveMap:
         return page.replace("__DATA__", said)
 
 
-def contents(catalogue: Catalogue, studies: Mapping[str, Mapped], readout: str, by: str) -> dict:
+def contents(studies: Mapping[str, Mapped], readout: str, by: str) -> dict:
     """What the page knows: products (title, group, modalities, place in the tiles), layouts with coordinates in 0..1, and neighbours."""
-    table = next(iter(studies.values())).groups
+    table, catalogue = (first := next(iter(studies.values()))).groups, first.catalogue
     rows = {id_: row for row, id_ in enumerate(catalogue.ids)}
     products = [catalogue.products[rows[id_]] for id_ in table.index]
     groups = map_figures.key(table[by])

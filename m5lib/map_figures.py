@@ -121,7 +121,7 @@ def listings(found: Mapping[tuple[str, int], Mapped], seed: int, readout: str, m
 @styled
 def removals(values: Mapping[str, pd.DataFrame], title: str) -> Figure:
     """What taking a modality away does to complete products: a panel for each number, a dot for each seed."""
-    figure, axes = _axes(1, len(values), (3.6 * len(values), 1.4 + 0.3 * len(next(iter(values.values())))), sharey=True)
+    figure, axes = _axes(1, len(values), (1.0 + 2.8 * len(values), 1.4 + 0.3 * len(next(iter(values.values())))), sharey=True)
     for place, (name, part) in zip(axes[0], values.items(), strict=True):
         height, mean = np.arange(len(part)), part.mean(axis=1)
         shade = [QUIET if label == part.index[0] else PALETTE[5] for label in part.index]

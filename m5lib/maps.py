@@ -30,6 +30,8 @@ from m5lib.study import COLUMNS, Number, Study
 
 #: Splits that are drawn: neither trained on nor used for any choice.
 HELD_OUT = ("query", "gallery", "fine_query", "fine_gallery")
+#: What products are grouped by, where it can be known.
+GROUPS = ("category", "missing", "product", "merchant")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def held_out(catalogue: Catalogue, read: Iterable[Iterable[str]] = (), most: int
         most: so many at most; listings of one product are taken together, so up to a few more. 0: all.
 
     Raises:
-        DataError: fewer than ten are left.
+        DataError: too few are left for a product to have ten others.
     """
     rows = np.sort(np.concatenate([catalogue.split(name) for name in HELD_OUT]))
     for names in read:
@@ -70,8 +72,8 @@ def held_out(catalogue: Catalogue, read: Iterable[Iterable[str]] = (), most: int
         order = np.random.default_rng(0).permutation(len(names))
         kept = order[: np.searchsorted(count[order].cumsum(), most) + 1]
         rows = rows[np.isin(place, kept)]
-    if len(rows) < 10:
-        raise DataError(f"{catalogue.name}: {len(rows)} products are left for a map; at least 10 in {', '.join(HELD_OUT)} are needed")
+    if len(rows) <= K:
+        raise DataError(f"{catalogue.name}: {len(rows)} products are left for a map; at least {K + 1} in {', '.join(HELD_OUT)} are needed")
     return rows
 
 
@@ -123,11 +125,13 @@ class Mapped(Study):
         groups: of the products drawn (:func:`groups`).
         spaces: (read-out, one of :data:`SPACES`) -> (N, D) vectors or (N, 2) coordinates in the order of ``groups``.
         file: where the coordinates lie: a parquet file with the columns ``id, state, readout, method, x, y``.
+        catalogue: that the products are of.
     """
 
     groups: pd.DataFrame
     spaces: Mapping[tuple[str, str], np.ndarray]
     file: Path
+    catalogue: Catalogue
 
 
 def _spaces(folder: Path, state: str, vectors: Mapping[str, np.ndarray], ids: np.ndarray, seed: int, settings: Settings):
@@ -153,8 +157,9 @@ def removal(
 ) -> list[dict]:
     """What a missing modality does, product by product: complete products are asked with once more without each modality.
 
-    ``10-NN accuracy`` of the category, and ``finds itself``: whether the nearest of all products is the complete one that it was made
-    of. ``modalities`` are those left; with all, products ask with what they have. Nothing, where fewer than ``at_least`` are complete.
+    ``10-NN accuracy`` of the category; ``neighbours kept``: the share of its ten nearest that stay; ``finds itself``: whether the nearest
+    of all is the complete product that it was made of. ``modalities`` are those left; with all, products ask with what they have.
+    Nothing, where fewer than ``at_least`` are complete.
 
     Args:
         whole: read-out -> (n, D) vectors of the rows, that are looked among.
@@ -165,15 +170,18 @@ def removal(
     if len(names) < 2 or complete.sum() < at_least:
         return []
     ids, labels, found = table.index.to_numpy(), table["category"].to_numpy(), []
+    before = {readout: rank(part[complete], part, K, ids[complete], ids) for readout, part in whole.items()}
     for left in [names, *(tuple(other for other in names if other != name) for name in names)]:
-        given = runs.vectors(model, streams, rows[complete], left, list(whole))
-        for readout, part in given.items():
+        for readout, part in runs.vectors(model, streams, rows[complete], left, list(whole)).items():
             asked = part[rows[complete]]
-            around = labels[rank(asked, whole[readout], K, ids[complete], ids)]
-            itself = rank(asked, whole[readout], 1)[:, 0] == np.flatnonzero(complete)
-            right = {f"{K}-NN accuracy": vote(around) == labels[complete], "finds itself": itself}
+            around = rank(asked, whole[readout], K, ids[complete], ids)
+            values = {
+                f"{K}-NN accuracy": vote(labels[around]) == labels[complete],
+                "neighbours kept": (around[:, :, None] == before[readout][:, None]).any(axis=2),
+                "finds itself": rank(asked, whole[readout], 1)[:, 0] == np.flatnonzero(complete),
+            }
             more = {"task": "removal", "convention": SPACE, "variant": readout, "modalities": codes(left)}
-            found += [{**more, "metric": metric, "value": float(np.mean(values))} for metric, values in right.items()]
+            found += [{**more, "metric": metric, "value": float(np.mean(each))} for metric, each in values.items()]
     return found
 
 
@@ -189,7 +197,7 @@ def mapped(run: runs.Run, state: str, job: runs.Job, streams: Streams, table: pd
     found = runs.rows(means, run.context(notebook, job, catalogue), state=state)
     size = sum(p.numel() for p in run.model.parameters())
     each = each.assign(state=state)[list(COLUMNS)]
-    return Mapped(run.name, catalogue.fingerprint, found, each, run.history, size, table, spaces, path)
+    return Mapped(run.name, catalogue.fingerprint, found, each, run.history, size, table, spaces, path, catalogue)
 
 
 def maps(
