@@ -50,7 +50,7 @@ def _legend(figure: Figure, groups: pd.DataFrame, column: pd.Series, others: str
     if left:
         names.append(f"{others} ({left})")
         marks.append(Line2D([], [], ls="", marker="o", color=OTHERS, ms=5))
-    figure.legend(marks, names, loc="outside lower center", ncols=4, fontsize=9, handletextpad=0.2)
+    figure.legend(marks, names, loc="outside lower center", ncols=max(2, int(figure.get_figwidth() / 2.6)), fontsize=9, handletextpad=0.2)
 
 
 @styled
@@ -71,13 +71,15 @@ def maps(
     labels = list(labels) or [label for label, s in found if s == seed]
     column = found[labels[0], seed].groups[by]
     groups = key(column)
-    figure, axes = _axes(len(methods), len(labels), (2.75 * max(2, len(labels)), 2.85 * len(methods) + 0.9))
-    for line, method in zip(axes, methods, strict=True):
+    single = len(labels) == 1  # its methods side by side
+    rows, columns = (1, len(methods)) if single else (len(methods), len(labels))
+    figure, axes = _axes(rows, columns, (2.75 * max(2, columns), 2.85 * rows + 0.9))
+    for line, method in zip(axes.T if single else axes, methods, strict=True):
         for place, label in zip(line, labels, strict=True):
             study = found[label, seed]
             _panel(place, study.spaces[readout, method], column, groups)
-            place.set_title(f"{label}\nsilhouette {study.value(value_of(by, 'silhouette', method, readout)):.2f}", fontsize=10)
-        line[0].set_ylabel(method, fontsize=11, fontweight="bold")
+            apart = study.value(value_of(by, "silhouette", method, readout))
+            place.set_title(f"{label}, {method}\nsilhouette {apart:.2f}", fontsize=10)
     _legend(figure, groups, column, "complete" if by == "missing" else "others")
     return figure
 
@@ -106,8 +108,7 @@ def listings(found: Mapping[tuple[str, int], Mapped], seed: int, readout: str, m
         place.margins(0.04)
         place.spines[:].set_visible(True)
         place.spines[:].set_color("#dddddd")
-        place.set_title(f"{label}\nnearest is the same: {near:.0%}", fontsize=10)
-    axes[0, 0].set_ylabel(method, fontsize=11, fontweight="bold")
+        place.set_title(f"{label}, {method}\nnearest is the same: {near:.0%}", fontsize=10)
     names = ["listed by several merchants", "joined: listings of one product", "listed once"]
     marks = [
         Line2D([], [], ls="", marker="o", color=PALETTE[0], ms=5),

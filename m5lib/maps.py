@@ -217,7 +217,7 @@ def maps(
     for seed in seeds:
         catalogue, features = runs.load(data, size, seed)
         evaluate.require_labels(catalogue)
-        merchants = shop.truth(shop.folder_of(size.name, seed))["merchant"] if data == "shop" else None
+        merchants = "merchant " + shop.truth(shop.folder_of(size.name, seed))["merchant"] if data == "shop" else None
         models = {}
         for label, given in grid.items():
             wanted = given.get("modalities", "")
