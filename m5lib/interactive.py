@@ -26,7 +26,7 @@ from m5lib.separation import METHODS, SPACE, nearest
 #: The page's part of it; the words between double underscores are filled in.
 PAGE = Path(__file__).with_suffix(".html")
 #: Sides of the small pictures in pixels that are tried, and bytes that all of them together may take.
-SIDES, LIMIT = (112, 96, 80, 64, 48, 32), 1_000_000
+SIDES, LIMIT = (112, 96, 80, 64, 48, 40, 32, 24), 900_000
 SHOWN = 6
 
 
@@ -98,7 +98,7 @@ def _fitted(points: np.ndarray) -> list[list[float]]:
 
 
 def tiled(files: Iterable) -> dict:
-    """The pictures of products side by side in one JPEG, as large as :data:`LIMIT` allows, on white.
+    """The pictures of products side by side in one JPEG, as large as :data:`LIMIT` allows, on white; never below the last of :data:`SIDES`.
 
     Returns:
         ``side`` of a tile in pixels, tiles in a row (``columns``), ``rows``, ``uri``; ``places``: the number of each product's tile, -1

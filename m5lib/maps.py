@@ -78,8 +78,8 @@ def held_out(catalogue: Catalogue, read: Iterable[Iterable[str]] = (), most: int
 
 
 def coordinates(vectors: Float[np.ndarray, "N D"], method: str, seed: int = 0, settings: Settings = Settings()) -> Float[np.ndarray, "N 2"]:
-    """A map of unit vectors, the same for the same vectors and seed: one thread, started from the two principal components (Kobak and
-    Linderman 2021). On unit vectors the Euclidean neighbours that either method starts from are those by cosine.
+    """A map of unit vectors, the same for the same vectors and seed on the same machine: one thread, started from two principal components
+    (Kobak and Linderman 2021). On unit vectors the Euclidean neighbours that either method starts from are those by cosine.
 
     Raises:
         ValueError: the method is not one of :data:`METHODS`.

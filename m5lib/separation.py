@@ -1,7 +1,7 @@
 """How well groups of products separate, in an embedding space and in maps of it: silhouette, accuracy of neighbours, trustworthiness."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -38,7 +38,7 @@ def separation(
     points: Float[np.ndarray, "N D"],
     labels: np.ndarray,
     space: str,
-    votes: Iterable[int] = (1, K),
+    votes: Sequence[int] = (1, K),
     asked: Bool[np.ndarray, " N"] | None = None,
 ) -> dict[str, Float[np.ndarray, " N"]]:
     """How well labels separate: metric -> a value for each product, NaN where it has none; the metric is their mean.
