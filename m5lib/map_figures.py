@@ -36,6 +36,11 @@ def _panel(axes, points: np.ndarray, column: pd.Series, groups: pd.DataFrame) ->
     axes.scatter(*points[others].T, s=0.6 * size, color=OTHERS, linewidths=0)
     for name, row in groups.iterrows():
         axes.scatter(*points[names == name].T, s=size, color=row["colour"], marker=row["shape"], linewidths=0, alpha=0.85)
+    _frame(axes)
+
+
+def _frame(axes) -> None:
+    """No axes: directions and units of a map mean nothing."""
     axes.set(xticks=[], yticks=[])
     axes.margins(0.04)
     axes.spines[:].set_visible(True)
@@ -85,37 +90,35 @@ def maps(
 
 
 @styled
-def listings(found: Mapping[tuple[str, int], Mapped], seed: int, readout: str, method: str = METHODS[0], times: int = 2) -> Figure:
+def listings(found: Mapping[tuple[str, int], Mapped], seed: int, readout: str, method: str = METHODS[0], most: int = 30) -> Figure:
     """Whether listings of one product by several merchants lie together: a star joins those of each product in the map.
 
-    Over each panel: how often the nearest product in the map is another listing of the same.
+    Over each panel: how often the nearest product in the map is another listing of the same, asked of all that are listed again.
 
     Args:
-        times: only products listed at least so often.
+        most: so many products are joined, those that are listed most often.
     """
     labels = [label for label, s in found if s == seed]
     figure, axes = _axes(1, len(labels), (2.75 * max(2, len(labels)), 3.4))
+    whose = found[labels[0], seed].groups["product"]
+    times = whose.value_counts().sort_index(kind="stable").sort_values(ascending=False, kind="stable")
+    joined = times[times > 1].index[:most]
+    shown = whose.isin(joined).to_numpy()
     for place, label in zip(axes[0], labels, strict=True):
-        study = found[label, seed]
-        points, whose = study.spaces[readout, method], study.groups["product"]
-        again = whose.map(whose.value_counts()).to_numpy() >= times
-        centre = pd.DataFrame(points[again]).groupby(whose[again].to_numpy()).transform("mean").to_numpy()
-        place.scatter(*points[~again].T, s=4, color=OTHERS, linewidths=0)
-        place.add_collection(LineCollection(np.stack([points[again], centre], axis=1), colors=PALETTE[1], linewidths=0.7, alpha=0.6))
-        place.scatter(*points[again].T, s=8, color=PALETTE[0], linewidths=0)
-        near = study.value(value_of("product", "1-NN accuracy", method, readout))
-        place.set(xticks=[], yticks=[])
-        place.margins(0.04)
-        place.spines[:].set_visible(True)
-        place.spines[:].set_color("#dddddd")
+        points = found[label, seed].spaces[readout, method]
+        centre = pd.DataFrame(points[shown]).groupby(whose[shown].to_numpy()).transform("mean").to_numpy()
+        place.scatter(*points[~shown].T, s=3, color=OTHERS, linewidths=0)
+        place.add_collection(LineCollection(np.stack([points[shown], centre], axis=1), colors=PALETTE[1], linewidths=0.8, alpha=0.7))
+        place.scatter(*points[shown].T, s=8, color=PALETTE[0], linewidths=0)
+        _frame(place)
+        near = found[label, seed].value(value_of("product", "1-NN accuracy", method, readout))
         place.set_title(f"{label}, {method}\nnearest is the same: {near:.0%}", fontsize=10)
-    names = ["listed by several merchants", "joined: listings of one product", "listed once"]
     marks = [
-        Line2D([], [], ls="", marker="o", color=PALETTE[0], ms=5),
-        Line2D([], [], color=PALETTE[1]),
+        Line2D([], [], ls="-", marker="o", color=PALETTE[1], mfc=PALETTE[0], mec=PALETTE[0], ms=5),
         Line2D([], [], ls="", marker="o", color=OTHERS, ms=5),
     ]
-    figure.legend(marks, names, loc="outside lower center", ncols=3, fontsize=9)
+    names = [f"listings of one product, joined ({len(joined)} products, those listed most often)", "others"]
+    figure.legend(marks, names, loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
 

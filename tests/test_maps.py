@@ -1,8 +1,11 @@
 """Groups that separate, groups that do not, and what a map keeps of the space."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 from sklearn.neighbors import KNeighborsClassifier
 
 from m5lib import claims, map_figures, maps, runs, separation, shop, study
