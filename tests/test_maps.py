@@ -128,6 +128,23 @@ def test_groups_are_those_that_can_tell(small_shop, catalogue):
     assert list(maps.groups(catalogue, maps.held_out(catalogue))) == ["category"]
 
 
+def test_stars_join_listings_and_only_incomplete_products_are_asked(small_shop):
+    table = maps.groups(small_shop, maps.held_out(small_shop))
+    points = np.random.default_rng(0).normal(size=(len(table), 2)).astype(np.float32)
+    each = separation.numbers({("r", "t-SNE"): points}, table).assign(state="pretrained")
+    means = each.groupby(["state", "variant", "task", "metric", "convention"])["value"].mean().reset_index().to_dict("records")
+    found = {("SCALE", 0): maps.Mapped("run", "data", means, each, [], 1, table, {("r", "t-SNE"): points}, Path("x"), small_shop)}
+    (axes,) = map_figures.listings(found, 0, "r", most=3).axes
+    (stars,) = [lines for lines in axes.collections if isinstance(lines, LineCollection)]
+    assert len(stars.get_segments()) == table["product"].value_counts().head(3).sum()
+    asked = table["missing"].map(table["missing"].value_counts()).gt(1) & (table["missing"] != "complete")
+    values = found["SCALE", 0].values(maps.value_of("missing", "1-NN accuracy", "t-SNE", "r"))
+    assert set(values.index) == set(table.index[asked])
+    category = maps.value_of("category", "1-NN accuracy", "t-SNE", "r")
+    shares = maps.by_missing(found, category)
+    assert shares.columns[0] == "complete" and shares.loc["products"].sum() == len(found["SCALE", 0].values(category))
+
+
 GRID = {
     "SCALE": {},
     "ViLBERT": {"model": "vilbert", "modalities": "I+T"},
