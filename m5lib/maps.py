@@ -17,7 +17,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from sklearn.preprocessing import normalize
 
-from m5lib import evaluate, runs, shop, tables
+from m5lib import evaluate, recording, runs, shop, tables
 from m5lib.data import Catalogue, DataError
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.files import code_version
@@ -194,7 +194,7 @@ def mapped(run: runs.Run, state: str, job: runs.Job, streams: Streams, table: pd
     each = numbers(spaces, table)
     means = each.groupby(["variant", "task", "metric", "convention"], sort=False)["value"].mean().reset_index().to_dict("records")
     means += trust(spaces) + removal(run.model, streams, rows, vectors, table)
-    found = runs.rows(means, run.context(notebook, job, catalogue), state=state)
+    found = recording.rows(means, run.context(notebook, job, catalogue), state=state)
     size = sum(p.numel() for p in run.model.parameters())
     each = each.assign(state=state)[list(COLUMNS)]
     return Mapped(run.name, catalogue.fingerprint, found, each, run.history, size, table, spaces, path, catalogue)

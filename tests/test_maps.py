@@ -8,7 +8,7 @@ import pytest
 from matplotlib.collections import LineCollection
 from sklearn.neighbors import KNeighborsClassifier
 
-from m5lib import claims, map_figures, maps, runs, separation, shop, study
+from m5lib import claims, map_figures, maps, recording, separation, shop, study
 from m5lib.data import DataError
 from m5lib.embeddings import DEFAULT, PAPER
 
@@ -169,7 +169,7 @@ def test_the_same_products_under_every_model(found, folder, capsys):
         stored = pd.read_parquet(each.file)
         assert list(stored) == ["id", "state", "readout", "method", "x", "y"] and len(stored) == 80 * 4
         frame = pd.DataFrame(each.rows)
-        assert list(frame) == list(runs.COLUMNS) and set(frame["variant"]) == {PAPER, DEFAULT}
+        assert list(frame) == list(recording.COLUMNS) and set(frame["variant"]) == {PAPER, DEFAULT}
         assert {"separation by category", "map", "removal"} == set(frame["task"])
         wanted = maps.value_of("category", "silhouette", "t-SNE", PAPER)
         assert each.value(wanted) == pytest.approx(each.values(wanted).mean())
