@@ -30,7 +30,6 @@ PRETRAINED = ("Table 5",)
 #: Claims that no study of ours can test, and why.
 NOT_TESTABLE = {
     "C39": "needs products with ten listings or more: ours have a few, and ten found cannot all be right",
-    "C90": "needs the embedding maps, which no notebook makes yet",
     "C91": "needs products of two sizes, the smaller a part of the larger",
 }
 

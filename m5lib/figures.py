@@ -158,6 +158,7 @@ def panels(values: Mapping[str, pd.DataFrame], title: str) -> Figure:
         place.set_yticklabels(labels)
         place.grid(axis="y", color="#eeeeee")
         place.margins(x=0.12)
+        place.locator_params(axis="x", nbins=4)
     figure.suptitle(title, fontsize=11, fontweight="bold")
     return figure
 

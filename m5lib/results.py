@@ -26,6 +26,7 @@ STUDIES = {
     "text_table": "08_text_table_split",
     "simcl": "09_simcl",
     "baselines": "10_baselines",
+    "maps": "11_embedding_maps",
     "attribution": "12_attribution",
 }
 #: and those of one: the story of `make demo`.

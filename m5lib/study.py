@@ -25,7 +25,7 @@ COLUMNS = ("state", "variant", *evaluate.PER_QUERY)
 
 @dataclass(frozen=True)
 class Number:
-    """One of a study's numbers: the columns of its result rows, save that an empty convention is any."""
+    """One of a study's numbers: the columns of its result rows, save that an empty state or convention is any."""
 
     state: str
     variant: str
@@ -55,6 +55,8 @@ def number(name: str, state: str = "finetuned") -> Number:
         return Number("finetuned", HIDDEN, "clustering", name)
     if name == "mean cosine":
         return Number("pretrained", PAPER, *SIMILARITY.values())
+    if name == "silhouette of the map":  # Figure 6
+        return Number("pretrained", PAPER, "separation by category", "silhouette", "t-SNE")
     if not (match := re.fullmatch(r"((mAP|Prec)@\d+)(?:_(pretrain|finetune|coarse|fine))?", name)):
         raise ValueError(f"no table of the paper has a column {name!r}")
     metric, kind, ending = match.groups()
@@ -91,7 +93,7 @@ class Study:
     def values(self, wanted: Number) -> pd.Series:
         """What every query contributed to a number, by product. Raises ``ValueError`` where it was not measured, or not by query."""
         part = self.queries
-        for column in vars(wanted):
+        for column in [key for key in vars(wanted) if getattr(wanted, key)]:
             part = part[part[column] == getattr(wanted, column)]
         if part.empty:
             raise ValueError(f"{self.run} has no number {wanted} by query")

@@ -71,14 +71,17 @@ def readouts(found: Found, metric: str = "mAP@10", convention: str = "min_k_r") 
     return frame.pivot_table(index="label", columns="read-out", values="value", sort=False)
 
 
-def differences(found: Found, pairs: Iterable[tuple[str, str]], names: Iterable[str], state: str = "finetuned") -> pd.DataFrame:
+def differences(
+    found: Found, pairs: Iterable[tuple[str, str]], names: Iterable[str | Number], state: str = "finetuned", scale: float = 100.0
+) -> pd.DataFrame:
     """What the first of two labels has more than the second, in per cent, with its 95 % interval: a row per pair and number."""
     seeds, rows = list(dict.fromkeys(seed for _, seed in found)), []
     for one, other in pairs:
         for name in names:
-            wanted = number(name, state)
+            wanted = name if isinstance(name, Number) else number(name, state)
             test = claims.tested(*([(found[label, seed], wanted) for seed in seeds] for label in (one, other)))
-            interval = [np.nan if test[key] is None else 100 * test[key] for key in ("low", "high")]
-            rows.append((f"{one} - {other}", name, 100 * test["difference"], *interval, test["p"], test["verdict"]))
+            interval = [np.nan if test[key] is None else scale * test[key] for key in ("low", "high")]
+            shown = f"{wanted.metric}, {wanted.convention}" if isinstance(name, Number) else name
+            rows.append((f"{one} - {other}", shown, scale * test["difference"], *interval, test["p"], test["verdict"]))
     columns = ["difference", "number", "mean", "low", "high", "p", "as a claim"]
     return pd.DataFrame(rows, columns=columns).set_index(["difference", "number"])
