@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +201,13 @@ def mapped(run: runs.Run, state: str, job: runs.Job, streams: Streams, table: pd
 
 
 def maps(
-    grid: Mapping[str, Mapping[str, object]], data: str, profile: str, seeds: Iterable[int], settings: Settings, notebook: str
+    grid: Mapping[str, Mapping[str, object]],
+    data: str,
+    profile: str,
+    seeds: Iterable[int],
+    settings: Settings,
+    notebook: str,
+    products: int = 0,
 ) -> dict[tuple[str, int], Mapped]:
     """The maps of a grid's models, for each seed of the same products; models that read what the products lack are left out.
 
@@ -209,11 +215,13 @@ def maps(
         grid: label -> ``state`` (``pretrained``, if not given, or ``untrained``), ``modalities`` (codes; all, if not given) and fields of
             :class:`m5lib.runs.Job`.
         seeds: of weights, order, masks and maps; with ``data="shop"`` of the shop too.
+        products: at most so many are read, evenly over the splits, of data other than the shop; 0: what the profile says.
 
     Returns:
         (label, seed) -> maps, in the order of the seeds and of the grid.
     """
     size, found = runs.profile_of(profile), {}
+    size = replace(size, products=products or size.products)
     for seed in seeds:
         catalogue, features = runs.load(data, size, seed)
         evaluate.require_labels(catalogue)
