@@ -126,8 +126,8 @@ def _pairs(figure: Figure, at: tuple, streams: Streams, row: int, scores: np.nda
     _, entity = _pieces(streams, row, "table")
     both = [[float(scores[entity == 2 * n + side].sum()) for side in (0, 1)] for n in range(len(pairs))]
     rows = [[(short(t, 1, 26), v, n in list(told)) for t, v in zip(pair, both[n], strict=True)] for n, pair in enumerate(pairs)]
-    room = int(at[3] / LINE)
-    _chips(_place(figure, *at), rows[:room], _reach(both), at[2:], lead=max(_width(row[0][0]) for row in rows) + GAP)
+    rows = rows[: int(at[3] / LINE)]  # what the page has room for
+    _chips(_place(figure, *at), rows, _reach(both), at[2:], lead=max(_width(row[0][0]) for row in rows) + GAP)
 
 
 def _bars(axes: Axes, start: np.ndarray, width: float, scores: np.ndarray, told, label: str) -> None:
@@ -269,7 +269,7 @@ def spread_out(boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> 
 def modality_shares(values: pd.DataFrame, label: str) -> Figure:
     """Mean Shapley values by category, stacked: category x modality; what speaks against stands left of 0."""
     figure, ((axes,),) = _axes(size=(8.2, 1.3 + 0.28 * len(values)))
-    ends = {1: np.zeros(len(values)), -1: np.zeros(len(values))}
+    ends = {sign: np.zeros(len(values)) for sign in (1, -1)}
     for name in values:
         part = values[name].fillna(0).to_numpy()
         left = np.where(part >= 0, ends[1], ends[-1])
@@ -300,11 +300,9 @@ def deletion_insertion(found: Mapping[str, Mapping[str, np.ndarray]], shares: Se
                 mean, error = change.mean(axis=0), 1.96 * change.std(axis=0) / np.sqrt(len(change))
                 place.plot(100 * np.asarray(shares), mean, color=paint, marker="o", ms=3, ls="--" if paint == QUIET else "-", label=name)
                 place.fill_between(100 * np.asarray(shares), mean - error, mean + error, color=paint, alpha=0.2, lw=0)
-            if line == 0:
-                place.set_title(title, fontsize=10)
-            else:
-                place.set_xlabel("% of the tokens", fontsize=8.5)
             place.tick_params(labelsize=8)
+        axes[0, column].set_title(title, fontsize=10)
+        axes[1, column].set_xlabel("% of the tokens", fontsize=8.5)
         axes[0, 0].set_ylabel(f"change of {label},\nbest deleted", fontsize=8.5)
         axes[1, 0].set_ylabel(f"change of {label},\nbest inserted", fontsize=8.5)
     for line in (0, 1):
@@ -328,7 +326,7 @@ def pointing(hits: pd.DataFrame, chance: pd.DataFrame, title: str) -> Figure:
             place.barh(y, values.mean(), 0.62, color=colour(name), alpha=0.45)
             place.scatter(values, np.full(len(values), y), s=12, color=colour(name), zorder=3)
         place.axvline(level, color="#444444", ls=":")
-        place.annotate("chance", (level, -0.78), (2, 0), textcoords="offset points", fontsize=7.5, color="#444444", va="center")
+        place.annotate("chance", (level, -0.78), (2, 0), textcoords="offset points", fontsize=7.5, va="center")
         place.set(xlim=(0, 1.02), title=name, ylim=(len(methods) - 0.4, -1.05), yticks=range(len(methods)))
         place.set_yticklabels(methods)
         place.set_xlabel("share of products", fontsize=8.5)
