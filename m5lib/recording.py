@@ -82,8 +82,8 @@ def record(
         save_results(results / f"{name}.json", found, made, append=True)
     results.mkdir(parents=True, exist_ok=True)
     for title, frame in (tables or {}).items():
-        flat = frame.set_axis([", ".join(column) if isinstance(column, tuple) else column for column in frame.columns], axis=1)
-        flat.to_csv(results / f"{name}_{title}.csv")
+        one = lambda names: [", ".join(map(str, key)) if isinstance(key, tuple) else key for key in names]  # noqa: E731
+        frame.set_axis(one(frame.columns), axis=1).set_axis(one(frame.index), axis=0).to_csv(results / f"{name}_{title}.csv")
     for title, figure in pictures.items():
         figure.savefig(results / f"{name}_{title}.png", bbox_inches="tight", dpi=120)
         if _pixels(figure) < PHOTOGRAPHS:
