@@ -208,8 +208,9 @@ def tested(found: Sequence[Mapping[str, Removed]]) -> pd.DataFrame:
             gains = [part[label].gains[kind] for part in found if label in part]
             test = tasks.paired_bootstrap(gains, [np.zeros(len(gain)) for gain in gains])
             verdict = "beats random" if test.low > 0 else "worse than random" if test.high < 0 else "undecided"
-            rows.append((label, kind, test.mean, test.low, test.high, test.p, sum(map(len, gains)), verdict))
-    return pd.DataFrame(rows, columns=["tokens of", "curve", "gain", "low", "high", "p", "products", "verdict"]).set_index(
+            alone = sum(tasks.paired_bootstrap([gain], [np.zeros(len(gain))]).low > 0 for gain in gains)
+            rows.append((label, kind, *test[:4], f"{alone} of {len(gains)}", sum(map(len, gains)), verdict))
+    return pd.DataFrame(rows, columns=["tokens of", "curve", "gain", "low", "high", "p", "seeds alone", "products", "verdict"]).set_index(
         ["tokens of", "curve"]
     )
 
