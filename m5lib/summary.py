@@ -10,6 +10,7 @@ import pandas as pd
 from m5lib import files, recording
 from m5lib.claims import VERDICTS
 from m5lib.embeddings import DEFAULT, PAPER
+from m5lib.modalities import MODALITIES
 from m5lib.study import HIDDEN
 from m5lib.tables import said
 
@@ -166,6 +167,20 @@ def differences(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["what", "paper", "released code", "measured", "released", "ours"]).set_index("what")
 
 
+def attributed(folder: Path) -> pd.DataFrame:
+    """Of each modality: how often the highest score points at a token that carries the category, by method, beside chance; and what
+    deleting and inserting tokens in the order of integrated gradients gains over random order, with its 95 % interval."""
+    pointing = pd.read_csv(folder / "attribution_pointing.csv")
+    found = pointing.pivot(index="modality", columns="method", values="hits")[list(dict.fromkeys(pointing["method"]))]
+    found = found.add_suffix(" points at it").assign(chance=pointing.groupby("modality")["chance"].first())
+    found = found.loc[list(dict.fromkeys(pointing["modality"]))].round(2)
+    areas = pd.read_csv(folder / "attribution_areas.csv").set_index("tokens of")
+    for curve, part in areas.groupby("curve"):
+        text = [f"{row.gain:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in part.itertuples()]
+        found[f"{curve} gain"] = pd.Series(text, part.index).reindex([MODALITIES[name].code for name in found.index]).to_numpy()
+    return found.map(lambda value: f"{value:.2f}" if isinstance(value, float) else value)
+
+
 def wall_time(path: str | Path) -> str:
     """The sentence that says how long ``make results`` took, and what of it."""
     known = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -184,6 +199,11 @@ def blocks() -> dict[str, str]:
         found["modality_count"] = f"{markdown(ladder(path))}\n\n{made_by(path, '06_modality_count')}"
     if (path := results / "model.json").exists():
         found["differences"] = f"{markdown(differences(path))}\n\n{made_by(path, '03_model')}"
+    if (path := results / "maps_separation_layered.csv").exists():
+        table = pd.read_csv(path, index_col=0).rename_axis("metric, space")
+        found["maps"] = f"{markdown(table)}\n\n{made_by(results / 'maps.json', '11_embedding_maps')}"
+    if (path := results / "attribution.json").exists():
+        found["attribution"] = f"{markdown(attributed(results))}\n\n{made_by(path, '12_attribution')}"
     if (path := results / "times.json").exists():
         found["times"] = wall_time(path)
     if (path := results / "claims.json").exists():
