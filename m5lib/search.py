@@ -253,39 +253,45 @@ class Index:
             found.append(_cosine(copy, self.vectors[DEFAULT][part]))
         return np.concatenate(found)
 
-    def duplicates(self, threshold: float) -> pd.DataFrame:
+    def duplicates(self, threshold: float, most: int = 200_000) -> pd.DataFrame:
         """Pairs of products at or above a cosine by all that they have (read-out ``layered``), best first: ``id``, ``other``, ``cosine``.
 
-        Exact: the lists of :func:`m5lib.ranking.rank` are made longer until each ends below the threshold.
+        Exact, in blocks, in double precision where it matters. Of a threshold that too many pairs reach only the ``most`` best are kept;
+        ``.attrs["pairs"]`` says how many reach it, to a millionth.
         """
-        vectors, k = self.vectors[DEFAULT], 8
-        pairs, rows = [], np.arange(len(vectors))
-        while len(rows):
-            found = rank(vectors[rows], vectors, k, self.catalogue.ids[rows], self.catalogue.ids)
-            one, other = np.repeat(rows, found.shape[1]), found.ravel()
-            one, other = one[other >= 0], other[other >= 0]
-            cosine = _cosine(vectors[one], vectors[other])
-            near = cosine >= threshold
-            pairs += [pd.DataFrame({"row": one[near], "of": other[near], "cosine": cosine[near]})]
-            full = np.bincount(one[near], minlength=len(vectors))[rows] == min(k, len(vectors) - 1)
-            rows, k = (rows[full], 4 * k) if k < len(vectors) else (rows[:0], k)
-        found = pd.concat(pairs)
-        found[["row", "of"]] = np.sort(found[["row", "of"]].to_numpy(), axis=1)
-        found = found.drop_duplicates(["row", "of"]).sort_values(["cosine", "row", "of"], ascending=[False, True, True])
-        one, other = (self.catalogue.ids[found[side]] for side in ("row", "of"))
-        return pd.DataFrame({"id": one, "other": other, "cosine": found["cosine"].to_numpy()})
+        vectors, total, best = self.vectors[DEFAULT], 0, np.zeros(0, dtype=[("cosine", "f8"), ("row", "i8"), ("of", "i8")])
+        unit, edge = _unit(vectors.astype(np.float32)), threshold
+        for start in range(0, len(unit), 512):
+            scores = unit[start : start + 512] @ unit[start:].T
+            scores[np.tril_indices(len(scores), m=scores.shape[1])] = -2.0  # each pair once
+            total += int((scores >= threshold - 1e-6).sum())
+            row, of = np.nonzero(scores >= edge - 1e-5)
+            for low in range(0, len(row), 2**16):
+                one, other = row[low : low + 2**16] + start, of[low : low + 2**16] + start
+                cosine = _cosine(vectors[one], vectors[other])
+                near = cosine >= edge
+                new = np.empty(near.sum(), dtype=best.dtype)
+                new["cosine"], new["row"], new["of"] = -cosine[near], one[near], other[near]
+                best = np.sort(np.concatenate([best, new]))[:most]
+                edge = -best["cosine"][-1] if len(best) == most else edge
+        one, other = (self.catalogue.ids[best[side]] for side in ("row", "of"))
+        found = pd.DataFrame({"id": one, "other": other, "cosine": -best["cosine"]})
+        found.attrs["pairs"] = max(total, len(found))
+        return found
 
     def listed(self, thresholds: Sequence[float]) -> pd.DataFrame:
         """Pairs at thresholds against known listings of the same product: ``threshold``, ``pairs``, ``right``, ``precision``, ``recall``.
 
-        No row where no two listings of one product are known. Precision is 0 where there is no pair.
+        No row where no two listings of one product are known, nor for a threshold that more pairs reach than :meth:`duplicates` keeps.
+        Precision is 0 where there is no pair.
         """
         known = pd.Series(self.catalogue.instances, index=self.catalogue.ids).dropna()
         sizes, found = known.value_counts(), []
         if (total := int((sizes * (sizes - 1) // 2).sum())) and len(thresholds):
             pairs = self.duplicates(min(thresholds))
             right = known.reindex(pairs["id"]).to_numpy() == known.reindex(pairs["other"]).to_numpy()
-            for threshold in sorted(thresholds):
+            cut = pairs["cosine"].min() if len(pairs) < pairs.attrs["pairs"] else -np.inf
+            for threshold in sorted(each for each in thresholds if each > cut):
                 above = pairs["cosine"].to_numpy() >= threshold
                 hits = int(right[above].sum())
                 found.append((float(threshold), int(above.sum()), hits, hits / max(1, above.sum()), hits / total))
