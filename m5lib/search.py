@@ -257,14 +257,14 @@ class Index:
         """Pairs of products at or above a cosine by all that they have (read-out ``layered``), best first: ``id``, ``other``, ``cosine``.
 
         Exact, in blocks, in double precision where it matters. Of a threshold that too many pairs reach only the ``most`` best are kept;
-        ``.attrs["pairs"]`` says how many reach it, to a millionth.
+        ``.attrs["pairs"]`` says how many reach it (if some were dropped, in single precision).
         """
         vectors, total, best = self.vectors[DEFAULT], 0, np.zeros(0, dtype=[("cosine", "f8"), ("row", "i8"), ("of", "i8")])
         unit, edge = _unit(vectors.astype(np.float32)), threshold
         for start in range(0, len(unit), 512):
             scores = unit[start : start + 512] @ unit[start:].T
             scores[np.tril_indices(len(scores), m=scores.shape[1])] = -2.0  # each pair once
-            total += int((scores >= threshold - 1e-6).sum())
+            total += int((scores >= threshold).sum())
             row, of = np.nonzero(scores >= edge - 1e-5)
             for low in range(0, len(row), 2**16):
                 one, other = row[low : low + 2**16] + start, of[low : low + 2**16] + start
@@ -276,7 +276,7 @@ class Index:
                 edge = -best["cosine"][-1] if len(best) == most else edge
         one, other = (self.catalogue.ids[best[side]] for side in ("row", "of"))
         found = pd.DataFrame({"id": one, "other": other, "cosine": -best["cosine"]})
-        found.attrs["pairs"] = max(total, len(found))
+        found.attrs["pairs"] = len(found) if len(found) < most else max(total, len(found))
         return found
 
     def listed(self, thresholds: Sequence[float]) -> pd.DataFrame:
