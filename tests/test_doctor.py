@@ -175,9 +175,9 @@ def test_too_little_disk_memory_and_too_many_threads(tmp_path, monkeypatch):
         monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _, free=free: doctor.shutil._ntuple_diskusage(0, 0, free * 1e9))
         (found,) = doctor.disk()
         assert found.status == status and (status == "ok") == (not found.mend)
-    monkeypatch.setattr(doctor, "available", lambda: 1.0)
+    monkeypatch.setattr(doctor, "available", lambda: 0.5)
     (found,) = doctor.memory()
-    assert found.status == "fault" and "1.0 GB" in found.found
+    assert found.status == "fault" and "0.5 GB" in found.found
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
     (found,) = doctor.threads()
     assert found.status == "warning" and "OMP_NUM_THREADS" in found.mend
