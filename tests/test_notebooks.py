@@ -50,7 +50,8 @@ def test_anatomy(path):
 def test_runs_on_tiny(path, folder, home, monkeypatch):
     """On a small shop in the fashion layout; what it wrote is checked, never its text."""
     monkeypatch.setenv("M5_HOME", str(home))
-    monkeypatch.delenv("M5_RESULTS", raising=False)
+    for name in ("M5_RESULTS", "MPLBACKEND"):  # as for a user: results in their own folder, figures in the notebook
+        monkeypatch.delenv(name, raising=False)
     output = notebooks.run(path, home / "reports" / path.name, {"profile": "tiny", "data": str(folder), "record": "check"}, quiet=True)
     book = nbformat.read(output, as_version=4)
     assert all(c.execution_count for c in book.cells if c.cell_type == "code")

@@ -135,7 +135,8 @@ def test_a_killed_sweep_goes_on(book):
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(book):
     command = [sys.executable, "-m", "m5lib.sweep", str(book), "--grid", "n=1,2,3", "--set", "pause=600", "--workers", "1"]
     sweep.sweep(book, {"n": [1]}, {"pause": 600.0}, executor=_Finishes())
-    stopped = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's background jobs are deaf to Ctrl-C
+    stopped = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heard)
     deadline = time.monotonic() + 120
     while len(started(book)) < 1 and time.monotonic() < deadline:
         time.sleep(0.05)
