@@ -1,7 +1,7 @@
 """Products of one run explained, and the explanations checked: what ``12_attribution`` does for each of its seeds."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,9 @@ from m5lib.faithfulness import Curves
 from m5lib.finetune import Classifier
 from m5lib.modalities import MODALITIES, codes
 from m5lib.model import Model
+from m5lib.ranking import rank
 from m5lib.streams import Batch, Streams
+from m5lib.study import sized
 
 TARGETS = ("category", "similarity")
 #: Ways to score tokens. The first adds up to F(x) - F(baseline); the last two ask only who reads whom, whatever the target.
@@ -128,8 +130,7 @@ def explained(
     for value, known in ((target, TARGETS), (baseline, attribution.BASELINES)):
         if value not in known:
             raise ValueError(f"unknown {value!r}: known are {known}")
-    size, job = runs.profile_of(profile), runs.Job(profile=profile, seed=seed)
-    size = replace(size, products=products or size.products)
+    size, job = sized(profile, products), runs.Job(profile=profile, seed=seed)
     streams = runs.streams_of(*runs.load(data, size, seed), size)
     run = runs.pretrained(job, streams)
     classifier, device = runs.finetuned(run, job, streams) if target == "category" else None, runs.best_device()
@@ -157,9 +158,7 @@ def alike(model: Model, streams: Streams, rows: Rows, ids: Sequence[str] = ()) -
         return attribution.similarity(model, embeddings(model, streams, others, readouts=(DEFAULT,))[DEFAULT]), others
     gallery = catalogue.split("gallery")
     own, offered = (embeddings(model, streams, part, readouts=(DEFAULT,))[DEFAULT] for part in (rows, gallery))
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (own, offered)]
-    cosine = np.where(np.asarray(rows)[:, None] == gallery, -2.0, unit[0] @ unit[1].T)
-    best = cosine.argmax(axis=1)
+    best = rank(own, offered, 1, catalogue.ids[rows], catalogue.ids[gallery])[:, 0]
     return attribution.similarity(model, offered[best]), gallery[best]
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,12 @@ from m5lib import evaluate, recording, runs, shop, tables
 from m5lib.data import Catalogue, DataError
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.files import code_version
-from m5lib.modalities import codes, from_codes, ordered
+from m5lib.modalities import codes, from_codes
 from m5lib.model import Model
 from m5lib.ranking import rank
 from m5lib.separation import CHANCE, METHODS, SPACE, SPACES, WITHIN, K, numbers, trust, vote
 from m5lib.streams import Streams
-from m5lib.study import COLUMNS, Number, Study
+from m5lib.study import COLUMNS, Number, Study, jobs, sized
 
 #: Splits that are drawn: neither trained on nor used for any choice.
 HELD_OUT = ("query", "gallery", "fine_query", "fine_gallery")
@@ -220,22 +220,18 @@ def maps(
     Returns:
         (label, seed) -> maps, in the order of the seeds and of the grid.
     """
-    size, found = runs.profile_of(profile), {}
-    size = replace(size, products=products or size.products)
+    size, found = sized(profile, products), {}
     for seed in seeds:
         catalogue, features = runs.load(data, size, seed)
         evaluate.require_labels(catalogue)
         merchants = "merchant " + shop.truth(shop.folder_of(size.name, seed))["merchant"] if data == "shop" else None
         models = {}
-        for label, given in grid.items():
-            wanted = given.get("modalities", "")
-            if lacking := set(from_codes(wanted) if wanted else ()) - set(catalogue.modalities):
-                print(f"seed {seed}, {label}: left out, {catalogue.name} has no {', '.join(ordered(lacking))}")
-                continue
-            job = runs.Job(profile=profile, seed=seed, **{key: value for key, value in given.items() if key not in ("modalities", "state")})
-            streams, state = runs.streams_of(catalogue, features, size, wanted), given.get("state", "pretrained")
-            made = runs.untrained(job, streams) if state == "untrained" else None
-            run = runs.pretrained(job, streams) if made is None else runs.Run(made, job.folder(streams), [])
+        for label, (job, streams) in jobs(grid, catalogue, features, size, seed).items():
+            state = grid[label].get("state", "pretrained")
+            if state == "untrained":
+                run = runs.Run(runs.untrained(job, streams), job.folder(streams), [])
+            else:
+                run = runs.pretrained(job, streams)
             models[label] = run, state, job, streams
         rows = held_out(catalogue, [run.model.spec.modalities for run, *_ in models.values()], settings.most)
         table = groups(catalogue, rows, merchants)

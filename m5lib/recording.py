@@ -21,8 +21,6 @@ from m5lib.runs import best_device
 COLUMNS = (
     "notebook", "run", "data", "profile", "seed", "model", "state", "modalities", "variant", "task", "metric", "convention", "value"
 )  # fmt: skip
-#: A figure with as many pixels in its images shows photographs; smaller images are matrices.
-PHOTOGRAPHS = 50_000
 STATES = ("untrained", "pretrained", "finetuned", "control")
 
 
@@ -82,19 +80,23 @@ def record(
         save_results(results / f"{name}.json", found, made, append=True)
     results.mkdir(parents=True, exist_ok=True)
     for title, frame in (tables or {}).items():
-        one = lambda names: [", ".join(map(str, key)) if isinstance(key, tuple) else key for key in names]  # noqa: E731
-        frame.set_axis(one(frame.columns), axis=1).set_axis(one(frame.index), axis=0).to_csv(results / f"{name}_{title}.csv")
+        flat = frame.set_axis(_flat(frame.columns), axis=1)
+        flat = flat if any(flat.index.names) else flat.set_axis(_flat(flat.index), axis=0)  # named levels are columns of their own
+        flat.to_csv(results / f"{name}_{title}.csv")
     for title, figure in pictures.items():
         figure.savefig(results / f"{name}_{title}.png", bbox_inches="tight", dpi=120)
-        if _pixels(figure) < PHOTOGRAPHS:
+        if not _photographs(figure):
             with matplotlib.rc_context({"svg.hashsalt": title}):  # the same figure gives the same file
                 figure.savefig(results / f"{name}_{title}.svg", bbox_inches="tight", metadata={"Date": None})
 
 
-def _pixels(figure: Figure) -> int:
-    """Of all images in the figure."""
-    arrays = [image.get_array() for image in figure.findobj(AxesImage)]
-    return sum(array.shape[0] * array.shape[1] for array in arrays)
+def _flat(names: pd.Index) -> list:
+    return [", ".join(map(str, key)) if isinstance(key, tuple) else key for key in names]
+
+
+def _photographs(figure: Figure) -> bool:
+    """Whether an image of it has colours of its own; matrices have numbers."""
+    return any(image.get_array().ndim > 2 for image in figure.findobj(AxesImage))
 
 
 def _git(*words: str) -> str:

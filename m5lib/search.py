@@ -324,6 +324,7 @@ def compared(vectors: Mapping[str, Float[np.ndarray, "N _"]], way: str) -> Float
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
+    """Rows of length one; sklearn's ``normalize`` refuses the NaN that stands for a modality a product lacks."""
     return x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
 
 

@@ -1,6 +1,7 @@
 """One row of an ablation, whole: pre-trained, fine-tuned, measured. Kept in the run's folder, so that notebooks share it and no number is
 made twice."""
 
+import dataclasses
 import json
 import os
 import re
@@ -12,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from m5lib import evaluate, files, measure, recording, runs
+from m5lib.data import Catalogue
 from m5lib.embeddings import PAPER, similarity
+from m5lib.media import Ragged
 from m5lib.modalities import from_codes, ordered
 from m5lib.streams import Streams
 
@@ -164,17 +167,35 @@ def studies(
     Returns:
         (label, seed) -> study, in the order of the seeds and of the grid.
     """
-    size, found = runs.profile_of(profile), {}
-    size = replace(size, products=products or size.products)
+    size, found = sized(profile, products), {}
     for seed in seeds:
         catalogue, features = runs.load(data, size, seed)
-        for label, settings in grid.items():
-            job = runs.Job(profile=profile, seed=seed, **{key: value for key, value in settings.items() if key != "modalities"})
-            wanted, begun = settings.get("modalities", ""), time.monotonic()
-            if lacking := set(from_codes(wanted) if wanted else ()) - set(catalogue.modalities):
-                print(f"seed {seed}, {label}: left out, {catalogue.name} has no {', '.join(ordered(lacking))}")
-                continue
-            model = job.model if label in (job.model, wanted) else f"{job.model}, {label}"
-            found[label, seed] = study(job, runs.streams_of(catalogue, features, size, wanted), notebook, model)
+        for label, (job, streams) in jobs(grid, catalogue, features, size, seed).items():
+            begun = time.monotonic()
+            plain = (job.model, grid[label].get("modalities", ""))
+            found[label, seed] = study(job, streams, notebook, job.model if label in plain else f"{job.model}, {label}")
             print(f"seed {seed}, {label}: {found[label, seed].run}, {time.monotonic() - begun:.0f} s", flush=True)
+    return found
+
+
+def sized(profile: str, products: int = 0) -> runs.Profile:
+    """A profile that reads at most so many products; 0: as many as it says itself."""
+    size = runs.profile_of(profile)
+    return replace(size, products=products or size.products)
+
+
+def jobs(
+    grid: Mapping[str, Mapping[str, object]], catalogue: Catalogue, features: Mapping[str, Ragged], size: runs.Profile, seed: int
+) -> dict[str, tuple[runs.Job, Streams]]:
+    """The jobs of a grid with their streams, by label; one that asks for what the products lack is left out, with a line."""
+    fields, found = {field.name for field in dataclasses.fields(runs.Job)}, {}
+    for label, given in grid.items():
+        wanted = given.get("modalities", "")
+        if lacking := set(from_codes(wanted) if wanted else ()) - set(catalogue.modalities):
+            print(f"seed {seed}, {label}: left out, {catalogue.name} has no {', '.join(ordered(lacking))}")
+            continue
+        if unknown := set(given) - fields - {"modalities", "state"}:
+            raise ValueError(f"{label}: a job has no {', '.join(sorted(unknown))}; it has {', '.join(sorted(fields))}")
+        job = runs.Job(**{"profile": size.name, "seed": seed} | {key: value for key, value in given.items() if key in fields})
+        found[label] = job, runs.streams_of(catalogue, features, size, wanted)
     return found

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -166,3 +167,20 @@ def test_neighbours_are_framed_by_being_right(catalogue):
     picture = figures.neighbours(catalogue, [0], np.array([[1, 2, -1]]), np.array([[True, False, False]]))
     frames = [to_hex(axes.spines["left"].get_edgecolor()).upper() for axes in picture.axes[:3]]
     assert frames[1:] == [figures.RIGHT, figures.WRONG] and not picture.axes[3].axison
+
+
+def test_tables_and_pictures_are_kept_as_they_can_be_read_again(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    monkeypatch.setenv("M5_RESULTS", str(tmp_path))
+    named = pd.DataFrame({"hits": [0.5]}, pd.MultiIndex.from_tuples([("image", "rollout")], names=["modality", "method"]))
+    plain = pd.DataFrame([[1.0]], [("silhouette", "t-SNE")], pd.MultiIndex.from_tuples([("mAP", "ours")]))
+    plain.index = pd.MultiIndex.from_tuples(plain.index)
+    matrix, photograph = Figure(), Figure()
+    matrix.subplots().imshow(np.eye(300))
+    photograph.subplots().imshow(np.zeros((4, 4, 3)))
+    recording.record("n", [], {}, {"matrix": matrix, "photograph": photograph}, {"named": named, "plain": plain})
+    assert pd.read_csv(tmp_path / "n_named.csv")["modality"].tolist() == ["image"]
+    again = pd.read_csv(tmp_path / "n_plain.csv", index_col=0)
+    assert again.index.tolist() == ["silhouette, t-SNE"] and again.columns.tolist() == ["mAP, ours"]
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["n_matrix.svg"] and len(list(tmp_path.glob("*.png"))) == 2
