@@ -187,7 +187,8 @@ def sized(profile: str, products: int = 0) -> runs.Profile:
 def jobs(
     grid: Mapping[str, Mapping[str, object]], catalogue: Catalogue, features: Mapping[str, Ragged], size: runs.Profile, seed: int
 ) -> dict[str, tuple[runs.Job, Streams]]:
-    """The jobs of a grid with their streams, by label; one that asks for what the products lack is left out, with a line."""
+    """The jobs of a grid with their streams, by label. Left out, with a line: one that asks for modalities that the products lack, and one
+    about products that lack some (Table 10) where none does."""
     fields, found = {field.name for field in dataclasses.fields(runs.Job)}, {}
     for label, given in grid.items():
         wanted = given.get("modalities", "")
@@ -197,5 +198,10 @@ def jobs(
         if unknown := set(given) - fields - {"modalities", "state"}:
             raise ValueError(f"{label}: a job has no {', '.join(sorted(unknown))}; it has {', '.join(sorted(fields))}")
         job = runs.Job(**{"profile": size.name, "seed": seed} | {key: value for key, value in given.items() if key in fields})
-        found[label] = job, runs.streams_of(catalogue, features, size, wanted)
+        streams = runs.streams_of(catalogue, features, size, wanted)
+        about_missing = job.products == "complete" or dict(job.changes).get("missing") == "impute"
+        if about_missing and catalogue.presence[list(streams.modalities)].to_numpy().all():
+            print(f"seed {seed}, {label}: left out, no product of {catalogue.name} lacks a modality")
+            continue
+        found[label] = job, streams
     return found

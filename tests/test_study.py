@@ -1,6 +1,7 @@
 """Studies, the tables made of them, and the verdicts on the paper's claims."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -130,3 +131,23 @@ def test_only_complete_products_the_same_number_of_steps(stream_set):
     assert part.training(stream_set).total_steps(len(part.rows(stream_set))) == whole.training(stream_set).total_steps(
         len(whole.rows(stream_set))
     )
+
+
+def test_a_grid_leaves_out_what_the_products_cannot_tell(stream_set, capsys):
+    size, catalogue, features = study.sized("tiny"), stream_set.catalogue, stream_set.features
+    grid = {
+        "all": {},
+        "complete": {"products": "complete"},
+        "zeros": {"changes": (("missing", "impute"),)},
+        "T": {"modalities": "T"},
+        "A": {"modalities": "A"},
+    }
+    found = study.jobs(grid, catalogue, features, size, 3)  # none lacks anything
+    assert list(found) == ["all", "T"] and found["T"][1].modalities == ("text",) and found["T"][0].seed == 3
+    assert "complete: left out, no product of" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="typo: a job has no .*modality"):
+        study.jobs({"typo": {"modality": "T"}}, catalogue, features, size, 0)
+    first, *others = catalogue.products
+    bare = replace(first, contents={name: content for name, content in first.contents.items() if name != "text"})
+    lacking = replace(catalogue, products=(bare, *others))
+    assert list(study.jobs(grid, lacking, features, size, 0)) == ["all", "complete", "zeros", "T"]
