@@ -116,15 +116,20 @@ class Job:
     """One pre-training run: everything it depends on besides the data and the code.
 
     ``settings`` are further arguments of the model's row, such as ``(("text_table", "one"),)``; ``bert`` is the name or path of a BERT to
-    start titles from; ``changes`` are those of :func:`m5lib.zoo.change`, such as
-    ``(("objective.contrast", "siglip"),)``. ``products`` says which of the training products pre-train: ``all``, or those that are
-    ``complete``, with every modality of the model (Table 10), or ``none``: fine-tuning then starts from random weights.
+    start titles from; ``changes`` are those of :func:`m5lib.zoo.change`, such as ``(("objective.contrast", "siglip"),)``.
+    ``learning_rate`` is the highest of pre-training (0: the profile's). ``products`` says which of the training products pre-train:
+    ``all``, or those that are ``complete``, with every modality of the model (Table 10), or ``none``: fine-tuning then starts from
+    random weights.
+
+    Raises:
+        ValueError: ``products`` is none of these, or the rate is negative.
     """
 
     profile: str = "tiny"
     model: str = "scale"
     seed: int = 0
     epochs: int | float = 0
+    learning_rate: float = 0.0
     tokenizer: str = ""
     bert: str = ""
     settings: tuple[tuple[str, Any], ...] = ()
@@ -133,6 +138,8 @@ class Job:
 
     def __post_init__(self):
         check_choices(self)
+        if self.learning_rate < 0:
+            raise ValueError(f"learning_rate {self.learning_rate} is below 0; 0 means the profile's")
 
     def rows(self, streams: Streams) -> np.ndarray:
         """The products to pre-train on."""
@@ -146,10 +153,12 @@ class Job:
         return profile_of(self.profile).for_products(len(streams.catalogue.split("train")))
 
     def training(self, streams: Streams) -> Training:
-        """The profile's settings with this job's seed, and epochs where given. On a part of the products as many steps as on all."""
+        """The profile's settings with this job's seed, epochs and rate. On a part of the products as many steps as on all."""
         training = replace(self.size(streams).training, seed=self.seed)
         if self.epochs:
             training = replace(training, epochs=self.epochs, steps=None)
+        if self.learning_rate:
+            training = replace(training, learning_rate=self.learning_rate)
         if self.products == "complete":
             return replace(training, steps=training.total_steps(len(streams.catalogue.split("train"))))
         return training

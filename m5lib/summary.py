@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +29,13 @@ SHOWN = {
 
 #: Sets of modalities of Table 3.
 LADDER = ("T", "I+T", "I+T+Tab", "I+T+Tab+V", "I+T+Tab+V+A")
+#: Model of the rows of ``simcl`` -> the losses that it was trained with.
+LOSSES = {
+    "scale, no loss": "nothing (random weights)",
+    "scale, masked tasks only": "masked tasks",
+    "scale, contrast only": "contrast",
+    "scale, IMCL+PRE": "both",
+}
 KEYS = ["state", "model", "modalities", "variant"]
 
 
@@ -106,6 +114,13 @@ def compact(path: str | Path, metric: str = "mAP@10", convention: str = "min_k_r
     return found.loc[part.index].rename_axis("given").round(3)
 
 
+def _spread(frame: pd.DataFrame, metric: str, convention: str, variant: str) -> pd.Series:
+    """A number of the tasks by category, by model, modalities and seed."""
+    keep = (frame["metric"] == metric) & (frame["convention"] == convention) & (frame["variant"] == variant)
+    part = frame[keep & frame["task"].isin(["retrieval", "classification"])]
+    return part.set_index(["model", "modalities", "seed"])["value"]
+
+
 def ladder(path: str | Path) -> pd.DataFrame:
     """Retrieval by category (mAP@10) and accuracy of models trained on more and more modalities: mean ± deviation over seeds, per cent.
 
@@ -115,13 +130,23 @@ def ladder(path: str | Path) -> pd.DataFrame:
     frame = frame[(frame["model"] == "scale") & (frame["state"] != "untrained")]
     shown = {f"mAP@10, {variant}": ("mAP@10", "min_k_r", variant) for variant in dict.fromkeys([PAPER, DEFAULT, chosen(frame)])}
     shown |= {"mAP@10, fine-tuned": ("mAP@10", "min_k_r", HIDDEN), "accuracy, fine-tuned": ("accuracy", "fine-tuned head", HIDDEN)}
-    columns = {}
-    for name, (metric, convention, variant) in shown.items():
-        keep = (frame["metric"] == metric) & (frame["convention"] == convention) & (frame["variant"] == variant)
-        part = frame[keep & frame["task"].isin(["retrieval", "classification"])]
-        columns[name] = said(part.pivot(index="modalities", columns="seed", values="value"))
+    columns = {name: said(_spread(frame, *wanted).unstack("seed").droplevel("model")) for name, wanted in shown.items()}
     found = pd.DataFrame(columns).rename_axis("trained on")
     return found.loc[[sets for sets in LADDER if sets in found.index]]
+
+
+def losses(paths: Mapping[str, Path]) -> pd.DataFrame:
+    """What each of the losses teaches (Table 6, its ticks read as losses): mean ± deviation over seeds, per cent, for each data set.
+
+    Before fine-tuning by the paper's read-out, and after it.
+    """
+    shown = {f"mAP@10, {PAPER}": ("mAP@10", "min_k_r", PAPER), "mAP@10, fine-tuned": ("mAP@10", "min_k_r", HIDDEN)}
+    columns = {}
+    for data, path in paths.items():
+        for name, wanted in shown.items():
+            columns[f"{data}: {name}"] = said(_spread(recording.load_results(path), *wanted).unstack("seed").droplevel("modalities"))
+    found = pd.DataFrame(columns).rename(index=LOSSES).rename_axis("pre-trained with")
+    return found.loc[list(LOSSES.values())]
 
 
 def claims(path: str | Path) -> pd.DataFrame:
@@ -197,6 +222,10 @@ def blocks() -> dict[str, str]:
             found[name] = f"{markdown(compact(path))}\n\n{made_by(path, '05_downstream')}"
     if (path := results / "modality_count.json").exists():
         found["modality_count"] = f"{markdown(ladder(path))}\n\n{made_by(path, '06_modality_count')}"
+    parts = {"shop": results / "simcl.json", "real products": results / "simcl_fashion.json"}
+    if parts := {data: path for data, path in parts.items() if path.exists()}:
+        made = "\n\n".join(made_by(path, "09_simcl") for path in parts.values())
+        found["losses"] = f"{markdown(losses(parts))}\n\n{made}"
     if (path := results / "model.json").exists():
         found["differences"] = f"{markdown(differences(path))}\n\n{made_by(path, '03_model')}"
     if (path := results / "maps_separation_layered.csv").exists():

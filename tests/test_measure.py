@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -87,6 +89,14 @@ def test_few_products_take_a_smaller_model_and_more_steps(stream_set):
     assert training.total_steps(few) > small.training.total_steps(few) and training.batch_size < small.training.batch_size
     assert job.spec(stream_set).width == small.few[1].width < small.width
     assert runs.Job(profile="small", epochs=2).training(stream_set).steps is None
+
+
+def test_a_job_has_a_learning_rate_of_its_own_or_the_profiles(stream_set):
+    plain, slow = runs.Job(profile="tiny"), runs.Job(profile="tiny", learning_rate=3e-4)
+    assert slow.training(stream_set) == replace(plain.training(stream_set), learning_rate=3e-4) != plain.training(stream_set)
+    assert slow.folder(stream_set) != plain.folder(stream_set)
+    with pytest.raises(ValueError, match="learning_rate -1 is below 0"):
+        runs.Job(learning_rate=-1)
 
 
 def test_compact_and_ladder_tables(tmp_path):
