@@ -187,8 +187,14 @@ def sized(profile: str, products: int = 0) -> runs.Profile:
 def jobs(
     grid: Mapping[str, Mapping[str, object]], catalogue: Catalogue, features: Mapping[str, Ragged], size: runs.Profile, seed: int
 ) -> dict[str, tuple[runs.Job, Streams]]:
-    """The jobs of a grid with their streams, by label. Left out, with a line: one that asks for modalities that the products lack, and one
-    about products that lack some (Table 10) where none does."""
+    """The jobs of a grid with their streams, by label, all before the first is run, so that a mistyped setting costs no training.
+
+    Left out, with a line: one that asks for modalities that the products lack, and one about products that lack some (Table 10) where
+    none does: it would be the same run again.
+
+    Raises:
+        ValueError: a setting that jobs do not have; the message names the label and lists those they have.
+    """
     fields, found = {field.name for field in dataclasses.fields(runs.Job)}, {}
     for label, given in grid.items():
         wanted = given.get("modalities", "")

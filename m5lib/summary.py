@@ -143,8 +143,9 @@ def losses(paths: Mapping[str, Path]) -> pd.DataFrame:
     shown = {f"mAP@10, {PAPER}": ("mAP@10", "min_k_r", PAPER), "mAP@10, fine-tuned": ("mAP@10", "min_k_r", HIDDEN)}
     columns = {}
     for data, path in paths.items():
+        frame = recording.load_results(path)
         for name, wanted in shown.items():
-            columns[f"{data}: {name}"] = said(_spread(recording.load_results(path), *wanted).unstack("seed").droplevel("modalities"))
+            columns[f"{data}: {name}"] = said(_spread(frame, *wanted).unstack("seed").droplevel("modalities"))
     found = pd.DataFrame(columns).rename(index=LOSSES).rename_axis("pre-trained with")
     return found.loc[list(LOSSES.values())]
 
