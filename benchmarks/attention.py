@@ -2,7 +2,8 @@
 
     python benchmarks/attention.py
 
-writes ``benchmarks/attention.json``. Sizes are those of the fusion in a batch of the small shop: 64 products, 4 heads, 110 tokens.
+writes ``benchmarks/attention.json``. Sizes are those of the fusion in a batch of the small shop: 64
+products, 4 heads, 110 tokens.
 """
 
 import time
@@ -27,7 +28,10 @@ def seconds(function, kind: torch.dtype, width: int, repeats: int = 15) -> tuple
     readable = torch.rand(64, 110, generator=generator) > 0.4
     readable[:, 0] = True
     for _ in range(repeats):
-        q, k, v = (torch.randn(64, 4, 110, width, generator=generator).to(kind).requires_grad_() for _ in range(3))
+        q, k, v = (
+            torch.randn(64, 4, 110, width, generator=generator).to(kind).requires_grad_()
+            for _ in range(3)
+        )
         begun = time.perf_counter()
         out = function(q, k, v, readable)
         between = time.perf_counter()
@@ -42,10 +46,15 @@ def main() -> None:
     found = []
     for kind in (torch.float32, torch.bfloat16):
         for width in (32, 64):
-            times = {name: seconds(f, kind, width) for name, f in (("plain", attention), ("fused", fused))}
+            times = {
+                name: seconds(f, kind, width)
+                for name, f in (("plain", attention), ("fused", fused))
+            }
             row = {"dtype": str(kind), "width of a head": width}
             for place, name in enumerate(("forward", "backward")):
-                row |= {f"{which} {name} (ms)": round(1e3 * times[which][place], 1) for which in times}
+                row |= {
+                    f"{which} {name} (ms)": round(1e3 * times[which][place], 1) for which in times
+                }
             row["fused / plain"] = round(sum(times["fused"]) / sum(times["plain"]), 2)
             found.append(row)
             print(row)

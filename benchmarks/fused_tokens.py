@@ -1,8 +1,10 @@
-"""A pre-training step of the small shop that computes every fused token, beside one that computes those that are read.
+"""A pre-training step of the small shop that computes every fused token, beside one that computes
+those that are read.
 
     python benchmarks/fused_tokens.py
 
-writes ``benchmarks/fused_tokens.json``. Steps alternate, so that what else runs on the machine slows both alike.
+writes ``benchmarks/fused_tokens.json``. Steps alternate, so that what else runs on the machine
+slows both alike.
 """
 
 import time
@@ -29,7 +31,11 @@ def step(model, optimizer, streams, rows, wanted: bool, seed: int) -> tuple[floa
             dict(objective.hides),
             objective.tasks(spec.modalities),
         )
-        loss, _ = objectives.total(model, model(batch, objectives.masked_tokens(model, targets, batch) if wanted else None), targets)
+        loss, _ = objectives.total(
+            model,
+            model(batch, objectives.masked_tokens(model, targets, batch) if wanted else None),
+            targets,
+        )
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -42,14 +48,19 @@ def main(steps: int = 60) -> None:
     size, begun = runs.profile_of("small"), time.monotonic()
     catalogue, features = runs.load("shop", size, 0)
     streams, job = runs.streams_of(catalogue, features, size), runs.Job(profile="small")
-    rows, training = catalogue.split("train"), job.training(runs.streams_of(catalogue, features, size))
+    rows, training = (
+        catalogue.split("train"),
+        job.training(runs.streams_of(catalogue, features, size)),
+    )
     models = {wanted: runs.untrained(job, streams).train() for wanted in (False, True)}
     optimizers = {wanted: pretrain.optimiser(model, training) for wanted, model in models.items()}
     times = {False: [], True: []}
     for number in range(steps):
         for wanted in times:
             chosen = rows[number % 30 * 32 : number % 30 * 32 + 32]
-            times[wanted].append(step(models[wanted], optimizers[wanted], streams, chosen, wanted, number))
+            times[wanted].append(
+                step(models[wanted], optimizers[wanted], streams, chosen, wanted, number)
+            )
     seconds = {wanted: median(value for value, _ in each[5:]) for wanted, each in times.items()}
     content = {
         "provenance": recording.provenance("small", 0, time.monotonic() - begun),

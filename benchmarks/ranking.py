@@ -2,11 +2,12 @@
 
     python benchmarks/ranking.py [folder for the memory maps]
 
-writes ``benchmarks/ranking.json``. Each case runs in a process of its own, so that its peak of memory is its own: ``peak_gib`` is
-what the process came to hold at most (``ru_maxrss``: the pages of the memory-mapped gallery that were in memory are counted),
-``anonymous_gib`` the same without pages of files, sampled, and ``before_gib`` what it held before ranking. The gallery is random
-half precision in a file. ``plain`` scores all pairs at once in float32, sorts each query's whole list by :func:`numpy.argpartition`
-and breaks no ties; it runs at sizes where both fit, right after ours.
+writes ``benchmarks/ranking.json``. Each case runs in a process of its own, so that its peak of
+memory is its own: ``peak_gib`` is what the process came to hold at most (``ru_maxrss``: the pages
+of the memory-mapped gallery that were in memory are counted), ``anonymous_gib`` the same without
+pages of files, sampled, and ``before_gib`` what it held before ranking. The gallery is random half
+precision in a file. ``plain`` scores all pairs at once in float32, sorts each query's whole list by
+:func:`numpy.argpartition` and breaks no ties; it runs at sizes where both fit, right after ours.
 """
 
 import json
@@ -37,21 +38,32 @@ CASES = {
 def plain(queries: np.ndarray, gallery: np.ndarray, k: int) -> np.ndarray:
     """All at once: normalised copies, every score, one partition per query."""
     queries, gallery = (x.astype(np.float32) for x in (queries, gallery))
-    scores = (queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ (gallery / np.linalg.norm(gallery, axis=1, keepdims=True)).T
+    scores = (queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ (
+        gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+    ).T
     best = np.argpartition(-scores, k, axis=1)[:, :k]
-    return np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable"), 1)
+    return np.take_along_axis(
+        best, np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable"), 1
+    )
 
 
 def anonymous() -> float:
     """GiB of this process's memory that no file backs."""
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 2**20
+    return (
+        next(
+            int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")
+        )
+        / 2**20
+    )
 
 
 def write_gallery(path: Path, size: int, width: int) -> np.memmap:
     """Random half-precision vectors, written in parts."""
     gallery, rng = np.memmap(path, np.float16, "w+", shape=(size, width)), np.random.default_rng(0)
     for start in range(0, size, 50_000):
-        gallery[start : start + 50_000] = rng.standard_normal((min(50_000, size - start), width), dtype=np.float32)
+        gallery[start : start + 50_000] = rng.standard_normal(
+            (min(50_000, size - start), width), dtype=np.float32
+        )
     gallery.flush()
     return gallery
 
@@ -76,17 +88,26 @@ def case(folder: Path, queries: int, size: int, width: int, compare: bool, k: in
     done.set()
     watcher.join()
     result = {
-        "queries": queries, "gallery": size, "dimensions": width, "k": k, "seconds": round(seconds, 2),
-        "pairs_per_second": round(queries * size / seconds), "queries_per_second": round(queries / seconds, 1),
-        "gallery_products_per_second": round(size / seconds), "before_gib": round(before, 2), "anonymous_gib": round(max(most), 2),
+        "queries": queries,
+        "gallery": size,
+        "dimensions": width,
+        "k": k,
+        "seconds": round(seconds, 2),
+        "pairs_per_second": round(queries * size / seconds),
+        "queries_per_second": round(queries / seconds, 1),
+        "gallery_products_per_second": round(size / seconds),
+        "before_gib": round(before, 2),
+        "anonymous_gib": round(max(most), 2),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-    }  # fmt: skip
+    }
     if compare:
         start = time.perf_counter()
         other = plain(asked, gallery, k)
         result["plain_seconds"] = round(time.perf_counter() - start, 2)
         result["plain_seconds_over_ours"] = round(result["plain_seconds"] / seconds, 2)
-        result["plain_peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+        result["plain_peak_gib"] = round(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
+        )
         result["same_places"] = round(float((other == found).mean()), 6)
     return result
 
@@ -110,8 +131,16 @@ if __name__ == "__main__":
     else:
         with tempfile.TemporaryDirectory() as scratch:
             results = main(Path(scratch))
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.processor() or platform.machine()}, 1 thread"
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{platform.processor() or platform.machine()}, 1 thread"
+    )
     machine = {"device": device, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
     text = json.dumps({"machine": machine, "versions": versions, **results}, indent=1)
     (HERE / "ranking.json").write_text(text + "\n")

@@ -2,7 +2,8 @@
 
     python benchmarks/shop.py
 
-writes ``benchmarks/shop.json``. ``all cores`` beside ``one core`` in one run; the shop is made in a scratch folder.
+writes ``benchmarks/shop.json``. ``all cores`` beside ``one core`` in one run; the shop is made in a
+scratch folder.
 """
 
 import json
@@ -31,7 +32,11 @@ def timed(work):
 def main(scratch: Path) -> dict:
     """All measurements."""
     found: dict = {
-        "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(), "load": os.getloadavg()[0]}
+        "machine": {
+            "cores": os.cpu_count(),
+            "processor": platform.processor() or platform.machine(),
+            "load": os.getloadavg()[0],
+        }
     }
     sample = 480
     one, _ = timed(lambda: shop.make(sample, 0, scratch / "one", workers=1))
@@ -43,13 +48,24 @@ def main(scratch: Path) -> dict:
     }
     seconds, catalogue = timed(lambda: shop.make("small", 0, scratch / "small"))
     size = sum(path.stat().st_size for path in (scratch / "small").rglob("*") if path.is_file())
-    found["small shop"] = {"listings": len(catalogue), "seconds": seconds, "megabytes": round(size / 1e6, 1)}
-    seconds, (catalogue, features) = timed(lambda: store.extract(catalogue, PLAIN, scratch / "features"))
+    found["small shop"] = {
+        "listings": len(catalogue),
+        "seconds": seconds,
+        "megabytes": round(size / 1e6, 1),
+    }
+    seconds, (catalogue, features) = timed(
+        lambda: store.extract(catalogue, PLAIN, scratch / "features")
+    )
     found["small shop"]["seconds to extract"] = seconds
     again, _ = timed(lambda: store.extract(catalogue, PLAIN, scratch / "features"))
     found["small shop"]["seconds to open the finished store"] = again
-    streams, rows = Streams(catalogue, features, train_tokenizer(catalogue, 4000)), np.arange(len(catalogue))
-    seconds, _ = timed(lambda: [streams.batch(rows[start : start + 64]) for start in range(0, len(rows), 64)])
+    streams, rows = (
+        Streams(catalogue, features, train_tokenizer(catalogue, 4000)),
+        np.arange(len(catalogue)),
+    )
+    seconds, _ = timed(
+        lambda: [streams.batch(rows[start : start + 64]) for start in range(0, len(rows), 64)]
+    )
     found["small shop"]["products per second into batches"] = round(len(rows) / seconds)
     return found
 

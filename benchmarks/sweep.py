@@ -1,9 +1,11 @@
-"""A sweep of twelve tiny pre-trainings: with one worker, with two, and killed twice on the way; and one in which a run fails.
+"""A sweep of twelve tiny pre-trainings: with one worker, with two, and killed twice on the way; and
+one in which a run fails.
 
     python benchmarks/sweep.py
 
-writes ``benchmarks/sweep.json``. Every sweep has a home of its own and shares nothing but the shops, which are made beforehand; the one
-with two workers is timed before and after the one with a single one, and the two times are averaged.
+writes ``benchmarks/sweep.json``. Every sweep has a home of its own and shares nothing but the
+shops, which are made beforehand; the one with two workers is timed before and after the one with a
+single one, and the two times are averaged.
 """
 
 import json
@@ -35,10 +37,24 @@ def home(shops: Path) -> Path:
 
 def start(folder: Path, workers: int, grid=GRID) -> subprocess.Popen:
     """The command of the shell, in a group of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "m5lib.sweep", str(NOTEBOOK), *grid, "--set", "profile=tiny"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "m5lib.sweep",
+        str(NOTEBOOK),
+        *grid,
+        "--set",
+        "profile=tiny",
+    ]
     environment = os.environ | {"M5_HOME": str(folder)}
     return subprocess.Popen(
-        [*command, "--workers", str(workers)], env=environment, stdout=subprocess.PIPE, text=True, cwd=NOTEBOOK.parent.parent
+        [*command, "--workers", str(workers)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=NOTEBOOK.parent.parent,
     )
 
 
@@ -60,7 +76,8 @@ def timed(folder: Path, workers: int) -> float:
 
 
 def killed_twice(folder: Path) -> list[int]:
-    """Killed after its first run and again two runs later, then left alone; how many runs were finished before each start."""
+    """Killed after its first run and again two runs later, then left alone; how many runs were
+    finished before each start."""
     before = []
     for lines in (1, 3, None):
         process, seen = start(folder, 2), 0
@@ -86,22 +103,38 @@ def main() -> None:
     seconds = {"two workers": [timed(two, 2)], "one worker": [timed(alone, 1)]}
     seconds["two workers"].append(timed(again, 2))
     before = killed_twice(cut)
-    expected = rows(again)  # with as many workers, and so as many threads a run, as the one that is killed
-    given = [{"seed": seed, "model": model} for seed in range(3) for model in ("scale", "bert", "clip", "uniter")]
+    expected = rows(
+        again
+    )  # with as many workers, and so as many threads a run, as the one that is killed
+    given = [
+        {"seed": seed, "model": model}
+        for seed in range(3)
+        for model in ("scale", "bert", "clip", "uniter")
+    ]
     points = two / "points.json"
     points.write_text(json.dumps([*given[:-1], {"seed": 2, "model": "nonesuch"}]))
     start(two, 2, ["--json", str(points)]).wait()
     found = index(two)
     content = {
         "provenance": recording.provenance("tiny", 0, time.monotonic() - began),
-        "seconds": {name: [round(value, 1) for value in values] for name, values in seconds.items()},
-        "one worker / two workers": round(seconds["one worker"][0] * 2 / sum(seconds["two workers"]), 2),
+        "seconds": {
+            name: [round(value, 1) for value in values] for name, values in seconds.items()
+        },
+        "one worker / two workers": round(
+            seconds["one worker"][0] * 2 / sum(seconds["two workers"]), 2
+        ),
         "numbers": len(expected),
         "largest difference, twice left alone": float((rows(two) - expected).abs().max()),
-        "largest difference, killed twice against left alone": float((rows(cut) - expected).abs().max()),
-        "largest difference, one worker against two (other threads, other rounding)": float((rows(alone) - expected).abs().max()),
+        "largest difference, killed twice against left alone": float(
+            (rows(cut) - expected).abs().max()
+        ),
+        "largest difference, one worker against two (other threads, other rounding)": float(
+            (rows(alone) - expected).abs().max()
+        ),
         "finished before each start of the one that was killed": before,
-        "in the index after a sweep whose last point names an unknown model": found["status"].value_counts().to_dict(),
+        "in the index after a sweep whose last point names an unknown model": found["status"]
+        .value_counts()
+        .to_dict(),
         "its report": sorted(set(found.loc[found["status"] == "failed", "error"])),
     }
     files.write_json(HERE.with_suffix(".json"), content)

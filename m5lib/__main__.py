@@ -1,4 +1,5 @@
-"""``python -m m5lib doctor``. The other commands are modules of their own: ``python -m m5lib.notebooks``, ``m5lib.sweep``, …"""
+"""``python -m m5lib doctor``. The other commands are modules of their own: ``python -m
+m5lib.notebooks``, ``m5lib.sweep``, …"""
 
 import argparse
 import sys
@@ -10,7 +11,12 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m m5lib", description="Is this machine ready?")
     commands = parser.add_subparsers(dest="command", required=True)
-    doctor.arguments(commands.add_parser("doctor", help="check versions, builds, FFmpeg, kernels and disk, and say what mends each fault"))
+    doctor.arguments(
+        commands.add_parser(
+            "doctor",
+            help="check versions, builds, FFmpeg, kernels and disk, and say what mends each fault",
+        )
+    )
     return doctor.run(parser.parse_args())
 
 

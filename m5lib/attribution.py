@@ -1,10 +1,14 @@
-"""What a number of the model comes from: tokens by integrated gradients (Captum), modalities by exact Shapley values.
+"""What a number of the model comes from: tokens by integrated gradients (Captum), modalities by
+exact Shapley values.
 
-The number F(x) is a :class:`Target`: the logit of a class, or the similarity to another product. Integrated gradients (Sundararajan
-et al. 2017, arXiv 1703.01365) follow a straight path from a *baseline* x' to the product; what the tokens get adds up to F(x) - F(x').
-Words start from their embeddings, regions, frames and sound from their features. So the summary token of a feature stream, which is
-the mean of the others, is computed again on the way, and what it adds is with the tokens that it is the mean of: ``[CLS]``, ``[SEP]``,
-summaries and padding get nothing, and every token that gets something can be seen or heard.
+The number F(x) is a :class:`Target`: the logit of a class, or the similarity to another product.
+Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) follow a straight path from a
+*baseline* x' to the product; what the tokens get adds up to F(x) - F(x'). Words start from their
+embeddings, regions, frames and sound from their features. So the summary token of a feature stream,
+which is
+the mean of the others, is computed again on the way, and what it adds is with the tokens that it is
+the mean of: ``[CLS]``, ``[SEP]``, summaries and padding get nothing, and every token that gets
+something can be seen or heard.
 
 ========  ==============================================================================================================
 baseline  x'
@@ -14,9 +18,10 @@ absent    every token is there and says nothing, as the masked tasks hide it: wo
 mean      every token is the mean one of its modality (:func:`means`); the rest stays as above
 ========  ==============================================================================================================
 
-A path cannot take a token away by halves, so "absent" is not absence. In :func:`shapley`, and where tokens are deleted
-(:mod:`m5lib.faithfulness`), what is absent really is: nobody reads it, as with products that lack a modality.
-"""
+A path cannot take a token away by halves, so "absent" is not absence. In :func:`shapley`, and where
+tokens are deleted (:mod:`m5lib.faithfulness`), what is absent really is: nobody reads it, as with
+products that lack a modality.
+"""  # noqa: E501
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,7 +54,8 @@ class Target:
     Attributes:
         name: for figures and result rows.
         read: (output, sought) -> (B,), differentiable.
-        sought: (B, ...) what belongs to each product of the batch: the number of its class, or the vector it is compared with.
+        sought: (B, ...) what belongs to each product of the batch: the number of its class, or the
+            vector it is compared with.
         fused: whether more fused tokens are read than the first of each modality, which costs more.
     """
 
@@ -70,17 +76,23 @@ class Target:
 
 
 def class_logit(classifier: Classifier, labels: Sequence[str] | np.ndarray) -> Target:
-    """The logit of a class for each product. Raises ``ValueError`` for a label that the classifier does not know."""
+    """The logit of a class for each product. Raises ``ValueError`` for a label that the classifier
+    does not know."""
     known = {label: n for n, label in enumerate(classifier.labels)}
     if unknown := sorted({str(label) for label in labels} - set(known)):
-        raise ValueError(f"the classifier knows no class {unknown[:3]}; it knows {len(known)}: {', '.join(list(known)[:5])} …")
+        raise ValueError(
+            f"the classifier knows no class {unknown[:3]}; it knows {len(known)}: "
+            f"{', '.join(list(known)[:5])} …"
+        )
     classifier.eval()
 
     def read(output: Output, sought: Tensor) -> Tensor:
         logits = classifier.out(classifier.hidden(torch.cat(list(output.summary.values()), dim=-1)))
         return logits.gather(1, sought[:, None])[:, 0]
 
-    sought = torch.tensor([known[str(label)] for label in labels], device=next(classifier.parameters()).device)
+    sought = torch.tensor(
+        [known[str(label)] for label in labels], device=next(classifier.parameters()).device
+    )
     return Target("class logit", classifier.model, read, sought)
 
 
@@ -88,7 +100,8 @@ def similarity(model: Model, vectors: Float[np.ndarray, "B E"], readout: str = D
     """The cosine of each product's embedding with a given one: what makes two products alike.
 
     Args:
-        vectors: embeddings of the other products (:func:`m5lib.embeddings.embeddings`), by the same read-out.
+        vectors: embeddings of the other products (:func:`m5lib.embeddings.embeddings`), by the same
+            read-out.
     """
     model.eval()
 
@@ -99,7 +112,8 @@ def similarity(model: Model, vectors: Float[np.ndarray, "B E"], readout: str = D
     return Target("similarity", model, read, sought, fused=readout == "fused_mean")
 
 
-# --- tokens ------------------------------------------------------------------------------------------------------------------
+# --- tokens
+# ------------------------------------------------------------------------------------------------
 
 
 def content(stream: Stream) -> Bool[Tensor, "B L"]:
@@ -115,7 +129,8 @@ def summarised(model: Model, batch: Batch) -> Batch:
 
 
 class Path(NamedTuple):
-    """What Captum is given: ``forward(*inputs, *rest) -> (B,)``, one input and one baseline per stream, in the order of ``names``."""
+    """What Captum is given: ``forward(*inputs, *rest) -> (B,)``, one input and one baseline per
+    stream, in the order of ``names``."""
 
     names: tuple[str, ...]
     forward: Callable[..., Tensor]
@@ -125,7 +140,9 @@ class Path(NamedTuple):
 
     def of(self, chosen: slice) -> "Path":
         """The path of some of the products."""
-        inputs, baselines, rest = (tuple(x[chosen] for x in part) for part in (self.inputs, self.baselines, self.rest))
+        inputs, baselines, rest = (
+            tuple(x[chosen] for x in part) for part in (self.inputs, self.baselines, self.rest)
+        )
         return self._replace(inputs=inputs, baselines=baselines, rest=rest)
 
     def summed(self, scores: Sequence[Tensor]) -> Tokens:
@@ -135,47 +152,78 @@ class Path(NamedTuple):
 
 @torch.no_grad()
 def path(target: Target, batch: Batch, mean: Mapping[str, Tensor] | None = None) -> Path:
-    """The path from the baseline "absent", or "mean" where the mean tokens (:func:`means`) are given, to the products."""
+    """The path from the baseline "absent", or "mean" where the mean tokens (:func:`means`) are
+    given, to the products."""
     model, batch = target.model, summarised(target.model, batch)
     inputs, blank = _values(model, batch), _values(model, _hidden(model, batch))
-    baselines = {n: torch.where(content(batch.streams[n])[..., None], mean[n] if mean else blank[n], inputs[n]) for n in inputs}
+    baselines = {
+        n: torch.where(
+            content(batch.streams[n])[..., None], mean[n] if mean else blank[n], inputs[n]
+        )
+        for n in inputs
+    }
     streams = list(batch.streams.values())
     boxed = [stream.boxes is not None for stream in streams]
 
     def forward(*given: Tensor) -> Tensor:
-        values, valid, (sought, *boxes) = given[: len(streams)], given[len(streams) : 2 * len(streams)], given[2 * len(streams) :]
+        values, valid, (sought, *boxes) = (
+            given[: len(streams)],
+            given[len(streams) : 2 * len(streams)],
+            given[2 * len(streams) :],
+        )
         embedded, left = {}, iter(boxes)
         for name, value, there, has in zip(batch.streams, values, valid, boxed, strict=True):
             box = next(left) if has else None
             if MODALITIES[name].kind == "features":
-                value = model.embeddings[model.spec.owner(name)](Stream(with_summary(value, there), there, boxes=box))
+                value = model.embeddings[model.spec.owner(name)](
+                    Stream(with_summary(value, there), there, boxes=box)
+                )
             embedded[name] = value
-        output = model.forward_from_embeddings(embedded, dict(zip(batch.streams, valid, strict=True)), None if target.fused else {})
+        output = model.forward_from_embeddings(
+            embedded, dict(zip(batch.streams, valid, strict=True)), None if target.fused else {}
+        )
         return target.read(output, sought)
 
     boxes = [stream.boxes for stream in streams if stream.boxes is not None]
     rest = (*(stream.valid for stream in streams), target.sought, *boxes)
-    return Path(tuple(inputs), forward, tuple(inputs.values()), tuple(baselines[n] for n in inputs), rest)
+    return Path(
+        tuple(inputs), forward, tuple(inputs.values()), tuple(baselines[n] for n in inputs), rest
+    )
 
 
 def _values(model: Model, batch: Batch) -> dict[str, Tensor]:
     """What a path runs through: embeddings of words, features of the rest."""
     embedded = model.embed(batch)
-    return {n: s.tokens if MODALITIES[n].kind == "features" else embedded[n] for n, s in batch.streams.items()}
+    return {
+        n: s.tokens if MODALITIES[n].kind == "features" else embedded[n]
+        for n, s in batch.streams.items()
+    }
 
 
 def _hidden(model: Model, batch: Batch) -> Batch:
     """Every token hidden as in the masked tasks."""
     if model.tokenizer is None and any(MODALITIES[name].kind == "words" for name in batch.streams):
-        raise ValueError("the model has no tokenizer, so nobody knows its [MASK]: load it by from_pretrained, or set model.tokenizer")
+        raise ValueError(
+            "the model has no tokenizer, so nobody knows its [MASK]: load it by from_pretrained, "
+            "or set model.tokenizer"
+        )
     mask = 0 if model.tokenizer is None else model.tokenizer.mask_token_id
     fill = {name: mask if MODALITIES[name].kind == "words" else 0.0 for name in batch.streams}
-    return replace(batch, streams={n: replace(s, tokens=torch.full_like(s.tokens, fill[n])) for n, s in batch.streams.items()})
+    return replace(
+        batch,
+        streams={
+            n: replace(s, tokens=torch.full_like(s.tokens, fill[n]))
+            for n, s in batch.streams.items()
+        },
+    )
 
 
 @torch.no_grad()
-def means(model: Model, streams: Streams, rows: Rows, batch_size: int = 512) -> dict[str, Float[Tensor, " D"]]:
-    """The mean token of each modality over products, for the baseline "mean": embedding of a word, features of the rest."""
+def means(
+    model: Model, streams: Streams, rows: Rows, batch_size: int = 512
+) -> dict[str, Float[Tensor, " D"]]:
+    """The mean token of each modality over products, for the baseline "mean": embedding of a word,
+    features of the rest."""
     device, total, count = next(model.parameters()).device, {}, {}
     model.eval()
     for start in range(0, len(rows), batch_size):
@@ -188,7 +236,8 @@ def means(model: Model, streams: Streams, rows: Rows, batch_size: int = 512) -> 
 
 
 class Attribution(NamedTuple):
-    """Signed scores of the tokens, F(x) and F(x'): the scores of a product add up to ``value - base``, all but ``delta``."""
+    """Signed scores of the tokens, F(x) and F(x'): the scores of a product add up to ``value -
+    base``, all but ``delta``."""
 
     tokens: Tokens
     value: Float[Tensor, " B"]
@@ -197,7 +246,9 @@ class Attribution(NamedTuple):
     @property
     def delta(self) -> Float[Tensor, " B"]:
         """By how much completeness is missed."""
-        return torch.stack([x.sum(1) for x in self.tokens.values()]).sum(0) - (self.value - self.base)
+        return torch.stack([x.sum(1) for x in self.tokens.values()]).sum(0) - (
+            self.value - self.base
+        )
 
     @property
     def error(self) -> Float[Tensor, " B"]:
@@ -210,19 +261,27 @@ class Attribution(NamedTuple):
 
 
 def integrated_gradients(
-    target: Target, batch: Batch, mean: Mapping[str, Tensor] | None = None, steps: int = STEPS, at_once: int = 512
+    target: Target,
+    batch: Batch,
+    mean: Mapping[str, Tensor] | None = None,
+    steps: int = STEPS,
+    at_once: int = 512,
 ) -> Attribution:
     """Integrated gradients over all streams at once, by Gauss-Legendre quadrature.
 
     Args:
         mean: the mean tokens for the baseline "mean"; by default it is "absent".
-        at_once: copies of products in one backward pass; halved where memory does not suffice, down to one.
+        at_once: copies of products in one backward pass; halved where memory does not suffice, down
+            to one.
     """
     whole = path(target, batch, mean)
     parts = list(fitting(lambda part, size: integrated(part, steps, size), whole, at_once))
     scores = [torch.cat(x) for x in zip(*parts, strict=True)]
     with torch.no_grad():
-        return Attribution(whole.summed(scores), *(whole.forward(*start, *whole.rest) for start in (whole.inputs, whole.baselines)))
+        return Attribution(
+            whole.summed(scores),
+            *(whole.forward(*start, *whole.rest) for start in (whole.inputs, whole.baselines)),
+        )
 
 
 def integrated(part: Path, steps: int, at_once: int) -> tuple[Tensor, ...]:
@@ -230,18 +289,29 @@ def integrated(part: Path, steps: int, at_once: int) -> tuple[Tensor, ...]:
     from captum.attr import IntegratedGradients
 
     explain = IntegratedGradients(part.forward).attribute
-    return explain(part.inputs, part.baselines, additional_forward_args=part.rest, n_steps=steps, internal_batch_size=at_once)
+    return explain(
+        part.inputs,
+        part.baselines,
+        additional_forward_args=part.rest,
+        n_steps=steps,
+        internal_batch_size=at_once,
+    )
 
 
 def fitting(work: Callable[[Path, int], tuple], whole: Path, at_once: int) -> Iterator[tuple]:
-    """``work(part, at_once)`` of a path in parts of at most ``at_once`` products; half as many, from where memory does not suffice."""
+    """``work(part, at_once)`` of a path in parts of at most ``at_once`` products; half as many,
+    from where memory does not suffice."""
     start, count = 0, len(whole.inputs[0])
     while start < count:
         try:
             yield work(whole.of(slice(start, start + at_once)), at_once)
             start += at_once
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; the processor's allocator raises a plain one
-            if at_once == 1 or not ("out of memory" in str(error).lower() or "not enough memory" in str(error).lower()):
+        except (
+            RuntimeError
+        ) as error:  # torch.OutOfMemoryError is one; the processor's allocator raises a plain one
+            if at_once == 1 or not (
+                "out of memory" in str(error).lower() or "not enough memory" in str(error).lower()
+            ):
                 raise
             at_once = at_once // 2
             print(f"out of memory; {at_once} copies at once from here on")
@@ -255,16 +325,20 @@ def gradient_times_input(target: Target, batch: Batch) -> Tokens:
 
     whole = path(target, batch)
     inputs = tuple(x.clone().requires_grad_() for x in whole.inputs)
-    found = whole.summed(InputXGradient(whole.forward).attribute(inputs, additional_forward_args=whole.rest))
+    found = whole.summed(
+        InputXGradient(whole.forward).attribute(inputs, additional_forward_args=whole.rest)
+    )
     streams = summarised(target.model, batch).streams
     return {name: x * content(streams[name]) for name, x in found.items()}
 
 
-# --- modalities --------------------------------------------------------------------------------------------------------------
+# --- modalities
+# ------------------------------------------------------------------------------------------------
 
 
 class Shapley(NamedTuple):
-    """``values`` (B, M) in the order of the model's modalities, exactly 0 where a product lacks one; F with all and with none."""
+    """``values`` (B, M) in the order of the model's modalities, exactly 0 where a product lacks
+    one; F with all and with none."""
 
     values: Float[Tensor, "B M"]
     full: Float[Tensor, " B"]
@@ -277,19 +351,29 @@ class Shapley(NamedTuple):
 
 
 def shapley(target: Target, batch: Batch) -> Shapley:
-    """Exact Shapley values of the modalities (Shapley 1953), from F of all 2^M coalitions; absent modalities take part in nothing.
+    """Exact Shapley values of the modalities (Shapley 1953), from F of all 2^M coalitions; absent
+    modalities take part in nothing.
 
-    value of m = sum over S without m of |S|! (M - |S| - 1)! / M! (F(S + m) - F(S)), in double precision.
+    value of m = sum over S without m of |S|! (M - |S| - 1)! / M! (F(S + m) - F(S)), in double
+    precision.
     """
     names = target.model.spec.modalities
     count, columns = len(names), []
     for coalition in range(2**count):
-        columns.append(target.value(batch.only([n for place, n in enumerate(names) if coalition >> place & 1])).double())
+        columns.append(
+            target.value(
+                batch.only([n for place, n in enumerate(names) if coalition >> place & 1])
+            ).double()
+        )
     worth, found = torch.stack(columns, dim=1), []
     for place in range(count):
-        without = torch.tensor([c for c in range(2**count) if not c >> place & 1], device=worth.device)
+        without = torch.tensor(
+            [c for c in range(2**count) if not c >> place & 1], device=worth.device
+        )
         size = [bin(c).count("1") for c in without.tolist()]
-        weight = worth.new_tensor([factorial(s) * factorial(count - s - 1) / factorial(count) for s in size])
+        weight = worth.new_tensor(
+            [factorial(s) * factorial(count - s - 1) / factorial(count) for s in size]
+        )
         found.append((worth[:, without | 1 << place] - worth[:, without]) @ weight)
     there = torch.stack([batch.streams[name].valid[:, 0] for name in names], dim=1)
     return Shapley(torch.stack(found, dim=1) * there, worth[:, -1], worth[:, 0])

@@ -1,8 +1,8 @@
 """From a model and products to one vector per product, by named read-outs.
 
-Which vector is "the embedding" is a choice with consequences: the paper adds up the first tokens after the fusion, which none of
-its losses trains directly. A read-out is ``<states>_<token>``, its states and token as below; vectors of the modalities that a
-product has are added up.
+Which vector is "the embedding" is a choice with consequences: the paper adds up the first tokens
+after the fusion, which none of its losses trains directly. A read-out is ``<states>_<token>``, its
+states and token as below; vectors of the modalities that a product has are added up.
 
 =============== ==========================================================================================
 fused_first     first tokens after the fusion, plain sum: the paper's
@@ -15,7 +15,7 @@ layered         whitened, and beside it the mean of the token embeddings, decorr
 pooled          summaries that the contrast compares, each scaled to unit length and added: for queries in one set of modalities against
                 a gallery in another (image -> text); side by side they would have nothing in common
 =============== ==========================================================================================
-"""
+"""  # noqa: E501
 
 from collections.abc import Iterable
 
@@ -30,16 +30,27 @@ from m5lib.model import Model, Output, first_token, mean_token
 from m5lib.objectives import scores
 from m5lib.streams import Streams
 
-#: The paper's read-out, and the one used where nothing else is asked for: the best on validation products, averaged over the sets of
-#: modalities that ``05_downstream`` gives the model. Not the best for each set: see the table there. The one for comparing one set of
-#: modalities with another is :data:`ACROSS`; it is not among :data:`READOUTS`, which are measured with the same set on both sides.
+#: The paper's read-out, and the one used where nothing else is asked for: the best on validation
+#: products, averaged over the sets of modalities that ``05_downstream`` gives the model. Not the
+#: best for each set: see the table there. The one for comparing one set of modalities with another
+#: is :data:`ACROSS`; it is not among :data:`READOUTS`, which are measured with the same set on both
+#: sides.
 PAPER, DEFAULT = "fused_first", "layered"
 ACROSS = "pooled"
-READOUTS = ("fused_first", "fused_mean", "encoded_first", "encoded_mean", "concat", "whitened", "layered")
+READOUTS = (
+    "fused_first",
+    "fused_mean",
+    "encoded_first",
+    "encoded_mean",
+    "concat",
+    "whitened",
+    "layered",
+)
 
 
 def read_out(model: Model, output: Output, readout: str) -> Float[Tensor, "B E"]:
-    """(B, D) embeddings, or (B, M D) and more where modalities stand side by side. Raises ``ValueError`` for an unknown read-out."""
+    """(B, D) embeddings, or (B, M D) and more where modalities stand side by side. Raises
+    ``ValueError`` for an unknown read-out."""
     if readout not in (*READOUTS, ACROSS):
         raise ValueError(f"unknown read-out {readout!r}: known are {(*READOUTS, ACROSS)}")
     if readout in ("concat", "whitened", "layered"):
@@ -47,9 +58,16 @@ def read_out(model: Model, output: Output, readout: str) -> Float[Tensor, "B E"]
         if readout != "concat":
             inputs = _whitening_inputs(output)
             chosen = ("pooled", "embedded") if readout == "layered" else ("pooled",)
-            parts = [{name: model.whitening[part][name](x) for name, x in inputs[part].items()} for part in chosen]
+            parts = [
+                {name: model.whitening[part][name](x) for name, x in inputs[part].items()}
+                for part in chosen
+            ]
         # an absent modality stays the zero vector
-        vectors = [F.normalize(x.float(), dim=-1) * output.valid[name][:, :1] for part in parts for name, x in part.items()]
+        vectors = [
+            F.normalize(x.float(), dim=-1) * output.valid[name][:, :1]
+            for part in parts
+            for name, x in part.items()
+        ]
         return torch.cat(vectors, dim=-1)
     states = output.fused if readout.startswith("fused") else output.encoded
     token = first_token if readout.endswith("first") else mean_token
@@ -96,13 +114,18 @@ def embeddings(
 
     Args:
         rows: which products of the streams.
-        modalities: the ones the model is given; by default all it was built for. A product that has none of them gets zeros.
+        modalities: the ones the model is given; by default all it was built for. A product that has
+            none of them gets zeros.
 
     Returns:
         read-out -> (N, D) float32, in the order of ``rows``.
     """
     device = next(model.parameters()).device
-    was_training, rows, parts = model.training, np.asarray(rows), {readout: [] for readout in readouts}
+    was_training, rows, parts = (
+        model.training,
+        np.asarray(rows),
+        {readout: [] for readout in readouts},
+    )
     wanted = None if "fused_mean" in parts else {}
     model.eval()
     for start in range(0, len(rows), batch_size):
@@ -116,7 +139,8 @@ def embeddings(
 
 @torch.no_grad()
 def mean_harmony(model: Model, streams: Streams, rows: Rows, batch_size: int = 128) -> np.ndarray:
-    """(M, M) harmony scores before the fusion, each entry averaged over the products that have both modalities (0 if none has)."""
+    """(M, M) harmony scores before the fusion, each entry averaged over the products that have both
+    modalities (0 if none has)."""
     device = next(model.parameters()).device
     sides, was_training = len(model.spec.modalities), model.training
     total, count = torch.zeros(2, sides, sides, device=device)
@@ -135,9 +159,11 @@ def mean_harmony(model: Model, streams: Streams, rows: Rows, batch_size: int = 1
 def similarity(
     model: Model, streams: Streams, rows: Rows, pair: tuple[str, str], batch_size: int = 128
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Cosine of the fused first tokens of two modalities of each product (Figure 5: image and text).
+    """Cosine of the fused first tokens of two modalities of each product (Figure 5: image and
+    text).
 
-    A plain cosine is high where all vectors point one way, so its mean with the second modality of the *other* products is taken off.
+    A plain cosine is high where all vectors point one way, so its mean with the second modality of
+    the *other* products is taken off.
 
     Returns:
         those of the rows that have both modalities, and the value of each.

@@ -1,8 +1,11 @@
-"""What a product of the synthetic shop is, and what its title and table say: facets drawn at random, then put into words.
+"""What a product of the synthetic shop is, and what its title and table say: facets drawn at
+random, then put into words.
 
-A *facet* is one of the seven kinds of fact of the paper's Table 2 (category, appearance, usage, specification, selling point,
-production, material). A category has a usual value of each and a product keeps it only mostly, so that no single facet gives a
-category away: a shape serves three categories, a usage seven, a material six. What each modality shows of them is Table 2's:
+A *facet* is one of the seven kinds of fact of the paper's Table 2 (category, appearance, usage,
+specification, selling point, production, material). A category has a usual value of each and a
+product keeps it only mostly, so that no single facet gives a
+category away: a shape serves three categories, a usage seven, a material six. What each modality
+shows of them is Table 2's:
 
 =========  ==================================================  ===========================================
 image      appearance                                          :func:`m5lib.rendering.picture`
@@ -11,7 +14,7 @@ table      specification, production, material, category       :func:`table`
 video      appearance, usage, production, material             :func:`m5lib.rendering.film`
 audio      usage, production, material                         :func:`m5lib.rendering.track`
 =========  ==================================================  ===========================================
-"""
+"""  # noqa: E501
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +23,8 @@ import numpy as np
 
 
 class Category(NamedTuple):
-    """A category: its name, another word for it, its usual facets, and the usual weight in grams."""
+    """A category: its name, another word for it, its usual facets, and the usual weight in
+    grams."""
 
     name: str
     synonym: str
@@ -86,48 +90,122 @@ BASE = tuple(
         ("spa pants", "lounge bottoms", "trousers", 0.75, "beauty", "cotton", "knitted", 300),
     )
 )
-#: Further categories for larger shops: the same things in another make, with facets of their own (see :func:`categories`).
-MAKES = ("", "vintage", "kids", "mini", "folding", "deluxe", "camping", "designer", "handy", "jumbo", "festival", "studio", "nordic")
+#: Further categories for larger shops: the same things in another make, with facets of their own
+#: (see :func:`categories`).
+MAKES = (
+    "",
+    "vintage",
+    "kids",
+    "mini",
+    "folding",
+    "deluxe",
+    "camping",
+    "designer",
+    "handy",
+    "jumbo",
+    "festival",
+    "studio",
+    "nordic",
+)
 
 USAGES = {
-    "sport": ("for the gym", "for training", "sports"), "baby": ("for babies", "for newborns", "nursery"),
-    "beauty": ("for make-up", "beauty", "spa"), "kitchen": ("for cooking", "kitchen", "for the table"),
-    "travel": ("for travel", "outdoor", "for trips"), "garden": ("for the garden", "patio", "for plants"),
+    "sport": ("for the gym", "for training", "sports"),
+    "baby": ("for babies", "for newborns", "nursery"),
+    "beauty": ("for make-up", "beauty", "spa"),
+    "kitchen": ("for cooking", "kitchen", "for the table"),
+    "travel": ("for travel", "outdoor", "for trips"),
+    "garden": ("for the garden", "patio", "for plants"),
     "office": ("for work", "office", "for the desk"),
-}  # fmt: skip
+}
 MATERIALS = {
-    "steel": ("steel", "stainless steel", "inox"), "plastic": ("plastic", "ABS", "PP plastic"), "glass": ("glass", "borosilicate"),
-    "ceramic": ("ceramic", "stoneware"), "cotton": ("cotton", "100% cotton", "canvas"), "leather": ("leather", "PU leather"),
-    "rubber": ("rubber", "silicone", "EVA"), "wood": ("wood", "beech wood", "bamboo"),
-}  # fmt: skip
+    "steel": ("steel", "stainless steel", "inox"),
+    "plastic": ("plastic", "ABS", "PP plastic"),
+    "glass": ("glass", "borosilicate"),
+    "ceramic": ("ceramic", "stoneware"),
+    "cotton": ("cotton", "100% cotton", "canvas"),
+    "leather": ("leather", "PU leather"),
+    "rubber": ("rubber", "silicone", "EVA"),
+    "wood": ("wood", "beech wood", "bamboo"),
+}
 PRODUCTIONS = {
-    "forged": ("forged", "hammered"), "moulded": ("moulded", "one-piece"), "blown": ("mouth-blown", "blown"),
-    "thrown": ("wheel-thrown", "kiln-fired"), "sewn": ("hand-sewn", "stitched"), "knitted": ("knitted", "seamless"),
+    "forged": ("forged", "hammered"),
+    "moulded": ("moulded", "one-piece"),
+    "blown": ("mouth-blown", "blown"),
+    "thrown": ("wheel-thrown", "kiln-fired"),
+    "sewn": ("hand-sewn", "stitched"),
+    "knitted": ("knitted", "seamless"),
     "carved": ("hand-carved", "carved"),
-}  # fmt: skip
+}
 POINTS = (
-    "waterproof", "foldable", "non-slip", "lightweight", "leak-proof", "easy to clean", "shockproof", "breathable", "scratch-resistant",
-    "quick-dry", "eco-friendly", "adjustable", "odour-free", "extra strong", "dishwasher safe", "windproof",
-)  # fmt: skip
+    "waterproof",
+    "foldable",
+    "non-slip",
+    "lightweight",
+    "leak-proof",
+    "easy to clean",
+    "shockproof",
+    "breathable",
+    "scratch-resistant",
+    "quick-dry",
+    "eco-friendly",
+    "adjustable",
+    "odour-free",
+    "extra strong",
+    "dishwasher safe",
+    "windproof",
+)
 SELLING = (
-    "hot sale", "2026 new", "premium", "original", "free shipping", "best price", "gift idea", "top rated", "limited offer", "official",
-)  # fmt: skip
+    "hot sale",
+    "2026 new",
+    "premium",
+    "original",
+    "free shipping",
+    "best price",
+    "gift idea",
+    "top rated",
+    "limited offer",
+    "official",
+)
 COLOURS = {
-    "red": (196, 44, 48), "orange": (226, 126, 40), "yellow": (232, 196, 60), "green": (62, 140, 74), "teal": (40, 140, 150),
-    "blue": (48, 84, 180), "purple": (120, 70, 160), "pink": (228, 130, 168), "brown": (122, 82, 54), "black": (42, 42, 46),
-    "grey": (132, 134, 140), "cream": (226, 214, 188),
-}  # fmt: skip
+    "red": (196, 44, 48),
+    "orange": (226, 126, 40),
+    "yellow": (232, 196, 60),
+    "green": (62, 140, 74),
+    "teal": (40, 140, 150),
+    "blue": (48, 84, 180),
+    "purple": (120, 70, 160),
+    "pink": (228, 130, 168),
+    "brown": (122, 82, 54),
+    "black": (42, 42, 46),
+    "grey": (132, 134, 140),
+    "cream": (226, 214, 188),
+}
 PATTERNS = ("plain", "stripes", "dots", "checks", "fade")
-BRANDS = ("Norvik", "Halden", "Ostra", "Lumio", "Kestrel", "Tamaro", "Bellis", "Quill", "Ferro", "Mika", "Solen", "Arden")
+BRANDS = (
+    "Norvik",
+    "Halden",
+    "Ostra",
+    "Lumio",
+    "Kestrel",
+    "Tamaro",
+    "Bellis",
+    "Quill",
+    "Ferro",
+    "Mika",
+    "Solen",
+    "Arden",
+)
 
 #: How a product may stray from its category's usual facets: the chance that it keeps each.
 KEEPS = {"usage": 0.85, "material": 0.80, "production": 0.80}
-#: How well a title matches its product (the release grades captions so, without counts): as it should, vaguely, or falsely.
+#: How well a title matches its product (the release grades captions so, without counts): as it
+#: should, vaguely, or falsely.
 MATCHES = {"well": 0.72, "partly": 0.19, "poorly": 0.09}
 
 
 def categories(count: int) -> tuple[Category, ...]:
-    """The first ``count`` categories: :data:`BASE`, then the same things in other makes, each with its own usage, material and weight."""
+    """The first ``count`` categories: :data:`BASE`, then the same things in other makes, each with
+    its own usage, material and weight."""
     if not 2 <= count <= len(BASE) * len(MAKES):
         raise ValueError(f"a shop has 2 to {len(BASE) * len(MAKES)} categories, not {count}")
     found = []
@@ -135,18 +213,25 @@ def categories(count: int) -> tuple[Category, ...]:
         make, place = divmod(number, len(BASE))
         base = BASE[place]
         if make:
-            turn = np.random.default_rng([make, place])  # a category's facets are the same in every shop
+            turn = np.random.default_rng(
+                [make, place]
+            )  # a category's facets are the same in every shop
             base = base._replace(
-                name=f"{MAKES[make]} {base.name}", synonym=f"{MAKES[make]} {base.synonym}", aspect=base.aspect * turn.uniform(0.8, 1.25),
-                usage=str(turn.choice(list(USAGES))), material=str(turn.choice(list(MATERIALS))),
-                production=str(turn.choice(list(PRODUCTIONS))), grams=base.grams * turn.uniform(0.4, 2.5),
-            )  # fmt: skip
+                name=f"{MAKES[make]} {base.name}",
+                synonym=f"{MAKES[make]} {base.synonym}",
+                aspect=base.aspect * turn.uniform(0.8, 1.25),
+                usage=str(turn.choice(list(USAGES))),
+                material=str(turn.choice(list(MATERIALS))),
+                production=str(turn.choice(list(PRODUCTIONS))),
+                grams=base.grams * turn.uniform(0.4, 2.5),
+            )
         found.append(base)
     return tuple(found)
 
 
 def shares(count: int, seed: int) -> np.ndarray:
-    """(count,) share of the products of each category: a Zipf-Mandelbrot tail, which categories are large is drawn by seed."""
+    """(count,) share of the products of each category: a Zipf-Mandelbrot tail, which categories are
+    large is drawn by seed."""
     tail = 1.0 / (np.arange(count) + 3.0)
     return np.random.default_rng([seed, 11]).permutation(tail / tail.sum())
 
@@ -170,7 +255,8 @@ class Facets:
 
 
 def draw(kinds: tuple[Category, ...], category: int, rng: np.random.Generator) -> Facets:
-    """A product of a category: its usual facets, each kept with the chance of :data:`KEEPS`, else any."""
+    """A product of a category: its usual facets, each kept with the chance of :data:`KEEPS`, else
+    any."""
     kind = kinds[category]
     taste = np.random.default_rng([7, category])  # what a category likes is the same in every shop
     liking = np.exp(taste.normal(0, 1.0, len(COLOURS)))
@@ -178,19 +264,34 @@ def draw(kinds: tuple[Category, ...], category: int, rng: np.random.Generator) -
     favoured = taste.permutation(len(POINTS))[:3]
 
     def kept(facet: str, values) -> str:
-        return getattr(kind, facet) if rng.random() < KEEPS[facet] else str(rng.choice(list(values)))
+        return (
+            getattr(kind, facet) if rng.random() < KEEPS[facet] else str(rng.choice(list(values)))
+        )
 
     colour, accent = rng.choice(list(COLOURS), 2, replace=False, p=liking / liking.sum())
-    points = [POINTS[rng.choice(favoured) if rng.random() < 0.55 else rng.integers(len(POINTS))] for _ in range(2)]
+    points = [
+        POINTS[rng.choice(favoured) if rng.random() < 0.55 else rng.integers(len(POINTS))]
+        for _ in range(2)
+    ]
     return Facets(
-        category, kind.shape, kind.aspect * float(np.exp(rng.normal(0, 0.08))), str(colour), str(accent),
-        str(rng.choice(PATTERNS, p=pattern_liking / pattern_liking.sum())), kept("usage", USAGES), kept("material", MATERIALS),
-        kept("production", PRODUCTIONS), (points[0], points[1]), int(kind.grams * np.exp(rng.normal(0, 0.35))), str(rng.choice(BRANDS)),
-    )  # fmt: skip
+        category,
+        kind.shape,
+        kind.aspect * float(np.exp(rng.normal(0, 0.08))),
+        str(colour),
+        str(accent),
+        str(rng.choice(PATTERNS, p=pattern_liking / pattern_liking.sum())),
+        kept("usage", USAGES),
+        kept("material", MATERIALS),
+        kept("production", PRODUCTIONS),
+        (points[0], points[1]),
+        int(kind.grams * np.exp(rng.normal(0, 0.35))),
+        str(rng.choice(BRANDS)),
+    )
 
 
 class Title(NamedTuple):
-    """A title, how well it matches (:data:`MATCHES`), and which of its words (split at spaces) name the category: maybe none."""
+    """A title, how well it matches (:data:`MATCHES`), and which of its words (split at spaces) name
+    the category: maybe none."""
 
     text: str
     match: str
@@ -198,13 +299,20 @@ class Title(NamedTuple):
 
 
 def title(facets: Facets, kinds: tuple[Category, ...], rng: np.random.Generator) -> Title:
-    """A product title: usage, selling points, production and category among selling words, in the merchant's order."""
+    """A product title: usage, selling points, production and category among selling words, in the
+    merchant's order."""
     match = str(rng.choice(list(MATCHES), p=list(MATCHES.values())))
     kind, usage = kinds[facets.category], facets.usage
     if match == "well":
         noun = kind.name if rng.random() < 0.6 else kind.synonym
-    elif match == "partly":  # a word that fits several categories: the last of the name, "bottle", or none
-        noun = kind.name.split()[-1] if rng.random() < 0.5 else str(rng.choice(["set", "item", "essential", "accessory"]))
+    elif (
+        match == "partly"
+    ):  # a word that fits several categories: the last of the name, "bottle", or none
+        noun = (
+            kind.name.split()[-1]
+            if rng.random() < 0.5
+            else str(rng.choice(["set", "item", "essential", "accessory"]))
+        )
     else:  # seller fraud: the words of a thing that sells better
         noun, usage = kinds[int(rng.integers(len(kinds)))].name, str(rng.choice(list(USAGES)))
     said = [str(rng.choice(USAGES[usage]))] if rng.random() < 0.35 else []
@@ -229,7 +337,8 @@ class Table(NamedTuple):
 
 
 def table(facets: Facets, kinds: tuple[Category, ...], rng: np.random.Generator) -> Table:
-    """A specification table: category, specification, production and material; spellings, order and gaps are the merchant's."""
+    """A specification table: category, specification, production and material; spellings, order and
+    gaps are the merchant's."""
     kind = kinds[facets.category]
 
     def spelt(*spellings: str) -> str:
@@ -238,15 +347,30 @@ def table(facets: Facets, kinds: tuple[Category, ...], rng: np.random.Generator)
     grams = float(f"{facets.grams:.1g}") if rng.random() < 0.7 else float(f"{facets.grams:.2g}")
     size = round((facets.grams**0.4) * 1.5)
     rows = [
-        (0.45, spelt("Type", "Kind", "Product type"), kind.name.split()[-1] if rng.random() < 0.75 else kind.synonym, True),
+        (
+            0.45,
+            spelt("Type", "Kind", "Product type"),
+            kind.name.split()[-1] if rng.random() < 0.75 else kind.synonym,
+            True,
+        ),
         (0.55, spelt("Material", "Made of", "material"), spelt(*MATERIALS[facets.material]), False),
         (0.40, spelt("Process", "Craft"), spelt(*PRODUCTIONS[facets.production]), False),
-        (0.60, spelt("Weight", "Net weight"), f"{grams:.0f} g" if grams < 1000 else f"{grams / 1000:g} kg", False),
+        (
+            0.60,
+            spelt("Weight", "Net weight"),
+            f"{grams:.0f} g" if grams < 1000 else f"{grams / 1000:g} kg",
+            False,
+        ),
         (0.50, spelt("Size", "Dimensions"), f"{size} cm", False),
         (0.60, spelt("Brand", "brand"), facets.brand, False),
         (0.40, "Model", f"{spelt('A', 'X', 'GT', 'M')}{rng.integers(100, 999)}", False),
         (0.40, "Warranty", spelt("1 year", "2 years", "none"), False),
-        (0.40, spelt("Origin", "Made in"), spelt("Portugal", "Vietnam", "China", "Poland", "Turkey"), False),
+        (
+            0.40,
+            spelt("Origin", "Made in"),
+            spelt("Portugal", "Vietnam", "China", "Poland", "Turkey"),
+            False,
+        ),
     ]
     rows = [row[1:] for row in rows if rng.random() < row[0]] or [rows[5][1:]]
     order = rng.permutation(len(rows)) if rng.random() < 0.5 else np.arange(len(rows))

@@ -18,11 +18,15 @@ ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 def check_choices(settings) -> None:
-    """Raises ``ValueError``, with the known names, where a ``Literal`` field of a dataclass holds something else."""
+    """Raises ``ValueError``, with the known names, where a ``Literal`` field of a dataclass holds
+    something else."""
     for name, hint in get_type_hints(type(settings)).items():
         value = getattr(settings, name, None)
         if get_origin(hint) is Literal and value not in get_args(hint):
-            raise ValueError(f"{type(settings).__name__}: unknown {name} {value!r}: known are {list(get_args(hint))}")
+            raise ValueError(
+                f"{type(settings).__name__}: unknown {name} {value!r}: known are "
+                f"{list(get_args(hint))}"
+            )
 
 
 def attention(
@@ -34,12 +38,18 @@ def attention(
 ) -> Float[Tensor, "B H L E"]:
     """softmax(q kᵀ / √E) v over the readable keys, with dropout on the weights.
 
-    Fused where that pays. On processors it does not: torch's fused kernel takes five times as long backwards in bf16
-    (``benchmarks/attention.json``), and streams are short.
+    Fused where that pays. On processors it does not: torch's fused kernel takes five times as long
+    backwards in bf16 (``benchmarks/attention.json``), and streams are short.
     """
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=readable[:, None, None], dropout_p=dropout)
-    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~readable[:, None, None], float("-inf")).softmax(dim=-1)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=readable[:, None, None], dropout_p=dropout
+        )
+    weights = (
+        (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5)
+        .masked_fill(~readable[:, None, None], float("-inf"))
+        .softmax(dim=-1)
+    )
     return F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v
 
 
@@ -47,8 +57,9 @@ def attention(
 class Block:
     """Settings of one transformer block.
 
-    ``norm="post"`` is BERT's order (add, then normalise), ``"pre"`` is CLIP's. ``hidden`` is the width of the feed-forward layer
-    as a multiple of the model's width. ``dropout`` acts on attention weights and on both residual branches.
+    ``norm="post"`` is BERT's order (add, then normalise), ``"pre"`` is CLIP's. ``hidden`` is the
+    width of the feed-forward layer as a multiple of the model's width. ``dropout`` acts on
+    attention weights and on both residual branches.
     """
 
     heads: int = 4
@@ -65,7 +76,8 @@ class Block:
 class AttentionBlock(nn.Module):
     """Multi-head attention and a feed-forward layer, each with a residual.
 
-    Tokens read ``context``; without one they read themselves. A product of which no context token is valid reads all of them alike,
+    Tokens read ``context``; without one they read themselves. A product of which no context token
+    is valid reads all of them alike,
     which keeps its numbers finite: nobody reads the result (see :class:`m5lib.model.Model`).
     """
 
@@ -81,14 +93,21 @@ class AttentionBlock(nn.Module):
         self.norm_attention = nn.LayerNorm(width, eps=block.eps)
         self.norm_feed = nn.LayerNorm(width, eps=block.eps)
 
-    def attend(self, x: Float[Tensor, "B L D"], context: Float[Tensor, "B K D"], readable: Bool[Tensor, "B K"]) -> Float[Tensor, "B L D"]:
+    def attend(
+        self,
+        x: Float[Tensor, "B L D"],
+        context: Float[Tensor, "B K D"],
+        readable: Bool[Tensor, "B K"],
+    ) -> Float[Tensor, "B L D"]:
         """Scaled dot-product attention of ``x`` over the readable tokens of ``context``."""
         width = x.shape[-1]
         if context is x:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
         else:
             q = F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width])
-            k, v = F.linear(context, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+            k, v = F.linear(context, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(
+                2, dim=-1
+            )
         split = lambda t: t.unflatten(-1, (self.block.heads, -1)).transpose(1, 2)  # noqa: E731  (B, heads, tokens, D / heads)
         readable = readable | ~readable.any(dim=1, keepdim=True)
         drop = self.block.dropout if self.training else 0.0
@@ -105,7 +124,8 @@ class AttentionBlock(nn.Module):
         readable: Bool[Tensor, "B K"],
         context: Float[Tensor, "B K D"] | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """(B, L, D) -> (B, L, D). ``readable`` is the validity of the context (of ``x`` where there is none)."""
+        """(B, L, D) -> (B, L, D). ``readable`` is the validity of the context (of ``x`` where there
+        is none)."""
         drop = lambda t: F.dropout(t, self.block.dropout, self.training)  # noqa: E731
         if self.block.norm == "pre":
             normed = self.norm_attention(x)
@@ -118,11 +138,14 @@ class AttentionBlock(nn.Module):
 
 
 class Whitening(nn.Module):
-    """Decorrelate vectors with statistics fitted beforehand, without labels: (x - mean) W, W = V (Λ + ε λ₁)^-½.
+    """Decorrelate vectors with statistics fitted beforehand, without labels: (x - mean) W, W = V (Λ
+    + ε λ₁)^-½.
 
-    A few directions (gender, colour) carry most of a vector's length and drown the others in a cosine; afterwards all weigh alike. V and
-    Λ are the eigenvectors and values of the covariance; ε = 0.01 of the largest keeps directions without content from being blown up.
-    The identity until :meth:`fit`. Buffers, saved with the model. (Su et al. 2021, arXiv 2103.15316, for sentence vectors.)
+    A few directions (gender, colour) carry most of a vector's length and drown the others in a
+    cosine; afterwards all weigh alike. V and Λ are the eigenvectors and values of the covariance; ε
+    = 0.01 of the largest keeps directions without content from being blown up. The identity until
+    :meth:`fit`. Buffers, saved with the model. (Su et al. 2021, arXiv 2103.15316, for sentence
+    vectors.)
     """
 
     def __init__(self, width: int, shrink: float = 0.01):

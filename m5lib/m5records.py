@@ -1,6 +1,8 @@
-"""Region records of the official release: tensorpack's LMDB (msgpack) and the TSV; finding, decoding and writing them.
+"""Region records of the official release: tensorpack's LMDB (msgpack) and the TSV; finding,
+decoding and writing them.
 
-Nothing is unpickled, and neither tensorpack nor msgpack is needed. See :mod:`m5lib.m5features` for what is made of them.
+Nothing is unpickled, and neither tensorpack nor msgpack is needed. See :mod:`m5lib.m5features` for
+what is made of them.
 """
 
 import base64
@@ -31,16 +33,29 @@ class Found(NamedTuple):
     caption: str
 
 
-# ---- msgpack, as much of it as tensorpack writes. A reader of our own, because finding the ids of a million records of 0.3 MB
-# must not read the features that stand before each id: byte strings are views here, and a page that nobody looks at is not loaded.
+# ---- msgpack, as much of it as tensorpack writes. A reader of our own, because finding the ids of
+# a million records of 0.3 MB must not read the features that stand before each id: byte strings are
+# views here, and a page that nobody looks at is not loaded.
 
-_SIZED = {0xC4: "B", 0xC5: "H", 0xC6: "I", 0xD9: "B", 0xDA: "H", 0xDB: "I", 0xDC: "H", 0xDD: "I", 0xDE: "H", 0xDF: "I"}
+_SIZED = {
+    0xC4: "B",
+    0xC5: "H",
+    0xC6: "I",
+    0xD9: "B",
+    0xDA: "H",
+    0xDB: "I",
+    0xDC: "H",
+    0xDD: "I",
+    0xDE: "H",
+    0xDF: "I",
+}
 _NUMBERS = dict(zip((0xCA, 0xCB, *range(0xCC, 0xD4)), "fdBHIQbhiq", strict=True))
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
 def unpack(data: memoryview, at: int = 0) -> tuple[Any, int]:
-    """One msgpack value and the position after it. Byte strings are views of ``data``. Raises ``ValueError`` for anything else."""
+    """One msgpack value and the position after it. Byte strings are views of ``data``. Raises
+    ``ValueError`` for anything else."""
     if at >= len(data):
         raise ValueError("msgpack ends too early")
     code, at = data[at], at + 1
@@ -72,13 +87,24 @@ def unpack(data: memoryview, at: int = 0) -> tuple[Any, int]:
     if not keyed:
         return items, at
     keys = [bytes(key) if isinstance(key, memoryview) else key for key in items[::2]]
-    return dict(zip((str(k, "utf-8") if isinstance(k, bytes) else k for k in keys), items[1::2], strict=True)), at
+    return dict(
+        zip(
+            (str(k, "utf-8") if isinstance(k, bytes) else k for k in keys), items[1::2], strict=True
+        )
+    ), at
 
 
 def pack(value: Any) -> bytes:
-    """msgpack of a record: lists, texts, ints, bytes, and arrays as msgpack-numpy writes them. The inverse of :func:`unpack`."""
+    """msgpack of a record: lists, texts, ints, bytes, and arrays as msgpack-numpy writes them. The
+    inverse of :func:`unpack`."""
     if isinstance(value, np.ndarray):
-        fields = {b"nd": True, b"type": value.dtype.str, b"kind": b"", b"shape": list(value.shape), b"data": value.tobytes()}
+        fields = {
+            b"nd": True,
+            b"type": value.dtype.str,
+            b"kind": b"",
+            b"shape": list(value.shape),
+            b"data": value.tobytes(),
+        }
         return b"\x85" + b"".join(pack(key) + pack(field) for key, field in fields.items())
     if isinstance(value, bool):
         return b"\xc3" if value else b"\xc2"
@@ -130,15 +156,23 @@ def _environment(path: Path):
 
     data = path / "data.mdb" if path.is_dir() else path
     try:
-        found = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False)
+        found = lmdb.open(
+            str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False
+        )
     except lmdb.Error as error:
-        raise DataError(f"{path}: not an LMDB ({error}); give the .lmdb that tensorpack wrote") from None
-    if (found.info()["last_pgno"] + 1) * found.stat()["psize"] > data.stat().st_size:  # reading on would end the process
+        raise DataError(
+            f"{path}: not an LMDB ({error}); give the .lmdb that tensorpack wrote"
+        ) from None
+    if (found.info()["last_pgno"] + 1) * found.stat()[
+        "psize"
+    ] > data.stat().st_size:  # reading on would end the process
         raise DataError(f"{path}: the file is cut short; copy it again")
     return found
 
 
-if hasattr(os, "register_at_fork"):  # an LMDB must not be used across a fork: the child opens its own
+if hasattr(
+    os, "register_at_fork"
+):  # an LMDB must not be used across a fork: the child opens its own
     os.register_at_fork(after_in_child=_environment.cache_clear)
 
 
@@ -167,18 +201,23 @@ _BEGINS = re.compile(rb'"?[^\t"]+"?\t\d+\t\d+\t\d+\t')
 
 
 def tsv_records(path: Path, skipped: list[Skip]) -> Iterator[Found]:
-    """The records of a TSV. A caption in quotes may hold line ends; a line that begins like a record begins one."""
+    """The records of a TSV. A caption in quotes may hold line ends; a line that begins like a
+    record begins one."""
 
     def finish(start: int, lines: list[bytes]) -> Iterator[Found]:
         if not (record := b"".join(lines)).strip():
             return
         fields = record.rstrip(b"\r\n").split(b"\t", 6)
         if len(fields) < 7 or not _BEGINS.match(record):
-            skipped.append(Skip(f"{path.name}, byte {start}", "regions", "not a record of seven fields"))
+            skipped.append(
+                Skip(f"{path.name}, byte {start}", "regions", "not a record of seven fields")
+            )
             return
         name, tail = fields[0].decode(errors="replace").strip('"').split("#")[0], fields[6]
         caption = tail.decode(errors="replace")
-        caption = caption[1:-1].replace('""', '"') if caption[:1] == '"' == caption[-1:] else caption
+        caption = (
+            caption[1:-1].replace('""', '"') if caption[:1] == '"' == caption[-1:] else caption
+        )
         yield Found(name, MediaFile(path, start, len(record), f"{path.name}:{name}"), caption)
 
     start, lines, quotes = 0, [], 0
@@ -198,21 +237,31 @@ def tsv_fields(data: bytes) -> list:
     try:
         rows = list(csv.reader(io.StringIO(data.decode(), newline=""), delimiter="\t"))
         name, width, height, count, boxes, features, caption = rows[0]
-        arrays = [np.frombuffer(base64.b64decode(x, validate=True), "<f4").reshape(int(count), -1) for x in (features, boxes)]
+        arrays = [
+            np.frombuffer(base64.b64decode(x, validate=True), "<f4").reshape(int(count), -1)
+            for x in (features, boxes)
+        ]
     except (ValueError, IndexError, csv.Error, binascii.Error) as error:
         raise MediaError(f"not a region record of seven fields ({error})") from None
     return [*arrays, count, height, width, name, caption]
 
 
 def write_lmdb(path: Path, records: list[list]) -> None:
-    """Write region records (features, boxes, n, height, width, id, caption) as tensorpack does, into a single file."""
+    """Write region records (features, boxes, n, height, width, id, caption) as tensorpack does,
+    into a single file."""
     import lmdb
 
     path.parent.mkdir(parents=True, exist_ok=True)
     keys = [f"{n:08}".encode() for n in range(len(records))]
-    values = [struct.pack("B", 0x90 + len(record)) + b"".join(pack(field) for field in record) for record in records]
+    values = [
+        struct.pack("B", 0x90 + len(record)) + b"".join(pack(field) for field in record)
+        for record in records
+    ]
     size = 2 * sum(len(value) + 65_536 for value in values) + (1 << 20)
-    with lmdb.open(str(path), subdir=False, map_size=size, lock=False) as environment, environment.begin(write=True) as transaction:
+    with (
+        lmdb.open(str(path), subdir=False, map_size=size, lock=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
         for key, value in zip(keys, values, strict=True):
             transaction.put(key, value)
         transaction.put(b"__keys__", pack(keys))

@@ -1,4 +1,5 @@
-"""Figures of maps of embedding spaces: takes what :mod:`m5lib.maps` found, returns a matplotlib Figure."""
+"""Figures of maps of embedding spaces: takes what :mod:`m5lib.maps` found, returns a matplotlib
+Figure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,14 +19,19 @@ OTHERS = "#c4c4c4"
 
 
 def key(column: pd.Series) -> pd.DataFrame:
-    """The groups that are coloured, largest first: index the group, columns ``colour``, ``shape``, ``count``.
+    """The groups that are coloured, largest first: index the group, columns ``colour``, ``shape``,
+    ``count``.
 
-    The same for the same products, and so for all panels. Products that lack nothing (``complete``) are the ground, not a group.
+    The same for the same products, and so for all panels. Products that lack nothing (``complete``)
+    are the ground, not a group.
     """
     count = column[column != "complete"].value_counts().head(len(PALETTE))
     count = count[count > 1].sort_index(kind="stable").sort_values(ascending=False, kind="stable")
     part = slice(None, len(count))
-    return pd.DataFrame({"colour": PALETTE[part], "shape": list(SHAPES[part]), "count": count.to_numpy()}, index=count.index)
+    return pd.DataFrame(
+        {"colour": PALETTE[part], "shape": list(SHAPES[part]), "count": count.to_numpy()},
+        index=count.index,
+    )
 
 
 def _panel(axes, points: np.ndarray, column: pd.Series, groups: pd.DataFrame) -> None:
@@ -35,7 +41,14 @@ def _panel(axes, points: np.ndarray, column: pd.Series, groups: pd.DataFrame) ->
     others = ~np.isin(names.astype(str), groups.index.astype(str))
     axes.scatter(*points[others].T, s=0.6 * size, color=OTHERS, linewidths=0)
     for name, row in groups.iterrows():
-        axes.scatter(*points[names == name].T, s=size, color=row["colour"], marker=row["shape"], linewidths=0, alpha=0.85)
+        axes.scatter(
+            *points[names == name].T,
+            s=size,
+            color=row["colour"],
+            marker=row["shape"],
+            linewidths=0,
+            alpha=0.85,
+        )
     _frame(axes)
 
 
@@ -50,12 +63,22 @@ def _frame(axes) -> None:
 def _legend(figure: Figure, groups: pd.DataFrame, column: pd.Series, others: str) -> None:
     """The coloured groups with their numbers of products, below the panels."""
     names = [f"{short(str(name), 1, 26)} ({row['count']})" for name, row in groups.iterrows()]
-    marks = [Line2D([], [], ls="", marker=row["shape"], color=row["colour"], ms=6) for _, row in groups.iterrows()]
+    marks = [
+        Line2D([], [], ls="", marker=row["shape"], color=row["colour"], ms=6)
+        for _, row in groups.iterrows()
+    ]
     left = len(column) - int(groups["count"].sum())
     if left:
         names.append(f"{others} ({left})")
         marks.append(Line2D([], [], ls="", marker="o", color=OTHERS, ms=5))
-    figure.legend(marks, names, loc="outside lower center", ncols=max(2, int(figure.get_figwidth() / 2.6)), fontsize=9, handletextpad=0.2)
+    figure.legend(
+        marks,
+        names,
+        loc="outside lower center",
+        ncols=max(2, int(figure.get_figwidth() / 2.6)),
+        fontsize=9,
+        handletextpad=0.2,
+    )
 
 
 @styled
@@ -67,10 +90,12 @@ def maps(
     labels: Iterable[str] = (),
     methods: Sequence[str] = METHODS,
 ) -> Figure:
-    """The maps of several models side by side, a row for each method (Figure 6): the same products in the same colours.
+    """The maps of several models side by side, a row for each method (Figure 6): the same products
+    in the same colours.
 
     Args:
-        by: what is coloured, a column of :func:`m5lib.maps.groups`; over each panel stands its silhouette in the map.
+        by: what is coloured, a column of :func:`m5lib.maps.groups`; over each panel stands its
+            silhouette in the map.
         labels: which models, by default all.
     """
     labels = list(labels) or [label for label, s in found if s == seed]
@@ -90,10 +115,18 @@ def maps(
 
 
 @styled
-def listings(found: Mapping[tuple[str, int], Mapped], seed: int, readout: str, method: str = METHODS[0], most: int = 30) -> Figure:
-    """Whether listings of one product by several merchants lie together: a star joins those of each product in the map.
+def listings(
+    found: Mapping[tuple[str, int], Mapped],
+    seed: int,
+    readout: str,
+    method: str = METHODS[0],
+    most: int = 30,
+) -> Figure:
+    """Whether listings of one product by several merchants lie together: a star joins those of each
+    product in the map.
 
-    Over each panel: how often the nearest product in the map is another listing of the same, asked of all that are listed again.
+    Over each panel: how often the nearest product in the map is another listing of the same, asked
+    of all that are listed again.
 
     Args:
         most: so many products are joined, those that are listed most often.
@@ -101,14 +134,28 @@ def listings(found: Mapping[tuple[str, int], Mapped], seed: int, readout: str, m
     labels = [label for label, s in found if s == seed]
     figure, axes = _axes(1, len(labels), (2.75 * max(2, len(labels)), 3.4))
     whose = found[labels[0], seed].groups["product"]
-    times = whose.value_counts().sort_index(kind="stable").sort_values(ascending=False, kind="stable")
+    times = (
+        whose.value_counts().sort_index(kind="stable").sort_values(ascending=False, kind="stable")
+    )
     joined = times[times > 1].index[:most]
     shown = whose.isin(joined).to_numpy()
     for place, label in zip(axes[0], labels, strict=True):
         points = found[label, seed].spaces[readout, method]
-        centre = pd.DataFrame(points[shown]).groupby(whose[shown].to_numpy()).transform("mean").to_numpy()
+        centre = (
+            pd.DataFrame(points[shown])
+            .groupby(whose[shown].to_numpy())
+            .transform("mean")
+            .to_numpy()
+        )
         place.scatter(*points[~shown].T, s=3, color=OTHERS, linewidths=0)
-        place.add_collection(LineCollection(np.stack([points[shown], centre], axis=1), colors=PALETTE[1], linewidths=0.8, alpha=0.7))
+        place.add_collection(
+            LineCollection(
+                np.stack([points[shown], centre], axis=1),
+                colors=PALETTE[1],
+                linewidths=0.8,
+                alpha=0.7,
+            )
+        )
         place.scatter(*points[shown].T, s=8, color=PALETTE[0], linewidths=0)
         _frame(place)
         near = found[label, seed].value(value_of("product", "1-NN accuracy", method, readout))
@@ -117,15 +164,24 @@ def listings(found: Mapping[tuple[str, int], Mapped], seed: int, readout: str, m
         Line2D([], [], ls="-", marker="o", color=PALETTE[1], mfc=PALETTE[0], mec=PALETTE[0], ms=5),
         Line2D([], [], ls="", marker="o", color=OTHERS, ms=5),
     ]
-    names = [f"listings of one product, joined ({len(joined)} products, those listed most often)", "others"]
+    names = [
+        f"listings of one product, joined ({len(joined)} products, those listed most often)",
+        "others",
+    ]
     figure.legend(marks, names, loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
 
 @styled
 def removals(values: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """What taking a modality away does to complete products: a panel for each number, a dot for each seed."""
-    figure, axes = _axes(1, len(values), (1.0 + 2.8 * len(values), 1.4 + 0.3 * len(next(iter(values.values())))), sharey=True)
+    """What taking a modality away does to complete products: a panel for each number, a dot for
+    each seed."""
+    figure, axes = _axes(
+        1,
+        len(values),
+        (1.0 + 2.8 * len(values), 1.4 + 0.3 * len(next(iter(values.values())))),
+        sharey=True,
+    )
     for place, (name, part) in zip(axes[0], values.items(), strict=True):
         height, mean = np.arange(len(part)), part.mean(axis=1)
         shade = [QUIET if label == part.index[0] else PALETTE[5] for label in part.index]
@@ -133,7 +189,14 @@ def removals(values: Mapping[str, pd.DataFrame], title: str) -> Figure:
         for column in part:
             place.scatter(part[column], height, s=9, color=PALETTE[0], zorder=3)
         for y, value in enumerate(mean):
-            place.annotate(f"{value:.2f}", (part.iloc[y].max(), y), (6, 0), textcoords="offset points", va="center", fontsize=8)
+            place.annotate(
+                f"{value:.2f}",
+                (part.iloc[y].max(), y),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
         place.set(yticks=height, xlabel=name, xlim=(0, 1.15 * max(part.to_numpy().max(), 0.1)))
         place.set_yticklabels(part.index)
     axes[0, 0].invert_yaxis()

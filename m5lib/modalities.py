@@ -1,8 +1,9 @@
 """The table of modalities: five rows. Nothing else in the library asks for a modality by its name.
 
-Everything that is per modality travels in dicts keyed by ``name``, in the order of this table. To add a modality, add a row
-here and an extractor to :mod:`m5lib.extractors` (or, for words, the ``units`` function of the row): ``CONTRIBUTING.md`` has the
-steps and ``tests/test_modalities.py`` does it.
+Everything that is per modality travels in dicts keyed by ``name``, in the order of this table. To
+add a modality, add a row here and an extractor to :mod:`m5lib.extractors` (or, for words, the
+``units`` function of the row): ``CONTRIBUTING.md`` has the steps and ``tests/test_modalities.py``
+does it.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,13 +16,17 @@ class Modality:
     """One row of the table.
 
     Attributes:
-        name: key in every dict of the library, and name of the column in a table of your own products.
+        name: key in every dict of the library, and name of the column in a table of your own
+            products.
         code: the paper's abbreviation (Table 4), used in result rows: ``I+T+Tab+V+A``.
         kind: ``words`` (a token is a word piece) or ``features`` (a token is a vector).
-        max_tokens: the paper's limit (sections 4.1 and 5; supplement E), the summary token of a feature stream not counted.
-        task: the masked task (section 4.2), and what it hides at a time: a ``token``, or an ``entity``, which is a whole
-            property or a whole value of a table. Words are predicted by cross-entropy, features by regression.
-        position: what tells tokens of the stream apart: their ``index``, or the 5-d ``box`` of a region.
+        max_tokens: the paper's limit (sections 4.1 and 5; supplement E), the summary token of a
+            feature stream not counted.
+        task: the masked task (section 4.2), and what it hides at a time: a ``token``, or an
+            ``entity``, which is a whole property or a whole value of a table. Words are predicted
+            by cross-entropy, features by regression.
+        position: what tells tokens of the stream apart: their ``index``, or the 5-d ``box`` of a
+            region.
         units: for words, the strings that make up the content, one per entity; unused for features.
         missing: what "absent" looks like in the data.
         inside: the modality whose files may hold this one too, as a video holds its sound.
@@ -40,29 +45,61 @@ class Modality:
 
     @property
     def slots(self) -> int:
-        """The longest stream, its summary token included (words count theirs within ``max_tokens``)."""
+        """The longest stream, its summary token included (words count theirs within
+        ``max_tokens``)."""
         return self.max_tokens + (self.kind == "features")
 
 
 def _pairs(table: tuple[tuple[str, str], ...]) -> list[str]:
-    """Properties and values in turn, without separators (as the released loader does before pre-training)."""
+    """Properties and values in turn, without separators (as the released loader does before
+    pre-training)."""
     return [text for pair in table for text in pair]
 
 
 MODALITIES: dict[str, Modality] = {
     row.name: row
     for row in (
-        Modality("image", "I", "features", 36, "MRP", position="box", missing="no file, or one that cannot be decoded"),
-        Modality("text", "T", "words", 36, "MLM", units=lambda title: [title], missing="an empty title"),
-        Modality("table", "Tab", "words", 64, "MEM", hides="entity", units=_pairs, missing="no filled cell"),
-        Modality("video", "V", "features", 12, "MFP", missing="no file, or one that cannot be decoded"),
-        Modality("audio", "A", "features", 80, "MAM", missing="no file, and no sound in the video", inside="video"),
+        Modality(
+            "image",
+            "I",
+            "features",
+            36,
+            "MRP",
+            position="box",
+            missing="no file, or one that cannot be decoded",
+        ),
+        Modality(
+            "text", "T", "words", 36, "MLM", units=lambda title: [title], missing="an empty title"
+        ),
+        Modality(
+            "table",
+            "Tab",
+            "words",
+            64,
+            "MEM",
+            hides="entity",
+            units=_pairs,
+            missing="no filled cell",
+        ),
+        Modality(
+            "video", "V", "features", 12, "MFP", missing="no file, or one that cannot be decoded"
+        ),
+        Modality(
+            "audio",
+            "A",
+            "features",
+            80,
+            "MAM",
+            missing="no file, and no sound in the video",
+            inside="video",
+        ),
     )
 }
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """The given modality names in the table's order, once each. Raises ``ValueError`` for a name that is not in the table."""
+    """The given modality names in the table's order, once each. Raises ``ValueError`` for a name
+    that is not in the table."""
     wanted = set(names)
     if unknown := wanted - set(MODALITIES):
         raise ValueError(f"unknown modality {sorted(unknown)}: known are {list(MODALITIES)}")
@@ -75,7 +112,8 @@ def codes(names: Iterable[str]) -> str:
 
 
 def from_codes(text: str) -> tuple[str, ...]:
-    """``"I+T" -> ("image", "text")``, the inverse of :func:`codes`. Raises ``ValueError`` for an unknown code."""
+    """``"I+T" -> ("image", "text")``, the inverse of :func:`codes`. Raises ``ValueError`` for an
+    unknown code."""
     by_code = {row.code: row.name for row in MODALITIES.values()}
     if unknown := [code for code in text.split("+") if code not in by_code]:
         raise ValueError(f"unknown modality code {unknown} in {text!r}: known are {list(by_code)}")

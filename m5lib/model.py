@@ -32,9 +32,11 @@ class Output:
     Attributes:
         valid: (B, L) which tokens are there.
         embedded: (B, L, D) tokens before any stage.
-        encoded: (B, L, D) after the last stage before the fusion, where each modality has read only itself (for a model that
+        encoded: (B, L, D) after the last stage before the fusion, where each modality has read only
+            itself (for a model that
             starts with a fusion: ``embedded``).
-        pooled: (B, D) summary before the fusion, what the contrast compares; (B, E) where ``Spec.projection`` is E.
+        pooled: (B, D) summary before the fusion, what the contrast compares; (B, E) where
+            ``Spec.projection`` is E.
         fused: (B, L, D) after the last stage.
         summary: (B, D) first fused token.
     """
@@ -53,8 +55,8 @@ class Output:
 
 
 class Embedding(nn.Module):
-    """Tokens of one modality (or of a group of ``Spec.share``) -> (B, L, D): word embedding or linear map, plus position (index or box)
-    and type, normalised."""
+    """Tokens of one modality (or of a group of ``Spec.share``) -> (B, L, D): word embedding or
+    linear map, plus position (index or box) and type, normalised."""
 
     def __init__(self, names: Sequence[str], spec: Spec, words: nn.Embedding | None):
         super().__init__()
@@ -85,11 +87,14 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """Masked-task head (released layout): linear, GELU, norm, then to features or classes, or to words through the tied word embeddings."""
+    """Masked-task head (released layout): linear, GELU, norm, then to features or classes, or to
+    words through the tied word embeddings."""
 
     def __init__(self, name: str, spec: Spec, words: nn.Embedding | None):
         super().__init__()
-        self.transform = nn.Sequential(nn.Linear(spec.width, spec.width), nn.GELU(), nn.LayerNorm(spec.width, eps=spec.eps))
+        self.transform = nn.Sequential(
+            nn.Linear(spec.width, spec.width), nn.GELU(), nn.LayerNorm(spec.width, eps=spec.eps)
+        )
         self.words = words
         if words is None:
             self.features = nn.Linear(spec.width, (dict(spec.widths) | dict(spec.classes))[name])
@@ -99,7 +104,11 @@ class Head(nn.Module):
     def forward(self, states: Float[Tensor, "*S D"]) -> Float[Tensor, "*S F"]:
         """(S, D) -> (S, V) logits of words, (S, F) features, or logits of classes."""
         states = self.transform(states)
-        return self.features(states) if self.words is None else F.linear(states, self.words.weight, self.bias)
+        return (
+            self.features(states)
+            if self.words is None
+            else F.linear(states, self.words.weight, self.bias)
+        )
 
 
 class Stack(nn.Module):
@@ -112,29 +121,48 @@ class Stack(nn.Module):
         owners = {stage.owner(name): stage.block_of(name) for name in reversed(names)}
         owners = {stage.owner(name): owners[stage.owner(name)] for name in names}
         self.blocks = nn.ModuleDict(
-            {owner: nn.ModuleList(AttentionBlock(spec.width, block) for _ in range(stage.layers)) for owner, block in owners.items()}
-        )
-        self.norms = nn.ModuleDict(
             {
-                owner: nn.LayerNorm(spec.width, eps=block.eps) if stage.final_norm and block.norm == "pre" else nn.Identity()
+                owner: nn.ModuleList(AttentionBlock(spec.width, block) for _ in range(stage.layers))
                 for owner, block in owners.items()
             }
         )
-        # a vector per modality and place, not per place in the concatenation: neither padding nor the order of streams moves it
+        self.norms = nn.ModuleDict(
+            {
+                owner: nn.LayerNorm(spec.width, eps=block.eps)
+                if stage.final_norm and block.norm == "pre"
+                else nn.Identity()
+                for owner, block in owners.items()
+            }
+        )
+        # a vector per modality and place, not per place in the concatenation: neither padding nor
+        # the order of streams moves it
         placed = names if stage.positions else ()
-        self.positions = nn.ModuleDict({name: nn.Embedding(MODALITIES[name].slots, spec.width) for name in placed})
+        self.positions = nn.ModuleDict(
+            {name: nn.Embedding(MODALITIES[name].slots, spec.width) for name in placed}
+        )
 
-    def forward(self, states: States, valid: Mapping[str, Tensor], wanted: Mapping[str, Tensor] | None = None) -> States:
-        """States of every modality -> states of every modality; see :meth:`Model.forward_from_embeddings` for ``wanted``."""
+    def forward(
+        self,
+        states: States,
+        valid: Mapping[str, Tensor],
+        wanted: Mapping[str, Tensor] | None = None,
+    ) -> States:
+        """States of every modality -> states of every modality; see
+        :meth:`Model.forward_from_embeddings` for ``wanted``."""
         taken = {name: states[name] for name in self.stage.takes(states)}
         if not taken:
             return states
         if self.positions:
-            taken = {name: x + self.positions[name].weight[: x.shape[1]] for name, x in taken.items()}
+            taken = {
+                name: x + self.positions[name].weight[: x.shape[1]] for name, x in taken.items()
+            }
         here = {name: valid[name] for name in taken}
         if self.stage.kind == "joint":
             return {**states, **self._joint(taken, here, wanted)}
-        return {**states, **{"solo": self._solo, "cross": self._cross}[self.stage.kind](taken, here)}
+        return {
+            **states,
+            **{"solo": self._solo, "cross": self._cross}[self.stage.kind](taken, here),
+        }
 
     def _solo(self, states, valid):
         for layer in range(self.stage.layers):
@@ -150,7 +178,10 @@ class Stack(nn.Module):
         others = [other for other in states if other != name]
         if not others:
             return self._block(name, layer)(states[name], valid[name])
-        context, readable = torch.cat([states[o] for o in others], 1), torch.cat([valid[o] for o in others], 1)
+        context, readable = (
+            torch.cat([states[o] for o in others], 1),
+            torch.cat([valid[o] for o in others], 1),
+        )
         return self._block(name, layer)(states[name], readable, context)
 
     def _joint(self, states, valid, wanted=None):
@@ -161,7 +192,9 @@ class Stack(nn.Module):
         if wanted is None:
             x = last(x, readable)
         else:
-            chosen = [wanted.get(name, torch.zeros_like(mask)).clone() for name, mask in valid.items()]
+            chosen = [
+                wanted.get(name, torch.zeros_like(mask)).clone() for name, mask in valid.items()
+            ]
             for mask in chosen:
                 mask[:, 0] = True
             x = _only_at(torch.cat(chosen, 1), last, x, readable)
@@ -175,8 +208,14 @@ class Stack(nn.Module):
         return {name: self.norms[self.stage.owner(name)](x) for name, x in states.items()}
 
 
-def _only_at(wanted: Bool[Tensor, "B L"], block: AttentionBlock, x: Float[Tensor, "B L D"], readable: Bool[Tensor, "B L"]) -> Tensor:
-    """The block at the wanted tokens, which read all: theirs are moved to the front, and the result back; zeros elsewhere."""
+def _only_at(
+    wanted: Bool[Tensor, "B L"],
+    block: AttentionBlock,
+    x: Float[Tensor, "B L D"],
+    readable: Bool[Tensor, "B L"],
+) -> Tensor:
+    """The block at the wanted tokens, which read all: theirs are moved to the front, and the result
+    back; zeros elsewhere."""
     place = wanted.int().argsort(dim=1, descending=True, stable=True)[:, : int(wanted.sum(1).max())]
     place = place[..., None].expand(-1, -1, x.shape[-1])
     found = block(x.gather(1, place), readable, x)
@@ -186,9 +225,9 @@ def _only_at(wanted: Bool[Tensor, "B L"], block: AttentionBlock, x: Float[Tensor
 class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", "multimodal"]):
     """A model of the zoo, built from its :class:`~m5lib.zoo.Spec`.
 
-    An absent modality, and padding, take part in nothing: no token reads them, they are in no mean, no pair and no loss. What
-    the model computes *at* such positions is finite and meaningless. (With ``Spec.missing="impute"`` an absent modality is first
-    replaced by zeros that are there.)
+    An absent modality, and padding, take part in nothing: no token reads them, they are in no mean,
+    no pair and no loss. What the model computes *at* such positions is finite and meaningless.
+    (With ``Spec.missing="impute"`` an absent modality is first replaced by zeros that are there.)
     """
 
     def __init__(self, spec: Spec):
@@ -196,22 +235,44 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         if not spec.modalities:
             raise ValueError("the spec has no modalities yet: call spec.fit(streams)")
         if spec.missing == "impute" and not spec.empty:
-            raise ValueError('missing="impute" has to know the word pieces of an empty string: call spec.fit(streams)')
+            raise ValueError(
+                'missing="impute" has to know the word pieces of an empty string: call spec.fit(streams)'  # noqa: E501
+            )
         self.spec = spec
-        #: What turns products into streams, to travel with the weights: the tokenizer, and the settings of each extractor.
+        #: What turns products into streams, to travel with the weights: the tokenizer, and the
+        #: settings of each extractor.
         self.tokenizer, self.extractors = None, {}
         objective, names = spec.objective, spec.modalities
-        groups = {spec.owner(name): [n for n in names if spec.owner(n) == spec.owner(name)] for name in names}
+        groups = {
+            spec.owner(name): [n for n in names if spec.owner(n) == spec.owner(name)]
+            for name in names
+        }
         worded = [name for name in names if MODALITIES[name].kind == "words"]
         words = nn.Embedding(spec.vocabulary, spec.width) if worded else None
         table = {owner: words if group[0] in worded else None for owner, group in groups.items()}
-        self.embeddings = nn.ModuleDict({owner: Embedding(group, spec, table[owner]) for owner, group in groups.items()})
+        self.embeddings = nn.ModuleDict(
+            {owner: Embedding(group, spec, table[owner]) for owner, group in groups.items()}
+        )
         self.stages = nn.ModuleList(Stack(stage, spec) for stage in spec.stages)
-        self.heads = nn.ModuleDict({owner: Head(group[0], spec, table[owner]) for owner, group in groups.items() if objective.tasks(group)})
-        self.matchers = nn.ModuleDict({name: nn.Linear(spec.width, 1) for name in names if name in objective.matching and len(names) > 1})
+        self.heads = nn.ModuleDict(
+            {
+                owner: Head(group[0], spec, table[owner])
+                for owner, group in groups.items()
+                if objective.tasks(group)
+            }
+        )
+        self.matchers = nn.ModuleDict(
+            {
+                name: nn.Linear(spec.width, 1)
+                for name in names
+                if name in objective.matching and len(names) > 1
+            }
+        )
         contrasted = objective.contrast != "none" and len(names) > 1
         projected = spec.projection if contrasted else 0
-        self.poolers = nn.ModuleDict({name: nn.Linear(spec.width, projected) for name in names if projected})
+        self.poolers = nn.ModuleDict(
+            {name: nn.Linear(spec.width, projected) for name in names if projected}
+        )
         if objective.learn_temperature and contrasted:
             self.log_temperature = nn.Parameter(torch.tensor(objective.temperature).log())
         if contrasted and objective.contrast == "siglip":
@@ -220,7 +281,12 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
             self.scores = nn.Parameter(torch.zeros(len(names), len(names)))
         # of the read-out, fitted after training: no loss sees it
         width = {"pooled": projected or spec.width, "embedded": spec.width}
-        self.whitening = nn.ModuleDict({part: nn.ModuleDict({name: Whitening(width[part]) for name in names}) for part in width})
+        self.whitening = nn.ModuleDict(
+            {
+                part: nn.ModuleDict({name: Whitening(width[part]) for name in names})
+                for part in width
+            }
+        )
         self.apply(_initialise)
 
     @property
@@ -228,7 +294,9 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         """Of the contrast, learned or fixed."""
         if hasattr(self, "log_temperature"):
             return self.log_temperature.exp()
-        return torch.tensor(self.spec.objective.temperature, dtype=torch.float64)  # takes the type and device of what it divides
+        return torch.tensor(
+            self.spec.objective.temperature, dtype=torch.float64
+        )  # takes the type and device of what it divides
 
     @property
     def fusion(self) -> int:
@@ -238,15 +306,22 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
 
     def embed(self, batch: Batch) -> States:
         """Token embeddings of every modality, the input of :meth:`forward_from_embeddings`."""
-        return {name: self.embeddings[self.spec.owner(name)](batch.streams[name]) for name in self.spec.modalities}
+        return {
+            name: self.embeddings[self.spec.owner(name)](batch.streams[name])
+            for name in self.spec.modalities
+        }
 
     def encode(self, batch: Batch) -> Output:
-        """What there is before the fusion: as :meth:`forward`, at a part of its cost, with ``fused`` and ``summary`` empty."""
+        """What there is before the fusion: as :meth:`forward`, at a part of its cost, with
+        ``fused`` and ``summary`` empty."""
         return self._encode(*self._inputs(batch))
 
     def _inputs(self, batch: Batch) -> tuple[States, dict[str, Tensor]]:
         if missing := set(self.spec.modalities) - set(batch.streams):
-            raise ValueError(f"the batch has no stream {sorted(missing)}; build Streams with modalities {self.spec.modalities}")
+            raise ValueError(
+                f"the batch has no stream {sorted(missing)}; build Streams with modalities "
+                f"{self.spec.modalities}"
+            )
         if self.spec.missing == "impute":
             batch = impute(batch, self.spec.empty)
         return self.embed(batch), {name: batch.streams[name].valid for name in self.spec.modalities}
@@ -258,44 +333,76 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         pool = {"first": first_token, "mean": mean_token}[self.spec.pool]
         pooled = {name: pool(x, valid[name]) for name, x in states.items()}
         if self.poolers:
-            pooled = {name: self.poolers[name](x).relu() * valid[name][:, :1] for name, x in pooled.items()}
+            pooled = {
+                name: self.poolers[name](x).relu() * valid[name][:, :1]
+                for name, x in pooled.items()
+            }
         return Output(valid, embedded, states, pooled, {}, {})
 
     def forward_from_embeddings(
-        self, embedded: States, valid: Mapping[str, Bool[Tensor, "B L"]], wanted: Mapping[str, Bool[Tensor, "B L"]] | None = None
+        self,
+        embedded: States,
+        valid: Mapping[str, Bool[Tensor, "B L"]],
+        wanted: Mapping[str, Bool[Tensor, "B L"]] | None = None,
     ) -> Output:
         """Run the stages on given embeddings, so that attribution can start from them.
 
         Args:
-            wanted: which fused tokens will be read beside the first of each modality (``{}``: none); by default all. Where the last block
-                is joint, it computes only these: ``Output.fused`` then means nothing elsewhere. The same numbers for less work.
+            wanted: which fused tokens will be read beside the first of each modality (``{}``:
+                none); by default all. Where the last block
+                is joint, it computes only these: ``Output.fused`` then means nothing elsewhere. The
+                    same numbers for less work.
         """
         output = self._encode(embedded, valid)
         states, after = output.encoded, self.stages[self.fusion :]
         for stage in after:
             states = stage(states, valid, wanted if stage is after[-1] else None)
-        return replace(output, fused=states, summary={name: first_token(x, valid[name]) for name, x in states.items()})
+        return replace(
+            output,
+            fused=states,
+            summary={name: first_token(x, valid[name]) for name, x in states.items()},
+        )
 
-    def forward(self, batch: Batch, wanted: Mapping[str, Bool[Tensor, "B L"]] | None = None) -> Output:
-        """The whole model on a batch that has every modality of the spec (as present or absent). See :class:`Output`, and
-        :meth:`forward_from_embeddings` for ``wanted``."""
+    def forward(
+        self, batch: Batch, wanted: Mapping[str, Bool[Tensor, "B L"]] | None = None
+    ) -> Output:
+        """The whole model on a batch that has every modality of the spec (as present or absent).
+        See :class:`Output`, and :meth:`forward_from_embeddings` for ``wanted``."""
         return self.forward_from_embeddings(*self._inputs(batch), wanted)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """What ``save_pretrained`` (of the mixin, which also pushes to a hub) writes: ``config.json``, the tokenizer, the extractors'
-        settings, and ``model.safetensors``, the weights last: a folder that has them is complete."""
-        (save_directory / "config.json").write_text(json.dumps(self.spec.to_dict(), indent=1) + "\n", encoding="utf-8")
+        """What ``save_pretrained`` (of the mixin, which also pushes to a hub) writes:
+        ``config.json``, the tokenizer, the extractors' settings, and ``model.safetensors``, the
+        weights last: a folder that has them is complete."""
+        (save_directory / "config.json").write_text(
+            json.dumps(self.spec.to_dict(), indent=1) + "\n", encoding="utf-8"
+        )
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
-        found = {name: store.settings(e) if is_dataclass(e) else e for name, e in self.extractors.items()}
-        (save_directory / EXTRACTORS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        found = {
+            name: store.settings(e) if is_dataclass(e) else e for name, e in self.extractors.items()
+        }
+        (save_directory / EXTRACTORS).write_text(
+            json.dumps(found, indent=1) + "\n", encoding="utf-8"
+        )
         temporary = save_directory / "model.safetensors.tmp"
         save_model(self, str(temporary))
         os.replace(temporary, save_directory / "model.safetensors")
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, revision, cache_dir, force_download, local_files_only, token, **unused) -> "Model":
-        """What ``from_pretrained`` (a folder, or a repository on a hub) loads, in evaluation mode, with ``tokenizer`` and ``extractors``.
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision,
+        cache_dir,
+        force_download,
+        local_files_only,
+        token,
+        **unused,
+    ) -> "Model":
+        """What ``from_pretrained`` (a folder, or a repository on a hub) loads, in evaluation mode,
+        with ``tokenizer`` and ``extractors``.
 
         Raises:
             FileNotFoundError: the folder lacks ``config.json`` or ``model.safetensors``.
@@ -304,35 +411,59 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         folder = Path(model_id)
         if not folder.is_dir():
             where = {"revision": revision, "cache_dir": cache_dir, "token": token}
-            folder = Path(snapshot_download(model_id, force_download=force_download, local_files_only=local_files_only, **where))
+            folder = Path(
+                snapshot_download(
+                    model_id,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    **where,
+                )
+            )
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).exists():
-                raise FileNotFoundError(f"{folder}: {name} is missing; expected a folder written by save_pretrained")
-        model = cls(Spec.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+                raise FileNotFoundError(
+                    f"{folder}: {name} is missing; expected a folder written by save_pretrained"
+                )
+        model = cls(
+            Spec.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        )
         try:
             load_model(model, str(folder / "model.safetensors"))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(f"{folder}: model.safetensors does not fit config.json ({reason})") from None
+            raise ValueError(
+                f"{folder}: model.safetensors does not fit config.json ({reason})"
+            ) from None
         if (folder / "tokenizer_config.json").exists():
             model.tokenizer = load_tokenizer(folder)
         if (folder / EXTRACTORS).exists():
             found = json.loads((folder / EXTRACTORS).read_text(encoding="utf-8"))
-            model.extractors = {name: store.extractor_of(settings) for name, settings in found.items()}
+            model.extractors = {
+                name: store.extractor_of(settings) for name, settings in found.items()
+            }
         return model.eval()
 
-    def predict(self, output: Output, targets: Mapping[str, Target]) -> dict[str, Float[Tensor, "S F"]]:
-        """Predictions of the masked tasks, at the masked positions only: (S, V) or (S, F). From the **fused** states (the released
+    def predict(
+        self, output: Output, targets: Mapping[str, Target]
+    ) -> dict[str, Float[Tensor, "S F"]]:
+        """Predictions of the masked tasks, at the masked positions only: (S, V) or (S, F). From the
+        **fused** states (the released
         code reads the ones before the fusion: ``Objective.reads``)."""
         states, spec = getattr(output, self.spec.objective.reads), self.spec
         return {
-            name: self.heads[spec.owner(name)](states[name][targets[name].product, targets[name].token])
+            name: self.heads[spec.owner(name)](
+                states[name][targets[name].product, targets[name].token]
+            )
             for name in spec.objective.tasks(spec.modalities)
         }
 
     def match(self, output: Output) -> dict[str, Float[Tensor, " B"]]:
-        """Logit, for each modality of ``Objective.matching``, that it belongs to the product: linear in its fused summary."""
-        return {name: matcher(output.summary[name]).squeeze(-1) for name, matcher in self.matchers.items()}
+        """Logit, for each modality of ``Objective.matching``, that it belongs to the product:
+        linear in its fused summary."""
+        return {
+            name: matcher(output.summary[name]).squeeze(-1)
+            for name, matcher in self.matchers.items()
+        }
 
 
 def first_token(x: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:

@@ -1,10 +1,13 @@
-"""Run notebooks with papermill, strictly: a parameter that the notebook does not have, or of another type, is an error before the
-kernel starts. papermill itself only warns about the first and injects the second.
+"""Run notebooks with papermill, strictly: a parameter that the notebook does not have, or of
+another type, is an error before the kernel starts. papermill itself only warns about the first and
+injects the second.
 
 From the shell::
 
-    python -m m5lib.notebooks --profile small --data FOLDER [notebook …]     # default: every notebook, in order
-    python -m m5lib.notebooks --demo [--data FOLDER]                          # 01, 04 and 05, then the result table
+    # default: every notebook, in order
+    python -m m5lib.notebooks --profile small --data FOLDER [notebook …]
+    # 01, 04 and 05, then the result table
+    python -m m5lib.notebooks --demo [--data FOLDER]
 """
 
 import argparse
@@ -36,7 +39,8 @@ class ParameterError(ValueError):
 
 
 class NotebookError(RuntimeError):
-    """A notebook that failed: names the notebook, the cell, and the executed copy to look at; ``brief`` is one line of it."""
+    """A notebook that failed: names the notebook, the cell, and the executed copy to look at;
+    ``brief`` is one line of it."""
 
     def __init__(self, notebook: str, cell: object, name: str, value: str, output: Path):
         super().__init__(f"{notebook}: cell {cell}: {name}: {value}; see {output}")
@@ -52,7 +56,8 @@ def find() -> list[Path]:
 
 
 def named(stem: str) -> Path:
-    """The project's notebook of a name. Raises ``FileNotFoundError`` where there is none; the message lists them."""
+    """The project's notebook of a name. Raises ``FileNotFoundError`` where there is none; the
+    message lists them."""
     found = {path.stem: path for path in find()}
     if stem not in found:
         raise FileNotFoundError(f"no notebook {stem!r}; there are {', '.join(found)}")
@@ -65,20 +70,35 @@ def parameters_of(notebook: str | Path) -> dict[str, object]:
     Raises:
         ParameterError: there is no such cell, or it holds something else.
     """
-    cells = [c for c in nbformat.read(notebook, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    cells = [
+        c
+        for c in nbformat.read(notebook, as_version=4).cells
+        if "parameters" in c.metadata.get("tags", [])
+    ]
     if len(cells) != 1:
-        raise ParameterError(f"{notebook}: {len(cells)} cells are tagged 'parameters'; exactly one must be")
+        raise ParameterError(
+            f"{notebook}: {len(cells)} cells are tagged 'parameters'; exactly one must be"
+        )
     found = {}
     for statement in ast.parse(cells[0].source).body:
-        target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+        target = (
+            statement.targets[0]
+            if isinstance(statement, ast.Assign)
+            else getattr(statement, "target", None)
+        )
         try:
             found[target.id] = ast.literal_eval(statement.value)
         except (AttributeError, ValueError):
-            raise ParameterError(f"{notebook}: line {statement.lineno} of the parameters cell is not `name = literal`") from None
+            raise ParameterError(
+                f"{notebook}: line {statement.lineno} of the parameters cell is not `name = "
+                "literal`"
+            ) from None
     return found
 
 
-def check(notebook: str | Path, given: Mapping[str, object], known: Mapping[str, object] | None = None) -> dict[str, object]:
+def check(
+    notebook: str | Path, given: Mapping[str, object], known: Mapping[str, object] | None = None
+) -> dict[str, object]:
     """The given parameters, converted where nothing is lost (an ``int`` for a ``float``).
 
     Args:
@@ -90,13 +110,16 @@ def check(notebook: str | Path, given: Mapping[str, object], known: Mapping[str,
     known, checked = parameters_of(notebook) if known is None else known, {}
     for name, value in given.items():
         if name not in known:
-            raise ParameterError(f"{Path(notebook).name} has no parameter {name!r}; it has {', '.join(known)}")
+            raise ParameterError(
+                f"{Path(notebook).name} has no parameter {name!r}; it has {', '.join(known)}"
+            )
         wanted = type(known[name])
         if wanted is float and type(value) is int:
             value = float(value)
         if type(value) is not wanted:
             raise ParameterError(
-                f"{Path(notebook).name}: {name} = {value!r} is {type(value).__name__}, but the default {known[name]!r} is {wanted.__name__}"
+                f"{Path(notebook).name}: {name} = {value!r} is {type(value).__name__}, but the "
+                f"default {known[name]!r} is {wanted.__name__}"
             )
         checked[name] = value
     return checked
@@ -116,10 +139,13 @@ def _manager(environment: Mapping[str, str]) -> type:
 
 
 def interrupt() -> None:
-    """Press Ctrl-C in every notebook that :func:`run` is running in a thread of this process; training then keeps a checkpoint."""
+    """Press Ctrl-C in every notebook that :func:`run` is running in a thread of this process;
+    training then keeps a checkpoint."""
     import asyncio
 
-    with ThreadPoolExecutor(1) as pool:  # asyncio.run wants a thread without a loop; in Jupyter the main one has one
+    with ThreadPoolExecutor(
+        1
+    ) as pool:  # asyncio.run wants a thread without a loop; in Jupyter the main one has one
         for manager in [m for m in list(_kernels) if m.has_kernel]:
             pool.submit(lambda m: asyncio.run(m.interrupt_kernel()), manager)
 
@@ -131,7 +157,8 @@ def run(
     quiet: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Path:
-    """Execute a notebook with the kernel of this Python; the output file is written even when it fails.
+    """Execute a notebook with the kernel of this Python; the output file is written even when it
+    fails.
 
     May be called by several threads at once: each run has a kernel, which is a process, of its own.
 
@@ -153,13 +180,23 @@ def run(
     # no cwd: papermill would change the directory of this process, and runs may be parallel
     try:
         papermill.execute_notebook(
-            str(notebook), str(output), checked, kernel_name="python3", progress_bar=not quiet, log_output=not quiet,
-            kernel_manager_class=_manager(environment or {}), extra_arguments=["--log-level=CRITICAL"],
-        )  # fmt: skip
+            str(notebook),
+            str(output),
+            checked,
+            kernel_name="python3",
+            progress_bar=not quiet,
+            log_output=not quiet,
+            kernel_manager_class=_manager(environment or {}),
+            extra_arguments=["--log-level=CRITICAL"],
+        )
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
-            raise KeyboardInterrupt(f"{Path(notebook).name}: {error.evalue or 'interrupted'}") from None
-        raise NotebookError(Path(notebook).name, error.exec_count, error.ename, error.evalue, output) from None
+            raise KeyboardInterrupt(
+                f"{Path(notebook).name}: {error.evalue or 'interrupted'}"
+            ) from None
+        raise NotebookError(
+            Path(notebook).name, error.exec_count, error.ename, error.evalue, output
+        ) from None
     return output
 
 
@@ -174,15 +211,18 @@ def to_html(notebook: Path) -> Path:
     from nbconvert import HTMLExporter
 
     book = nbformat.read(notebook, as_version=4)
-    page, _ = HTMLExporter(embed_images=True).from_notebook_node(book, resources={"metadata": {"name": notebook.stem}})
+    page, _ = HTMLExporter(embed_images=True).from_notebook_node(
+        book, resources={"metadata": {"name": notebook.stem}}
+    )
     path = notebook.with_suffix(".html")
     path.write_text(page, encoding="utf-8")
     return path
 
 
 class Outcome(NamedTuple):
-    """What an executed notebook says of itself: ``parameters`` that were given, ``seconds`` (None where it does not say), its first
-    figure as a data address (empty where it has none), and the error of the cell that failed (empty where none did)."""
+    """What an executed notebook says of itself: ``parameters`` that were given, ``seconds`` (None
+    where it does not say), its first figure as a data address (empty where it has none), and the
+    error of the cell that failed (empty where none did)."""
 
     title: str
     question: str
@@ -196,15 +236,28 @@ def outcome(notebook: Path, width: int = 480) -> Outcome:
     """Read an executed notebook; the figure is scaled down to ``width`` pixels."""
     book = nbformat.read(notebook, as_version=4)
     text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
-    title, question = re.search(r"^# (.+)$", text, re.M), re.search(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|$)", text, re.S)
+    title, question = (
+        re.search(r"^# (.+)$", text, re.M),
+        re.search(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|$)", text, re.S),
+    )
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
-    errors = [f"{output.ename}: {(output.evalue.strip().splitlines() or [''])[0]}" for output in outputs if output.output_type == "error"]
-    pictures = (output.data["image/png"] for output in outputs if "image/png" in output.get("data", {}))
+    errors = [
+        f"{output.ename}: {(output.evalue.strip().splitlines() or [''])[0]}"
+        for output in outputs
+        if output.output_type == "error"
+    ]
+    pictures = (
+        output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})
+    )
     about = book.metadata.get("papermill", {})
     return Outcome(
-        title[1] if title else notebook.stem, question[1].replace("\n", " ") if question else "", dict(about.get("parameters", {})),
-        about.get("duration"), errors[0] if errors else "", _thumbnail(next(pictures, ""), width),
-    )  # fmt: skip
+        title[1] if title else notebook.stem,
+        question[1].replace("\n", " ") if question else "",
+        dict(about.get("parameters", {})),
+        about.get("duration"),
+        errors[0] if errors else "",
+        _thumbnail(next(pictures, ""), width),
+    )
 
 
 def _thumbnail(png: str, width: int) -> str:
@@ -227,23 +280,32 @@ a { color: #0072B2 } img { max-width: 100% } figure { margin: 2rem 0 } figcaptio
 .shot { display: block; height: 11rem; overflow: hidden; margin-top: .6rem } .ok { color: #00694d } .failed { color: #b34700 }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
 td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: right } tbody th { text-align: left; vertical-align: top }
-"""
+"""  # noqa: E501
 
 
 def _card(notebook: Path) -> str:
     found, address = outcome(notebook), quote(notebook.with_suffix(".html").name)
-    state = f'<span class="failed">failed: {html.escape(found.error)}</span>' if found.error else '<span class="ok">finished</span>'
+    state = (
+        f'<span class="failed">failed: {html.escape(found.error)}</span>'
+        if found.error
+        else '<span class="ok">finished</span>'
+    )
     time_ = "" if found.seconds is None else f" · {found.seconds:.0f} s"
     given = " ".join(f"{name}={value}" for name, value in found.parameters.items() if value != "")
-    shot = f'<a class="shot" href="{address}"><img src="{found.picture}" alt="first figure"></a>' if found.picture else ""
+    shot = (
+        f'<a class="shot" href="{address}"><img src="{found.picture}" alt="first figure"></a>'
+        if found.picture
+        else ""
+    )
     return (
-        f'<div class="card"><h2><a href="{address}">{html.escape(found.title)}</a></h2><p>{html.escape(found.question)}</p>'
-        f'<p>{state}{time_} · <a href="{quote(notebook.name)}">notebook</a></p><p class="quiet">{html.escape(given)}</p>{shot}</div>'
+        f'<div class="card"><h2><a href="{address}">{html.escape(found.title)}</a></h2><p>{html.escape(found.question)}</p>'  # noqa: E501
+        f'<p>{state}{time_} · <a href="{quote(notebook.name)}">notebook</a></p><p class="quiet">{html.escape(given)}</p>{shot}</div>'  # noqa: E501
     )
 
 
 def write_index(folder: Path, table: str = "", figures: Sequence[Path] = ()) -> Path:
-    """``index.html``: a card with a link for each executed notebook of the folder, a result table, figures.
+    """``index.html``: a card with a link for each executed notebook of the folder, a result table,
+    figures.
 
     Needs no server and no network: addresses are relative, style and thumbnails inside.
     """
@@ -254,16 +316,19 @@ def write_index(folder: Path, table: str = "", figures: Sequence[Path] = ()) -> 
             to_html(notebook)
         cards.append(_card(notebook))
     pictures = "".join(
-        f'<figure><img loading="lazy" src="{quote(os.path.relpath(f, folder).replace(os.sep, "/"))}" alt="{html.escape(f.stem)}">'
+        f'<figure><img loading="lazy" src="{quote(os.path.relpath(f, folder).replace(os.sep, "/"))}" alt="{html.escape(f.stem)}">'  # noqa: E501
         f"<figcaption>{html.escape(f.stem)}</figcaption></figure>"
         for f in figures
     )
     body = f'<h1>What was run</h1><div class="cards">{"".join(cards)}</div>'
-    body += f'<h1>Results</h1><div class="wide">{table}</div>{pictures}' if table or pictures else ""
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>m5lib: what was run</title>'
+    body += (
+        f'<h1>Results</h1><div class="wide">{table}</div>{pictures}' if table or pictures else ""
+    )
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>m5lib: what was run</title>'  # noqa: E501
     path, temporary = folder / "index.html", folder / "index.html.tmp"
     temporary.write_text(
-        f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>', encoding="utf-8"
+        f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>',  # noqa: E501
+        encoding="utf-8",
     )
     os.replace(temporary, path)
     return path
@@ -273,17 +338,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns 0, or 1 where a notebook failed (the others still ran)."""
     from m5lib import runs
 
-    parser = argparse.ArgumentParser(prog="python -m m5lib.notebooks", description="Run notebooks into reports/.")
+    parser = argparse.ArgumentParser(
+        prog="python -m m5lib.notebooks", description="Run notebooks into reports/."
+    )
     parser.add_argument("notebook", nargs="*", type=Path, help="notebooks; by default all")
-    parser.add_argument("--demo", action="store_true", help="only the main story, then print its results")
+    parser.add_argument(
+        "--demo", action="store_true", help="only the main story, then print its results"
+    )
     parser.add_argument("--profile", default="small", choices=list(runs.PROFILES))
     parser.add_argument("--record", default="demo", help="name in results/ of what the demo finds")
-    parser.add_argument("--data", default="", help="folder or file of products; by default each notebook's own default")
+    parser.add_argument(
+        "--data",
+        default="",
+        help="folder or file of products; by default each notebook's own default",
+    )
     options = parser.parse_args(arguments)
     show_progress()
     chosen = options.notebook or [n for n in find() if not options.demo or n.name.startswith(DEMO)]
     reports, begun, failed = files.home("reports"), time.monotonic(), []
-    wanted = {"profile": options.profile} | ({"data": str(Path(options.data).resolve())} if options.data else {})
+    wanted = {"profile": options.profile} | (
+        {"data": str(Path(options.data).resolve())} if options.data else {}
+    )
     if options.demo:
         wanted["record"] = options.record
     for notebook in chosen:
@@ -297,7 +372,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _conclude(reports, options.record if options.demo else "")
     for error in failed:
         print(f"FAILED {error}", file=sys.stderr)
-    print(f"{len(chosen) - len(failed)} of {len(chosen)} notebooks in {time.monotonic() - begun:.0f} s; open {reports / 'index.html'}")
+    print(
+        f"{len(chosen) - len(failed)} of {len(chosen)} notebooks in {time.monotonic() - begun:.0f} "
+        f"s; open {reports / 'index.html'}"
+    )
     return bool(failed)
 
 
@@ -308,7 +386,14 @@ def _conclude(reports: Path, record: str) -> None:
     shown = bool(record) and results.exists()
     if shown:
         print("\n" + summary.table(results).to_string())
-    figures = sorted(results.parent.glob(f"{record}_*.png"), key=lambda p: (not p.stem.endswith("_front"), p.name)) if shown else []
+    figures = (
+        sorted(
+            results.parent.glob(f"{record}_*.png"),
+            key=lambda p: (not p.stem.endswith("_front"), p.name),
+        )
+        if shown
+        else []
+    )
     write_index(reports, summary.table(results).to_html(border=0) if shown else "", figures)
 
 

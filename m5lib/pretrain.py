@@ -1,4 +1,5 @@
-"""One loop: batches -> losses -> AdamW, with a seed, a schedule, a history, and a checkpoint that resumes; and what pre-training is."""
+"""One loop: batches -> losses -> AdamW, with a seed, a schedule, a history, and a checkpoint that
+resumes; and what pre-training is."""
 
 import json
 import math
@@ -26,7 +27,8 @@ from m5lib.zoo import Spec
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of the loop. Paper (section 5, supplement G): Adam, 1e-4, warm-up, linear decay, batch 64, 5 epochs, mixed precision."""
+    """Settings of the loop. Paper (section 5, supplement G): Adam, 1e-4, warm-up, linear decay,
+    batch 64, 5 epochs, mixed precision."""
 
     epochs: int | float = 5
     batch_size: int = 256
@@ -40,13 +42,14 @@ class Training:
     steps: int | None = None
 
     def total_steps(self, products: int) -> int:
-        """Optimiser steps: ``steps``, or ``epochs`` over the products, the last incomplete batch of an epoch included."""
+        """Optimiser steps: ``steps``, or ``epochs`` over the products, the last incomplete batch of
+        an epoch included."""
         return self.steps or max(1, round(self.epochs * math.ceil(products / self.batch_size)))
 
 
 def autocast(device: torch.device, precision: str):
-    """bf16 autocast where it pays: ``auto`` means on CUDA, and on processors that multiply bf16 (AMX tiles, AVX-512 BF16); softmax and
-    losses stay float32."""
+    """bf16 autocast where it pays: ``auto`` means on CUDA, and on processors that multiply bf16
+    (AMX tiles, AVX-512 BF16); softmax and losses stay float32."""
     multiplies = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     pays = device.type == "cuda" or (device.type == "cpu" and multiplies)
     enabled = precision == "bfloat16" or (precision == "auto" and pays)
@@ -54,28 +57,35 @@ def autocast(device: torch.device, precision: str):
 
 
 def optimiser(model: nn.Module, training: Training) -> torch.optim.AdamW:
-    """AdamW that decays matrices only (position tables too): no biases, norms, temperature or harmony scores."""
+    """AdamW that decays matrices only (position tables too): no biases, norms, temperature or
+    harmony scores."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decay = [p for name, p in trained if p.ndim > 1 and name != "scores"]
     rest = [p for name, p in trained if p.ndim <= 1 or name == "scores"]
-    groups = [{"params": decay, "weight_decay": training.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [
+        {"params": decay, "weight_decay": training.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     fused = next(model.parameters()).device.type in ("cuda", "cpu")
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98), fused=fused)
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """Factor of the learning rate at a step counted from 0: linear up over the first ``warmup`` share, then linear down to 0."""
+    """Factor of the learning rate at a step counted from 0: linear up over the first ``warmup``
+    share, then linear down to 0."""
     first = max(1, round(warmup * steps))
     return (step + 1) / first if step < first else max(0.0, (steps - step) / max(1, steps - first))
 
 
 def order(rows: np.ndarray, epoch: int, seed: int) -> np.ndarray:
-    """The rows shuffled for an epoch: a function of seed and epoch only, so that a resumed run sees the same batches."""
+    """The rows shuffled for an epoch: a function of seed and epoch only, so that a resumed run sees
+    the same batches."""
     return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
 class Checkpoint:
-    """Model, optimiser, step and random state in one file, written to a temporary name and renamed."""
+    """Model, optimiser, step and random state in one file, written to a temporary name and
+    renamed."""
 
     def __init__(self, path: Path, identity: dict):
         self.path, self.identity = path, json.dumps(identity, sort_keys=True, default=str)
@@ -83,9 +93,13 @@ class Checkpoint:
     def save(self, model: nn.Module, optimizer, step: int) -> None:
         """Write the state after ``step`` steps."""
         state = {
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "identity": self.identity,
-            "random": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }  # fmt: skip
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "identity": self.identity,
+            "random": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
         temporary = self.path.with_suffix(".tmp")
         torch.save(state, temporary)
         os.replace(temporary, self.path)
@@ -100,7 +114,10 @@ class Checkpoint:
             return 0
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         if state["identity"] != self.identity:
-            raise ValueError(f"{self.path} belongs to another run (settings, model or data differ); choose another folder or delete it")
+            raise ValueError(
+                f"{self.path} belongs to another run (settings, model or data differ); choose "
+                "another folder or delete it"
+            )
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
@@ -118,45 +135,61 @@ def pretrain(
     stop_after: int | None = None,
     watch: Callable[[Model], dict] | None = None,
 ) -> list[dict]:
-    """Pre-train in place on the given rows (by default the ``train`` split); resumes from the directory's checkpoint.
+    """Pre-train in place on the given rows (by default the ``train`` split); resumes from the
+    directory's checkpoint.
 
-    Writes ``checkpoint.pt`` (now and then, at the end, and on Ctrl-C) and ``history.jsonl`` (one line per step: step, epoch, loss,
-    its parts, learning rate, temperature, products per second).
+    Writes ``checkpoint.pt`` (now and then, at the end, and on Ctrl-C) and ``history.jsonl`` (one
+    line per step: step, epoch, loss, its parts, learning rate, temperature, products per second).
 
     Args:
         stop_after: stop after this step as an interruption would, for tests.
-        watch: called with the model after each quarter of the steps; what it returns is kept in that line of the history.
+        watch: called with the model after each quarter of the steps; what it returns is kept in
+            that line of the history.
 
     Returns:
         the history, that of earlier parts of the same run included.
     """
     rows = streams.catalogue.split("train") if rows is None else np.asarray(rows)
     if not len(rows):
-        raise ValueError(f"{streams.catalogue.name}: the train split is empty; nothing to pre-train on")
+        raise ValueError(
+            f"{streams.catalogue.name}: the train split is empty; nothing to pre-train on"
+        )
 
     def losses(chosen: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         objective, spec = model.spec.objective, model.spec
         batch = batch_of(streams, chosen, generator.device, spec)
         tasks = objective.tasks(spec.modalities)
         hides, words = dict(objective.hides), Vocabulary.of(streams.tokenizer)
-        batch, targets = mask(batch, words, generator, objective.mask_rate, hides, tasks, objective.classes)
+        batch, targets = mask(
+            batch, words, generator, objective.mask_rate, hides, tasks, objective.classes
+        )
         output = model(batch, objectives.masked_tokens(model, targets, batch))
         loss, parts = objectives.total(model, output, targets)
         return loss, {"temperature": model.temperature} | parts
 
-    identity = {"spec": model.spec.to_dict(), "data": streams.catalogue.fingerprint, "rows": len(rows)}
-    return run_loop(model, losses, rows, training, Path(directory), identity, "pre-training", stop_after, watch)
+    identity = {
+        "spec": model.spec.to_dict(),
+        "data": streams.catalogue.fingerprint,
+        "rows": len(rows),
+    }
+    return run_loop(
+        model, losses, rows, training, Path(directory), identity, "pre-training", stop_after, watch
+    )
 
 
 def batch_of(streams: Streams, rows: np.ndarray, device: torch.device, spec: Spec) -> Batch:
-    """The batch of the rows on a device; what is missing is imputed before masks are drawn, where the model is given zeros.
+    """The batch of the rows on a device; what is missing is imputed before masks are drawn, where
+    the model is given zeros.
 
     Raises:
         ValueError: no product of the batch has any of the model's modalities.
     """
     batch = streams.batch(rows)
     if not any(batch.streams[name].valid.any() for name in spec.modalities):
-        raise ValueError(f"no product of the batch has any of {list(spec.modalities)} (rows {rows[:3].tolist()} …)")
+        raise ValueError(
+            f"no product of the batch has any of {list(spec.modalities)} (rows {rows[:3].tolist()} "
+            "…)"
+        )
     batch = batch.to(device)
     return impute(batch, spec.empty) if spec.missing == "impute" else batch
 
@@ -172,10 +205,12 @@ def run_loop(
     stop_after: int | None = None,
     watch: Callable[[nn.Module], dict] | None = None,
 ) -> list[dict]:
-    """Train in place; resumes from the directory's checkpoint if that has the same identity. See :func:`pretrain`.
+    """Train in place; resumes from the directory's checkpoint if that has the same identity. See
+    :func:`pretrain`.
 
     Args:
-        losses: of a batch of rows, with a generator for all that is random in it: the loss and its parts by name.
+        losses: of a batch of rows, with a generator for all that is random in it: the loss and its
+            parts by name.
     """
     directory.mkdir(parents=True, exist_ok=True)
     steps = training.total_steps(len(rows))
@@ -189,24 +224,33 @@ def run_loop(
     todo = range(start, min(steps, stop_after or steps))
     with open(directory / "history.jsonl", "w") as log, interrupts_wait() as interrupted:
         log.writelines(json.dumps(line) + "\n" for line in history)
-        for step in progress(todo, steps, label, "steps", lambda: f"loss {history[-1]['loss']:.3f}", start):
+        for step in progress(
+            todo, steps, label, "steps", lambda: f"loss {history[-1]['loss']:.3f}", start
+        ):
             line = train_step(model, losses, rows, training, optimizer, step, steps)
             if watch and (step + 1) * 4 // steps > step * 4 // steps:
                 line |= watch(model)
             history.append(line)
             log.write(json.dumps(line) + "\n")
-            if interrupted() or step == todo[-1] or time.monotonic() - saved > training.checkpoint_seconds:
+            if (
+                interrupted()
+                or step == todo[-1]
+                or time.monotonic() - saved > training.checkpoint_seconds
+            ):
                 log.flush()
                 checkpoint.save(model, optimizer, len(history))
                 saved = time.monotonic()
             if interrupted():
-                raise KeyboardInterrupt(f"stopped after step {step + 1} of {steps}; the same call goes on from there")
+                raise KeyboardInterrupt(
+                    f"stopped after step {step + 1} of {steps}; the same call goes on from there"
+                )
     return history
 
 
 @contextmanager
 def interrupts_wait() -> Iterator[Callable[[], bool]]:
-    """Hold Ctrl-C back, so that it never cuts an optimiser step in two; yields a function that says whether it was pressed.
+    """Hold Ctrl-C back, so that it never cuts an optimiser step in two; yields a function that says
+    whether it was pressed.
 
     Outside the main thread, where Python takes no signals, nothing is held back.
     """
@@ -221,7 +265,9 @@ def interrupts_wait() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def train_step(model: nn.Module, losses, rows, training: Training, optimizer, step: int, steps: int) -> dict:
+def train_step(
+    model: nn.Module, losses, rows, training: Training, optimizer, step: int, steps: int
+) -> dict:
     """One optimiser step; everything random in it is a function of seed and step, save dropout."""
     begun = time.monotonic()
     device = next(model.parameters()).device
@@ -236,10 +282,16 @@ def train_step(model: nn.Module, losses, rows, training: Training, optimizer, st
         group["lr"] = rate
     with autocast(device, training.precision):
         loss, parts = losses(chosen, generator)
-    # the one wait for the device: what the history holds, read before the backward pass, which then runs while the host goes on
-    values = torch.stack([x.detach().to(device, torch.float32) for x in (loss, *parts.values())]).tolist()
+    # the one wait for the device: what the history holds, read before the backward pass, which then
+    # runs while the host goes on
+    values = torch.stack(
+        [x.detach().to(device, torch.float32) for x in (loss, *parts.values())]
+    ).tolist()
     if not math.isfinite(values[0]):
-        raise FloatingPointError(f"the loss is {values[0]} at step {step}; lower the learning rate ({training.learning_rate})")
+        raise FloatingPointError(
+            f"the loss is {values[0]} at step {step}; lower the learning rate "
+            f"({training.learning_rate})"
+        )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), training.clip)
@@ -250,7 +302,8 @@ def train_step(model: nn.Module, losses, rows, training: Training, optimizer, st
 
 
 def _read_history(path: Path, steps: int) -> list[dict]:
-    """Lines of the first ``steps`` steps; what was logged after the last checkpoint is done again."""
+    """Lines of the first ``steps`` steps; what was logged after the last checkpoint is done
+    again."""
     if not steps or not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines()[:steps]]

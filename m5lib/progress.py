@@ -1,4 +1,5 @@
-"""Progress for people: a bar in a terminal or a notebook, one line now and then where there is neither."""
+"""Progress for people: a bar in a terminal or a notebook, one line now and then where there is
+neither."""
 
 import os
 import sys
@@ -9,13 +10,18 @@ from tqdm.auto import tqdm
 
 
 def bars() -> bool:
-    """Whether someone sees a moving bar: in a terminal or an interactive notebook, not under papermill, in a pipe or in CI."""
+    """Whether someone sees a moving bar: in a terminal or an interactive notebook, not under
+    papermill, in a pipe or in CI."""
     if os.environ.get("M5_PROGRESS"):
         return os.environ["M5_PROGRESS"] == "bar"
-    return sys.stderr.isatty() or ("ipykernel.kernelapp" in sys.modules and "PAPERMILL_RUN" not in os.environ)
+    return sys.stderr.isatty() or (
+        "ipykernel.kernelapp" in sys.modules and "PAPERMILL_RUN" not in os.environ
+    )
 
 
-def progress(items: Iterable, total: int, label: str, unit: str = "", note=None, start: int = 0) -> Iterator:
+def progress(
+    items: Iterable, total: int, label: str, unit: str = "", note=None, start: int = 0
+) -> Iterator:
     """Pass the items on, showing how far it is and how long it will take.
 
     Args:
@@ -40,4 +46,7 @@ def progress(items: Iterable, total: int, label: str, unit: str = "", note=None,
             left = spent / (number - start) * (total - number)
             filled = round(20 * number / total)
             words = f"{label} [{'#' * filled}{'.' * (20 - filled)}] {number:,}/{total:,} {unit}"
-            print(f"{words}  {spent:.0f} s, {left:.0f} s left{'  ' + note() if note else ''}", flush=True)
+            print(
+                f"{words}  {spent:.0f} s, {left:.0f} s left{'  ' + note() if note else ''}",
+                flush=True,
+            )

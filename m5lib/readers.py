@@ -1,11 +1,13 @@
 """Readers: files on disk -> :class:`~m5lib.data.Catalogue`.
 
-* :func:`read_fashion` — the public "Fashion Product Images" layout (``styles.csv`` beside ``images/`` or ``images.tar``);
+* :func:`read_fashion` — the public "Fashion Product Images" layout (``styles.csv`` beside
+  ``images/`` or ``images.tar``);
 * :func:`read_table` — a table of your own (CSV or parquet) with media by path;
 * :func:`m5lib.m5product.read_m5product` — the official M5Product release;
 * :func:`read` — looks at a path and picks one of them.
 
-Nothing is decoded here: a media file that cannot be decoded is found, counted and listed by :mod:`m5lib.media`.
+Nothing is decoded here: a media file that cannot be decoded is found, counted and listed by
+:mod:`m5lib.media`.
 """
 
 import csv
@@ -25,7 +27,8 @@ MEDIA_COLUMNS = ("image", "video", "audio")
 
 
 def read(path: str | Path) -> Catalogue:
-    """Read whatever lies at the path: a folder with ``styles.csv``, or a CSV or parquet file of your own.
+    """Read whatever lies at the path: a folder with ``styles.csv``, or a CSV or parquet file of
+    your own.
 
     Raises:
         DataError: nothing readable lies there.
@@ -35,18 +38,22 @@ def read(path: str | Path) -> Catalogue:
         raise DataError(f"{path}: no such file or folder")
     if path.is_dir() and (path / "styles.csv").exists():
         return read_fashion(path)
-    if path.is_dir() and ((path / m5product.ANNOTATIONS).is_dir() or any(path.glob("*id_label.json"))):
+    if path.is_dir() and (
+        (path / m5product.ANNOTATIONS).is_dir() or any(path.glob("*id_label.json"))
+    ):
         return m5product.read_m5product(path)
     if path.is_file() and path.suffix in (".csv", ".parquet"):
         return read_table(path)
     raise DataError(
-        f"{path}: expected a folder with styles.csv (and images/ or images.tar), a folder with {m5product.ANNOTATIONS}/ (the official "
+        f"{path}: expected a folder with styles.csv (and images/ or images.tar), a folder with "
+        f"{m5product.ANNOTATIONS}/ (the official "
         "release), or a .csv or .parquet file"
     )
 
 
 def _rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells of each row; rows of a wrong length are skipped and listed. Cells are stripped text."""
+    """Line number and cells of each row; rows of a wrong length are skipped and listed. Cells are
+    stripped text."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if path.suffix == ".parquet":
@@ -54,12 +61,20 @@ def _rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, dict[str, str]
 
         frame = pd.read_parquet(path)
         for line, row in enumerate(frame.itertuples(index=False, name=None), start=1):
-            yield line, {str(k): "" if v is None or v != v else str(v).strip() for k, v in zip(frame.columns, row, strict=True)}
+            yield (
+                line,
+                {
+                    str(k): "" if v is None or v != v else str(v).strip()
+                    for k, v in zip(frame.columns, row, strict=True)
+                },
+            )
         return
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 and read it again") from None
+        raise DataError(
+            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 and read it again"
+        ) from None
     if not text.strip():
         raise DataError(f"{path}: the file is empty; expected a header and one product per line")
     csv.field_size_limit(sys.maxsize)  # a cell may be a whole page of text
@@ -69,7 +84,13 @@ def _rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, dict[str, str]
     for row in reader:
         if "" in row or None in row.values():
             found = sum(v is not None for v in row.values()) + len(row.get("", [])) - ("" in row)
-            skipped.append(Skip(f"line {reader.line_num}", "row", f"{found} cells where the header has {len(reader.fieldnames)}"))
+            skipped.append(
+                Skip(
+                    f"line {reader.line_num}",
+                    "row",
+                    f"{found} cells where the header has {len(reader.fieldnames)}",
+                )
+            )
             continue
         yield reader.line_num, {name: cell.strip() for name, cell in row.items()}
 
@@ -80,14 +101,17 @@ def _require(path: Path, columns: dict[str, str], found: dict[str, str]) -> None
 
 
 def _collect(path: Path, name: str, rows, build, skipped: list[Skip]) -> Catalogue:
-    """Build products row by row; ids that are empty or seen before, and products with no content, are skipped and listed."""
+    """Build products row by row; ids that are empty or seen before, and products with no content,
+    are skipped and listed."""
     products: dict[str, Product] = {}
     for line, row in rows:
         product = build(row)
         if not product.id:
             skipped.append(Skip(f"line {line}", "id", "empty id"))
         elif product.id in products:
-            skipped.append(Skip(product.id, "id", "the id was seen before; the first product is kept"))
+            skipped.append(
+                Skip(product.id, "id", "the id was seen before; the first product is kept")
+            )
         elif not product.contents:
             skipped.append(Skip(product.id, "row", "no modality at all"))
         else:
@@ -101,9 +125,14 @@ def _media_index(folder: Path, skipped: list[Skip]) -> dict[str, MediaFile]:
     """Image file of each id, from ``images/`` or, read in place, from ``images.tar``."""
     if (folder / "images").is_dir():
         files = sorted((folder / "images").iterdir())
-        return {file.stem: MediaFile(file, size=file.stat().st_size) for file in files if file.is_file()}
+        return {
+            file.stem: MediaFile(file, size=file.stat().st_size) for file in files if file.is_file()
+        }
     if not (folder / "images.tar").exists():
-        raise DataError(f"{folder}: neither images/ nor images.tar is there; put the pictures into {folder}/images/<id>.jpg")
+        raise DataError(
+            f"{folder}: neither images/ nor images.tar is there; put the pictures into "
+            f"{folder}/images/<id>.jpg"
+        )
     index = {}
     path = folder / "images.tar"
     try:
@@ -113,21 +142,30 @@ def _media_index(folder: Path, skipped: list[Skip]) -> dict[str, MediaFile]:
                 if member.isdir():
                     continue
                 if not member.isfile() or len(parts) != 2 or parts[0] != "images":
-                    skipped.append(Skip(member.name, "images.tar", "not a plain file directly inside images/"))
+                    skipped.append(
+                        Skip(member.name, "images.tar", "not a plain file directly inside images/")
+                    )
                     continue
-                index[Path(member.name).stem] = MediaFile(path, member.offset_data, member.size, member.name)
+                index[Path(member.name).stem] = MediaFile(
+                    path, member.offset_data, member.size, member.name
+                )
     except tarfile.ReadError as error:
-        raise DataError(f"{path}: not an uncompressed tar, or cut short ({error}); make it with `tar cf images.tar images`") from None
+        raise DataError(
+            f"{path}: not an uncompressed tar, or cut short ({error}); make it with `tar cf "
+            "images.tar images`"
+        ) from None
     return index
 
 
 def read_fashion(folder: str | Path) -> Catalogue:
-    """The public fashion layout: title = productDisplayName, label = articleType, table = gender, colour, season, usage (and year).
+    """The public fashion layout: title = productDisplayName, label = articleType, table = gender,
+    colour, season, usage (and year).
 
     Pictures are ``images/<id>.jpg`` in a folder or inside ``images.tar``, which is read in place.
 
     Raises:
-        DataError: ``styles.csv`` is missing, empty, not UTF-8 or lacks a column, or there are no pictures at all.
+        DataError: ``styles.csv`` is missing, empty, not UTF-8 or lacks a column, or there are no
+            pictures at all.
     """
     folder = Path(folder)
     path = folder / "styles.csv"
@@ -156,9 +194,10 @@ def read_fashion(folder: str | Path) -> Catalogue:
 def read_table(path: str | Path, media: str | Path | None = None) -> Catalogue:
     """A table of your own products, CSV or parquet: one product per row.
 
-    Columns: ``id``; ``title`` and ``label`` (optional); ``image``, ``video``, ``audio`` (optional): a path, or an empty cell.
-    Paths start at ``media``, by default the folder of the table, and do not lead out of it. Every other column is an attribute of the
-    product; an empty cell is an attribute that it does not have.
+    Columns: ``id``; ``title`` and ``label`` (optional); ``image``, ``video``, ``audio`` (optional):
+    a path, or an empty cell. Paths start at ``media``, by default the folder of the table, and do
+    not lead out of it. Every other column is an attribute of the product; an empty cell is an
+    attribute that it does not have.
 
     Raises:
         DataError: the file is missing, empty, not UTF-8, or has no column ``id``.

@@ -1,11 +1,12 @@
 """``make results``: everything in ``results/``, at one profile, with its seeds.
 
-    python -m m5lib.results --profile small --seeds 3 --data FOLDER     # the shop, then a folder of real products
-    python -m m5lib.results --only mem_vs_mlm simcl                      # some of it
+    python -m m5lib.results --profile small --seeds 3 --data FOLDER     # the shop, then a folder of
+    real products python -m m5lib.results --only mem_vs_mlm simcl                      # some of it
 
-Every notebook owns its grid. For each, its seeds are first run side by side, a process for each core (:mod:`m5lib.sweep`), then the
-notebook once more with all seeds, which loads what they left and records. So it resumes: what is finished is loaded, and each result
-is there as soon as its notebook is done.
+Every notebook owns its grid. For each, its seeds are first run side by side, a process for each
+core (:mod:`m5lib.sweep`), then the notebook once more with all seeds, which loads what they left
+and records. So it resumes: what is finished is loaded, and each result is there as soon as its
+notebook is done.
 """
 
 import argparse
@@ -31,15 +32,16 @@ STUDIES = {
 }
 #: and those of one: the story of `make demo`.
 STORY = ("01_explore", "04_pretrain", "05_downstream")
-#: How many real products the studies take, evenly over the splits: a run of three modalities then takes about as long as one of five on
-#: the shop. The story takes all.
+#: How many real products the studies take, evenly over the splits: a run of three modalities then
+#: takes about as long as one of five on the shop. The story takes all.
 PRODUCTS = 6000
 #: What ``model`` compares needs no second data set.
 SHOP_ONLY = ("model",)
 
 
 def note(name: str, seconds: float) -> None:
-    """Keep how long a result took in ``results/times.json``; of a run that resumed, all its parts together."""
+    """Keep how long a result took in ``results/times.json``; of a run that resumed, all its parts
+    together."""
     path = files.home("results", "times.json")
     known = json.loads(path.read_text()) if path.exists() else {}
     files.write_json(path, known | {name: round(known.get(name, 0) + seconds)})
@@ -63,7 +65,10 @@ def studied(name: str, data: str, profile: str, seeds: int, workers: int | None)
 def story(record: str, data: str, profile: str) -> bool:
     """Pre-training and the four tasks, one seed; returns whether all was recorded."""
     begun = time.monotonic()
-    done = [_recorded(notebooks.named(stem), {"profile": profile, "data": data, "record": record}) for stem in STORY]
+    done = [
+        _recorded(notebooks.named(stem), {"profile": profile, "data": data, "record": record})
+        for stem in STORY
+    ]
     note(record, time.monotonic() - begun)
     return all(done)
 
@@ -81,26 +86,52 @@ def _recorded(notebook: Path, given: dict) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns 0, or 1 where a notebook failed (the others still ran)."""
-    parser = argparse.ArgumentParser(prog="python -m m5lib.results", description="Make everything in results/.")
+    parser = argparse.ArgumentParser(
+        prog="python -m m5lib.results", description="Make everything in results/."
+    )
     parser.add_argument("--profile", default="small", choices=("tiny", "small", "full"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--data", default="", help="folder or file of real products, after the shop")
-    parser.add_argument("--only", nargs="+", default=[], choices=[*STUDIES, "probes", "story"], help="some of the results")
-    parser.add_argument("--workers", type=int, help="runs side by side; by default one for each core, one on CUDA")
+    parser.add_argument(
+        "--data", default="", help="folder or file of real products, after the shop"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        choices=[*STUDIES, "probes", "story"],
+        help="some of the results",
+    )
+    parser.add_argument(
+        "--workers", type=int, help="runs side by side; by default one for each core, one on CUDA"
+    )
     options = parser.parse_args(arguments)
     notebooks.show_progress()
     wanted, begun, done = options.only or ["probes", "story", *STUDIES], time.monotonic(), []
     for data in ("shop", *([str(Path(options.data).resolve())] if options.data else [])):
         if data == "shop" and "probes" in wanted:
-            shops = {"profile": options.profile, "data": data, "shops": options.seeds, "record": "probes"}
+            shops = {
+                "profile": options.profile,
+                "data": data,
+                "shops": options.seeds,
+                "record": "probes",
+            }
             done.append(_recorded(notebooks.named("01_explore"), shops))
         if "story" in wanted:
-            done.append(story("demo" if data == "shop" else Path(data).name.split("-")[0], data, options.profile))
+            done.append(
+                story(
+                    "demo" if data == "shop" else Path(data).name.split("-")[0],
+                    data,
+                    options.profile,
+                )
+            )
         for name in STUDIES:
             if name in wanted and (data == "shop" or name not in SHOP_ONLY):
                 done.append(studied(name, data, options.profile, options.seeds, options.workers))
     summary.main()
-    print(f"{sum(done)} of {len(done)} results in {(time.monotonic() - begun) / 60:.0f} minutes; see {files.home('results')}")
+    print(
+        f"{sum(done)} of {len(done)} results in {(time.monotonic() - begun) / 60:.0f} minutes; see "
+        f"{files.home('results')}"
+    )
     return 0 if all(done) else 1
 
 

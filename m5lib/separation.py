@@ -1,4 +1,5 @@
-"""How well groups of products separate, in an embedding space and in maps of it: silhouette, accuracy of neighbours, trustworthiness."""
+"""How well groups of products separate, in an embedding space and in maps of it: silhouette,
+accuracy of neighbours, trustworthiness."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,24 +10,31 @@ from jaxtyping import Bool, Float, Int
 
 from m5lib.ranking import rank
 
-#: The embedding space itself, by cosine, and its maps, by Euclidean distance: the conventions of the numbers.
+#: The embedding space itself, by cosine, and its maps, by Euclidean distance: the conventions of
+#: the numbers.
 SPACE, METHODS = "embedding", ("t-SNE", "UMAP")
 SPACES = (SPACE, *METHODS)
-#: The other conventions: what a product drawn at random would score, and one drawn from the same category.
+#: The other conventions: what a product drawn at random would score, and one drawn from the same
+#: category.
 CHANCE, WITHIN = "chance", "chance within the category"
 #: Neighbours that vote.
 K = 10
 
 
 def nearest(points: Float[np.ndarray, "N D"], k: int, space: str) -> Int[np.ndarray, "N k"]:
-    """The ``k`` nearest other products of each, nearest first: by cosine in the embedding space, by Euclidean distance in a map."""
+    """The ``k`` nearest other products of each, nearest first: by cosine in the embedding space, by
+    Euclidean distance in a map."""
     from sklearn.neighbors import NearestNeighbors
 
     k = min(k, len(points) - 1)
     if space == SPACE:
         own = np.arange(len(points))
         return rank(points, points, k, own, own)
-    return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points).kneighbors(return_distance=False)
+    return (
+        NearestNeighbors(n_neighbors=k, algorithm="brute")
+        .fit(points)
+        .kneighbors(return_distance=False)
+    )
 
 
 def vote(neighbours: np.ndarray) -> np.ndarray:
@@ -41,12 +49,14 @@ def separation(
     votes: Sequence[int] = (1, K),
     asked: Bool[np.ndarray, " N"] | None = None,
 ) -> dict[str, Float[np.ndarray, " N"]]:
-    """How well labels separate: metric -> a value for each product, NaN where it has none; the metric is their mean.
+    """How well labels separate: metric -> a value for each product, NaN where it has none; the
+    metric is their mean.
 
-    ``silhouette``: (b - a) / max(a, b), a = mean distance to the products of the same label, b = to those of the nearest other one
-    (Rousseeuw 1987), among the products whose label occurs at least twice. ``<k>-NN accuracy``, leave one out: whether the
-    vote of the k nearest other products is right, asked of the same products; all that have a label vote, those whose label occurs
-    once too. Products without a label (``None``) take no part.
+    ``silhouette``: (b - a) / max(a, b), a = mean distance to the products of the same label, b = to
+    those of the nearest other one (Rousseeuw 1987), among the products whose label occurs at least
+    twice. ``<k>-NN accuracy``, leave one out: whether the vote of the k nearest other products is
+    right, asked of the same products; all that have a label vote, those whose label occurs once
+    too. Products without a label (``None``) take no part.
 
     Args:
         votes: each k.
@@ -55,14 +65,21 @@ def separation(
     from sklearn.metrics import silhouette_samples
 
     known = np.flatnonzero([label is not None for label in labels])
-    found = {name: np.full(len(labels), np.nan) for name in ("silhouette", *(f"{k}-NN accuracy" for k in votes))}
-    names, place, count = np.unique(labels[known].astype(str), return_inverse=True, return_counts=True)
+    found = {
+        name: np.full(len(labels), np.nan)
+        for name in ("silhouette", *(f"{k}-NN accuracy" for k in votes))
+    }
+    names, place, count = np.unique(
+        labels[known].astype(str), return_inverse=True, return_counts=True
+    )
     shared = count[place] > 1
     if not shared.any():
         return found
     if (count > 1).sum() > 1:
         metric = "cosine" if space == SPACE else "euclidean"
-        found["silhouette"][known[shared]] = silhouette_samples(points[known[shared]], place[shared], metric=metric)
+        found["silhouette"][known[shared]] = silhouette_samples(
+            points[known[shared]], place[shared], metric=metric
+        )
     around = place[nearest(points[known], max(votes), space)]
     asked = shared if asked is None else shared & asked[known]
     for k in votes if asked.any() else ():
@@ -71,9 +88,11 @@ def separation(
 
 
 def chance(labels: np.ndarray, within: np.ndarray | None = None) -> Float[np.ndarray, " N"]:
-    """What 1-NN accuracy would be if the nearest were any other labelled product, or any other that shares ``within``; NaN where a label
-    occurs once."""
-    frame = pd.DataFrame({"label": labels, "within": 0 if within is None else within})[[label is not None for label in labels]]
+    """What 1-NN accuracy would be if the nearest were any other labelled product, or any other that
+    shares ``within``; NaN where a label occurs once."""
+    frame = pd.DataFrame({"label": labels, "within": 0 if within is None else within})[
+        [label is not None for label in labels]
+    ]
     same = frame.groupby(["label", "within"])["label"].transform("size") - 1
     others = frame.groupby("within")["label"].transform("size") - 1
     alone = frame.groupby("label")["label"].transform("size") < 2
@@ -81,36 +100,62 @@ def chance(labels: np.ndarray, within: np.ndarray | None = None) -> Float[np.nda
 
 
 def numbers(spaces: Mapping[tuple[str, str], np.ndarray], table: pd.DataFrame) -> pd.DataFrame:
-    """What every product contributes to every number: columns ``id, task, metric, convention, variant, value``."""
+    """What every product contributes to every number: columns ``id, task, metric, convention,
+    variant, value``."""
     parts = []
 
     def keep(task: str, metric: str, convention: str, variant: str, values: np.ndarray) -> None:
-        frame = pd.DataFrame({"id": table.index, "task": task, "metric": metric, "convention": convention, "variant": variant})
+        frame = pd.DataFrame(
+            {
+                "id": table.index,
+                "task": task,
+                "metric": metric,
+                "convention": convention,
+                "variant": variant,
+            }
+        )
         parts.append(frame.assign(value=values)[~np.isnan(values)])
 
     for by, column in table.items():
         labels = column.to_numpy()
-        asked = labels != "complete" if by == "missing" else None  # most are complete, and easily right
+        asked = (
+            labels != "complete" if by == "missing" else None
+        )  # most are complete, and easily right
         votes = (1, K) if by == "category" else (1,)  # other groups are smaller than ten
         for (readout, space), points in spaces.items():
             for metric, values in separation(points, labels, space, votes, asked).items():
                 keep(f"separation by {by}", metric, space, readout, values)
         for readout in dict.fromkeys(readout for readout, _ in spaces):
             level = chance(labels)
-            keep(f"separation by {by}", "1-NN accuracy", CHANCE, readout, level if asked is None else np.where(asked, level, np.nan))
+            keep(
+                f"separation by {by}",
+                "1-NN accuracy",
+                CHANCE,
+                readout,
+                level if asked is None else np.where(asked, level, np.nan),
+            )
             if by == "product":
-                keep(f"separation by {by}", "1-NN accuracy", WITHIN, readout, chance(labels, table["category"].to_numpy()))
+                keep(
+                    f"separation by {by}",
+                    "1-NN accuracy",
+                    WITHIN,
+                    readout,
+                    chance(labels, table["category"].to_numpy()),
+                )
     return pd.concat(parts, ignore_index=True)
 
 
 def trust(spaces: Mapping[tuple[str, str], np.ndarray]) -> list[dict]:
-    """Trustworthiness of each map (Venna and Kaski 2001): 1 if all its neighbours are neighbours in the space."""
+    """Trustworthiness of each map (Venna and Kaski 2001): 1 if all its neighbours are neighbours in
+    the space."""
     from sklearn.manifold import trustworthiness
 
     number, found = {"task": "map", "metric": f"trustworthiness@{K}"}, []
     for (readout, space), points in spaces.items():
         if space != SPACE:
             k = min(K, (len(points) - 1) // 2)
-            value = float(trustworthiness(spaces[readout, SPACE], points, n_neighbors=k, metric="cosine"))
+            value = float(
+                trustworthiness(spaces[readout, SPACE], points, n_neighbors=k, metric="cosine")
+            )
             found.append(number | {"convention": space, "variant": readout, "value": value})
     return found

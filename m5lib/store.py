@@ -7,10 +7,11 @@
     <folder>/<modality>/<key>.npy         (T, F) float16, the features of its products one after another
     <folder>/<modality>/<key>.boxes.npy   (T, 5) float16, for regions
 
-``key`` is a hash of the extractor's settings and of the ids and checksums of the shard's products. Work that is done is found by
-its key, so nothing is made twice, a killed extraction goes on where it stopped, and its end is the same to the byte. Files
-appear under their name only when they are whole. The folder can be moved; no path is in it. Delete it to start anew.
-"""
+``key`` is a hash of the extractor's settings and of the ids and checksums of the shard's products.
+Work that is done is found by its key, so nothing is made twice, a killed extraction goes on where
+it stopped, and its end is the same to the byte. Files appear under their name only when they are
+whole. The folder can be moved; no path is in it. Delete it to start anew.
+"""  # noqa: E501
 
 import dataclasses
 import hashlib
@@ -36,13 +37,20 @@ def _map(path: Path) -> np.ndarray:
 
 
 class Mapped:
-    """A (T, F) array in several ``.npy`` files one after another, indexed along T like a numpy array.
+    """A (T, F) array in several ``.npy`` files one after another, indexed along T like a numpy
+    array.
 
-    Files are opened when something of them is read, and a copy of that is returned. Pickles as paths, so that loader processes each
-    open their own.
+    Files are opened when something of them is read, and a copy of that is returned. Pickles as
+    paths, so that loader processes each open their own.
     """
 
-    def __init__(self, paths: Sequence[Path], lengths: Sequence[int] | np.ndarray, width: int, rows: np.ndarray | None = None):
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        lengths: Sequence[int] | np.ndarray,
+        width: int,
+        rows: np.ndarray | None = None,
+    ):
         self.paths, self.rows, self.dtype, self.ndim = tuple(paths), rows, np.dtype(np.float16), 2
         self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self.shape = (int(self.starts[-1]) if rows is None else len(rows), width)
@@ -51,7 +59,9 @@ class Mapped:
         return self.shape[0]
 
     def __getitem__(self, index) -> np.ndarray:
-        index = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index)
+        index = (
+            np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index)
+        )
         index = np.flatnonzero(index) if index.dtype == bool else index
         flat = np.where(index < 0, index + len(self), index).ravel()
         if flat.size and (flat.min() < 0 or flat.max() >= len(self)):
@@ -70,12 +80,19 @@ class Mapped:
     def take(self, rows: np.ndarray) -> "Mapped":
         """The same files, seen through other rows."""
         lengths = np.diff(self.starts)
-        return Mapped(self.paths, lengths, self.shape[1], rows if self.rows is None else self.rows[rows])
+        return Mapped(
+            self.paths, lengths, self.shape[1], rows if self.rows is None else self.rows[rows]
+        )
 
 
 def settings(extractor) -> dict:
-    """What an extractor computes, as JSON: its name, version and fields. A file (weights) counts by its checksum, not its path."""
-    found = {"extractor": type(extractor).__name__, "version": getattr(extractor, "version", 1), "width": extractor.width}
+    """What an extractor computes, as JSON: its name, version and fields. A file (weights) counts by
+    its checksum, not its path."""
+    found = {
+        "extractor": type(extractor).__name__,
+        "version": getattr(extractor, "version", 1),
+        "width": extractor.width,
+    }
     for field in dataclasses.fields(extractor):
         value = getattr(extractor, field.name)
         if field.compare:
@@ -84,20 +101,40 @@ def settings(extractor) -> dict:
 
 
 def extractor_of(found: dict):
-    """The extractor of some :func:`settings`; the settings themselves, where it is not one of the library's or needs weights.
+    """The extractor of some :func:`settings`; the settings themselves, where it is not one of the
+    library's or needs weights.
 
     Raises:
         ValueError: its class computes something else now (another version).
     """
     from m5lib import backbones, extractors, m5features
 
-    kind = next((getattr(m, found["extractor"]) for m in (extractors, backbones, m5features) if hasattr(m, found["extractor"])), None)
-    if kind is None or found.get("weights"):  # a file of weights is known by its checksum, not by where it lies
+    kind = next(
+        (
+            getattr(m, found["extractor"])
+            for m in (extractors, backbones, m5features)
+            if hasattr(m, found["extractor"])
+        ),
+        None,
+    )
+    if kind is None or found.get(
+        "weights"
+    ):  # a file of weights is known by its checksum, not by where it lies
         return found
     if getattr(kind, "version", 1) != found["version"]:
-        raise ValueError(f"made with version {found['version']} of {kind.__name__}, this is version {kind.version}")
-    given = {field.name: found[field.name] for field in dataclasses.fields(kind) if field.name in found}
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        raise ValueError(
+            f"made with version {found['version']} of {kind.__name__}, this is version "
+            f"{kind.version}"
+        )
+    given = {
+        field.name: found[field.name] for field in dataclasses.fields(kind) if field.name in found
+    }
+    return kind(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in given.items()
+        }
+    )
 
 
 def _write(path: Path, write: Callable) -> None:
@@ -111,7 +148,9 @@ def _write(path: Path, write: Callable) -> None:
 
 
 def _write_json(path: Path, content: dict) -> None:
-    _write(path, lambda file: file.write(json.dumps(content, ensure_ascii=False, indent=1).encode()))
+    _write(
+        path, lambda file: file.write(json.dumps(content, ensure_ascii=False, indent=1).encode())
+    )
 
 
 @dataclasses.dataclass
@@ -131,32 +170,54 @@ class _Shard:
         return self.stem.with_suffix(".boxes.npy")
 
     def record(self) -> dict | None:
-        """What was written of it; None where it is missing, not whole, or met a fault that may have passed."""
+        """What was written of it; None where it is missing, not whole, or met a fault that may have
+        passed."""
         try:
             record = json.loads(self.stem.with_suffix(".json").read_bytes())
-            whole = all((self.stem.parent / name).stat().st_size == size for name, size in record["bytes"].items())
+            whole = all(
+                (self.stem.parent / name).stat().st_size == size
+                for name, size in record["bytes"].items()
+            )
             return record if whole and not record["again"] else None
         except (OSError, ValueError, KeyError):
             return None
 
     def write(self, found: list, extractor) -> None:
         there = [features for features in found if not isinstance(features, Skip)]
-        files = {self.values: np.concatenate([np.empty((0, extractor.width)), *(f.values for f in there)])}
+        files = {
+            self.values: np.concatenate(
+                [np.empty((0, extractor.width)), *(f.values for f in there)]
+            )
+        }
         if there and there[0].boxes is not None:
             files[self.boxes] = np.concatenate([f.boxes for f in there])
         for path, array in files.items():
-            _write(path, lambda file, array=array: np.save(file, array.astype(np.float16), allow_pickle=False))
-        _write_json(self.stem.with_suffix(".json"), {
-            "ids": [product.id for product in self.products], "sources": self.sources,
-            "lengths": [0 if isinstance(f, Skip) else len(f.values) for f in found],
-            "skipped": [[f.where, f.reason] for f in found if isinstance(f, Skip)],
-            "bytes": {path.name: path.stat().st_size for path in files},
-            # A file that is not there, or a disk that did not answer, is tried again the next time.
-            "again": any(isinstance(f, Skip) and f.reason.startswith(UNREADABLE) for f in found),
-        })  # fmt: skip
+            _write(
+                path,
+                lambda file, array=array: np.save(
+                    file, array.astype(np.float16), allow_pickle=False
+                ),
+            )
+        _write_json(
+            self.stem.with_suffix(".json"),
+            {
+                "ids": [product.id for product in self.products],
+                "sources": self.sources,
+                "lengths": [0 if isinstance(f, Skip) else len(f.values) for f in found],
+                "skipped": [[f.where, f.reason] for f in found if isinstance(f, Skip)],
+                "bytes": {path.name: path.stat().st_size for path in files},
+                # A file that is not there, or a disk that did not answer, is tried again the next
+                # time.
+                "again": any(
+                    isinstance(f, Skip) and f.reason.startswith(UNREADABLE) for f in found
+                ),
+            },
+        )
 
 
-def _plan(products: list[Product], name: str, extractor, folder: Path, size: int, workers) -> tuple[list[_Shard], list[Skip]]:
+def _plan(
+    products: list[Product], name: str, extractor, folder: Path, size: int, workers
+) -> tuple[list[_Shard], list[Skip]]:
     def source(product: Product) -> str | Skip:
         try:
             return product.contents[name].checksum
@@ -176,18 +237,24 @@ def _plan(products: list[Product], name: str, extractor, folder: Path, size: int
 
 
 def extract(
-    catalogue: Catalogue, extractors: Mapping[str, object], folder: str | Path, workers: int | None = None, shard: int = 256
+    catalogue: Catalogue,
+    extractors: Mapping[str, object],
+    folder: str | Path,
+    workers: int | None = None,
+    shard: int = 256,
 ) -> tuple[Catalogue, dict[str, Ragged]]:
-    """:func:`m5lib.media.extract` into a folder: what is there is not made again, and features are read from it lazily.
+    """:func:`m5lib.media.extract` into a folder: what is there is not made again, and features are
+    read from it lazily.
 
     Args:
         folder: of this store; made where missing.
         workers: threads, by default one per core (see :func:`m5lib.media.in_parallel`).
-        shard: products per shard. A killed extraction loses at most one; take some thousands for millions of products.
+        shard: products per shard. A killed extraction loses at most one; take some thousands for
+            millions of products.
 
     Returns:
-        the catalogue without what could not be decoded, and for each modality a :class:`~m5lib.media.Ragged` of
-        :class:`Mapped` arrays in the order of that catalogue.
+        the catalogue without what could not be decoded, and for each modality a
+        :class:`~m5lib.media.Ragged` of :class:`Mapped` arrays in the order of that catalogue.
     """
     folder = Path(folder).absolute()  # read from later, perhaps by a process that works elsewhere
     catalogue, extractors = prepared(catalogue, extractors, workers)
@@ -200,14 +267,29 @@ def extract(
             products = [product for product in catalogue.products if name in product.contents]
             shards, lost = _plan(products, name, extractor, folder, shard, workers)
             todo = [part for part in shards if part.record() is None]
-            _run(todo, sum(len(s.products) for s in shards) - sum(len(s.products) for s in todo), name, extractor, workers)
+            _run(
+                todo,
+                sum(len(s.products) for s in shards) - sum(len(s.products) for s in todo),
+                name,
+                extractor,
+                workers,
+            )
             records = [json.loads(part.stem.with_suffix(".json").read_bytes()) for part in shards]
-            broken += lost + [Skip(where, name, reason) for record in records for where, reason in record["skipped"]]
+            broken += lost + [
+                Skip(where, name, reason)
+                for record in records
+                for where, reason in record["skipped"]
+            ]
             index = {"settings": settings(extractor), "shards": [part.stem.name for part in shards]}
-            index |= {"products": sum(len(r["ids"]) for r in records), "rows": sum(sum(r["lengths"]) for r in records)}
+            index |= {
+                "products": sum(len(r["ids"]) for r in records),
+                "rows": sum(sum(r["lengths"]) for r in records),
+            }
             _write_json(folder / f"{name}.json", index)
     clean = catalogue.without(broken) if broken else catalogue
-    return clean, {name: ragged for name in extractors if (ragged := _read(folder, name, clean)) is not None}
+    return clean, {
+        name: ragged for name in extractors if (ragged := _read(folder, name, clean)) is not None
+    }
 
 
 def _run(todo: list[_Shard], done: int, name: str, extractor, workers: int | None) -> None:
@@ -216,7 +298,11 @@ def _run(todo: list[_Shard], done: int, name: str, extractor, workers: int | Non
     parts, found = iter(todo), []
     part = next(parts, None)
     with closing(results):
-        for result in progress(results, done + len(products), f"{name} features", "files", start=done) if todo else ():
+        for result in (
+            progress(results, done + len(products), f"{name} features", "files", start=done)
+            if todo
+            else ()
+        ):
             found.append(result)
             if len(found) == len(part.products):
                 part.write(found, extractor)
@@ -224,11 +310,16 @@ def _run(todo: list[_Shard], done: int, name: str, extractor, workers: int | Non
 
 
 def _read(folder: Path, name: str, catalogue: Catalogue) -> Ragged | None:
-    """Features of a catalogue's products, in its order, from the shards that the index names; None where there are none."""
+    """Features of a catalogue's products, in its order, from the shards that the index names; None
+    where there are none."""
     index = json.loads((folder / f"{name}.json").read_bytes())
     stems = [folder / name / key for key in index["shards"]]
     records = [json.loads(stem.with_suffix(".json").read_bytes()) for stem in stems]
-    filled = [(stem, record) for stem, record in zip(stems, records, strict=True) if sum(record["lengths"])]
+    filled = [
+        (stem, record)
+        for stem, record in zip(stems, records, strict=True)
+        if sum(record["lengths"])
+    ]
     if not filled:
         return None
     stems, records = zip(*filled, strict=True)
@@ -240,20 +331,29 @@ def _read(folder: Path, name: str, catalogue: Catalogue) -> Ragged | None:
     lengths = np.array([n for record in records for n in record["lengths"]])
     starts = np.cumsum(lengths) - lengths
     place = {i: n for n, i in enumerate(ids)}
-    wanted = np.array([place.get(i, -1) if name in p.contents else -1 for i, p in zip(catalogue.ids, catalogue.products, strict=True)])
+    wanted = np.array(
+        [
+            place.get(i, -1) if name in p.contents else -1
+            for i, p in zip(catalogue.ids, catalogue.products, strict=True)
+        ]
+    )
     counts = np.where(wanted >= 0, lengths[wanted], 0)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     rows = np.repeat(starts[wanted] - offsets[:-1], counts) + np.arange(offsets[-1])
-    if not np.array_equal(rows, np.arange(len(values))):  # other products, or another order, than were extracted
+    if not np.array_equal(
+        rows, np.arange(len(values))
+    ):  # other products, or another order, than were extracted
         values, boxes = values.take(rows), boxes and boxes.take(rows)
     return Ragged(values, offsets, boxes)
 
 
 def load(folder: str | Path, catalogue: Catalogue) -> tuple[Catalogue, dict[str, Ragged]]:
-    """Stored features of a catalogue's products, in its order, without their media: it may be a part of what was extracted.
+    """Stored features of a catalogue's products, in its order, without their media: it may be a
+    part of what was extracted.
 
     Returns:
-        as :func:`extract`. A product that the store has no features of for a modality loses it, with a line in ``skipped``.
+        as :func:`extract`. A product that the store has no features of for a modality loses it,
+        with a line in ``skipped``.
 
     Raises:
         DataError: no store lies there, or a file of it is missing or not whole.
@@ -261,13 +361,24 @@ def load(folder: str | Path, catalogue: Catalogue) -> tuple[Catalogue, dict[str,
     folder, features, lost = Path(folder).absolute(), {}, []
     names = [name for name in MODALITIES if (folder / f"{name}.json").is_file()]
     if not names:
-        raise DataError(f"{folder}: no feature store (no <modality>.json); make one with m5lib.store.extract")
+        raise DataError(
+            f"{folder}: no feature store (no <modality>.json); make one with m5lib.store.extract"
+        )
     for name in names:
         index = json.loads((folder / f"{name}.json").read_bytes())
-        if bad := [k for k in index["shards"] if _Shard(folder / name / k, [], []).record() is None]:
-            raise DataError(f"{folder / name / bad[0]}: missing or not whole; run m5lib.store.extract again")
+        if bad := [
+            k for k in index["shards"] if _Shard(folder / name / k, [], []).record() is None
+        ]:
+            raise DataError(
+                f"{folder / name / bad[0]}: missing or not whole; run m5lib.store.extract again"
+            )
         records = [json.loads((folder / name / f"{k}.json").read_bytes()) for k in index["shards"]]
-        had = {i for record in records for i, length in zip(record["ids"], record["lengths"], strict=True) if length}
+        had = {
+            i
+            for record in records
+            for i, length in zip(record["ids"], record["lengths"], strict=True)
+            if length
+        }
         why = {i: reason for record in records for i, reason in record["skipped"]}
         catalogue = _known(catalogue, name, had)
         without = [p.id for p in catalogue.products if name in p.contents and p.id not in had]
@@ -285,6 +396,8 @@ def _known(catalogue: Catalogue, name: str, had: set[str]) -> Catalogue:
     for product in catalogue.products:
         if inside in product.contents and name not in product.contents and product.id in had:
             contents = {**product.contents, name: product.contents[inside]}
-            product = dataclasses.replace(product, contents={n: contents[n] for n in MODALITIES if n in contents})
+            product = dataclasses.replace(
+                product, contents={n: contents[n] for n in MODALITIES if n in contents}
+            )
         products.append(product)
     return dataclasses.replace(catalogue, products=tuple(products))

@@ -9,7 +9,8 @@ From the shell::
 
     python -m m5lib.sweep notebooks/04_pretrain.ipynb --grid seed=0,1,2 model=scale,released --set profile=tiny --workers 2
 
-On a cluster the call is the same, with an executor (``pip install "m5lib[cluster]"``; all machines must see one disk, ``M5_HOME``)::
+On a cluster the call is the same, with an executor (``pip install "m5lib[cluster]"``; all machines
+must see one disk, ``M5_HOME``)::
 
     sweep(notebook, grid, executor=distributed.Client(address).get_executor())  # Dask
 
@@ -17,8 +18,8 @@ On a cluster the call is the same, with an executor (``pip install "m5lib[cluste
     executor.update_parameters(timeout_min=240, cpus_per_task=8, gpus_per_node=1)
     sweep(notebook, grid, executor=executor)
 
-Any ``concurrent.futures`` executor will do; submitit's is none, but has the same ``submit``, and its jobs ``done``, ``exception``,
-``result`` and ``cancel``, which is all that is asked for.
+Any ``concurrent.futures`` executor will do; submitit's is none, but has the same ``submit``, and
+its jobs ``done``, ``exception``, ``result`` and ``cancel``, which is all that is asked for.
 
 ::
 
@@ -27,7 +28,7 @@ Any ``concurrent.futures`` executor will do; submitit's is none, but has the sam
       <point>.ipynb               the executed notebook; a point is named by what differs from the defaults, and a hash of all
       <point>.json                parameters, status, seconds, error; written last
       <point>/<record>.json, …    what it recorded: result rows and figures
-"""
+"""  # noqa: E501
 
 import argparse
 import hashlib
@@ -54,7 +55,13 @@ from m5lib.progress import bars
 
 #: What :func:`sweep` says of a run, after its parameters.
 OUTCOME = ("status", "seconds", "output", "error", "point")
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
+THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "LOKY_MAX_CPU_COUNT",
+)
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,8 @@ def points(
     """What a sweep would run, in order, each point once. Arguments as for :func:`sweep`.
 
     Raises:
-        ParameterError: a name that the notebook does not have, a value of the wrong type, an axis that is not a list or is empty, a
-            name both in the grid and fixed.
+        ParameterError: a name that the notebook does not have, a value of the wrong type, an axis
+            that is not a list or is empty, a name both in the grid and fixed.
     """
     notebook, fixed = Path(notebook), dict(fixed or {})
     known = notebooks.parameters_of(notebook)
@@ -107,41 +114,72 @@ def points(
         for name, values in grid.items():
             if isinstance(values, str) or not isinstance(values, Sequence) or not len(values):
                 raise ParameterError(
-                    f"{notebook.name}: the grid's {name} = {values!r} is not a list of values; give at least one, in a list"
+                    f"{notebook.name}: the grid's {name} = {values!r} is not a list of values; "
+                    "give at least one, in a list"
                 )
-        grid = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    if isinstance(grid, str) or not isinstance(grid, Sequence) or not all(isinstance(given, Mapping) for given in grid):
-        raise ParameterError(f"{notebook.name}: the grid is neither lists of values by name nor a list of points by name")
+        grid = [
+            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+        ]
+    if (
+        isinstance(grid, str)
+        or not isinstance(grid, Sequence)
+        or not all(isinstance(given, Mapping) for given in grid)
+    ):
+        raise ParameterError(
+            f"{notebook.name}: the grid is neither lists of values by name nor a list of points by "
+            "name"
+        )
     if clash := set(OUTCOME) & set(known):
-        raise ParameterError(f"{notebook.name}: a sweep's table has its own column {min(clash)!r}; give that parameter another name")
-    code = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    # not the cached version: in Jupyter the library may have been edited since, and kernels start with what is there now
-    place = Path(folder or files.home("sweeps")).absolute() / f"{notebook.stem}-{_digest([code, files.code_version.__wrapped__()])}"
+        raise ParameterError(
+            f"{notebook.name}: a sweep's table has its own column {min(clash)!r}; give that "
+            "parameter another name"
+        )
+    code = [
+        cell.source
+        for cell in nbformat.read(notebook, as_version=4).cells
+        if cell.cell_type == "code"
+    ]
+    # not the cached version: in Jupyter the library may have been edited since, and kernels start
+    # with what is there now
+    place = (
+        Path(folder or files.home("sweeps")).absolute()
+        / f"{notebook.stem}-{_digest([code, files.code_version.__wrapped__()])}"
+    )
     found: dict[str, Point] = {}
     for given in grid:
         if both := set(given) & set(fixed):
-            raise ParameterError(f"{notebook.name}: {min(both)} is both in the grid and fixed; give it once")
+            raise ParameterError(
+                f"{notebook.name}: {min(both)} is both in the grid and fixed; give it once"
+            )
         parameters = {**known, **notebooks.check(notebook, {**fixed, **given}, known)}
-        changed = ",".join(f"{name}={value}" for name, value in parameters.items() if value != known[name])
+        changed = ",".join(
+            f"{name}={value}" for name, value in parameters.items() if value != known[name]
+        )
         if "record" in known and not parameters["record"]:
             parameters["record"] = notebook.stem  # into the point's own folder, for `collect`
-        name = f"{re.sub(r'[^A-Za-z0-9=,.+_-]+', '_', changed)[:100] or 'defaults'}-{_digest(parameters)}"
+        name = f"{re.sub(r'[^A-Za-z0-9=,.+_-]+', '_', changed)[:100] or 'defaults'}-{_digest(parameters)}"  # noqa: E501
         label = " ".join(f"{key}={value}" for key, value in given.items()) or "defaults"
         found.setdefault(name, Point(place, name, label, parameters))
     return list(found.values())
 
 
-def run_point(notebook: str, output: str, parameters: dict, environment: dict[str, str], begun: str) -> dict:
-    """Run one point, in whatever process the executor chose, unless it is finished or another process is at it.
+def run_point(
+    notebook: str, output: str, parameters: dict, environment: dict[str, str], begun: str
+) -> dict:
+    """Run one point, in whatever process the executor chose, unless it is finished or another
+    process is at it.
 
     A run that fails is an outcome, not an exception.
 
     Args:
-        environment: variables for the kernel; ``M5_RESULTS`` among them is the folder for what it records.
-        begun: when the sweep was called. Makes each call another one, for executors that remember what they were asked (Dask).
+        environment: variables for the kernel; ``M5_RESULTS`` among them is the folder for what it
+            records.
+        begun: when the sweep was called. Makes each call another one, for executors that remember
+            what they were asked (Dask).
 
     Returns:
-        the marker: parameters, status (``finished``, ``failed``, or ``cached``), seconds, output, error, begun.
+        the marker: parameters, status (``finished``, ``failed``, or ``cached``), seconds, output,
+            error, begun.
     """
     marker, results = Path(output).with_suffix(".json"), Path(environment["M5_RESULTS"])
     with files.locked(results / ".lock"):
@@ -154,10 +192,17 @@ def run_point(notebook: str, output: str, parameters: dict, environment: dict[st
             notebooks.run(notebook, output, parameters, quiet=True, environment=environment)
         except notebooks.NotebookError as failure:
             error = failure.brief
-        except Exception as failure:  # the kernel was killed, the disk is full, …: no reason to stop the others
+        except (
+            Exception
+        ) as failure:  # the kernel was killed, the disk is full, …: no reason to stop the others
             error = _line(failure)
         outcome = {"parameters": parameters, "status": "failed" if error else "finished"}
-        outcome |= {"seconds": round(time.monotonic() - start, 2), "output": output, "error": error, "begun": begun}
+        outcome |= {
+            "seconds": round(time.monotonic() - start, 2),
+            "output": output,
+            "error": error,
+            "begun": begun,
+        }
         files.write_json(marker, outcome)
     return outcome
 
@@ -176,21 +221,27 @@ def sweep(
 ) -> pd.DataFrame:
     """Run a notebook at every point of a grid; one line of progress as each run ends.
 
-    A point that is finished (same parameters, same code of notebook and library) is not run again, so that the same call after an
-    interruption goes on where it stopped, and a larger grid runs only what is new. A failed one is tried again. Ctrl-C cancels what
-    has not started and interrupts what runs here, which keeps its checkpoints.
+    A point that is finished (same parameters, same code of notebook and library) is not run again,
+    so that the same call after an interruption goes on where it stopped, and a larger grid runs
+    only what is new. A failed one is tried again. Ctrl-C cancels what has not started and
+    interrupts what runs here, which keeps its checkpoints.
 
     Args:
-        grid: lists of values by name, of which every combination is run; or a list of points, each a dict. Paths should be absolute.
+        grid: lists of values by name, of which every combination is run; or a list of points, each
+            a dict. Paths should be absolute.
         fixed: parameters that all points share. Others are the notebook's defaults.
-        executor: anything with ``submit``; by default threads of this process, each of which waits for the kernel, a process, of a run.
-        workers: runs side by side; by default one per core, or one where there is CUDA. Each kernel gets its share of the cores.
-            With an executor of your own: how many of its workers share a machine; by default its threads are left alone.
+        executor: anything with ``submit``; by default threads of this process, each of which waits
+            for the kernel, a process, of a run.
+        workers: runs side by side; by default one per core, or one where there is CUDA. Each kernel
+            gets its share of the cores.
+            With an executor of your own: how many of its workers share a machine; by default its
+                threads are left alone.
         folder: where sweeps lie; by default ``sweeps`` below :func:`m5lib.files.home`.
 
     Returns:
-        one row per point, in order: the parameters (lists and dicts as JSON), and status (``finished``, ``failed``, or ``cached``:
-        finished earlier), seconds, output (the executed notebook), error (one line), point (its name).
+        one row per point, in order: the parameters (lists and dicts as JSON), and status
+        (``finished``, ``failed``, or ``cached``: finished earlier), seconds, output (the executed
+        notebook), error (one line), point (its name).
 
     Raises:
         ParameterError: before anything starts; see :func:`points`.
@@ -208,7 +259,7 @@ def sweep(
 
         def tell(point: Point, outcome: dict) -> None:
             outcomes[point.name] = outcome
-            line = f"{len(outcomes):>{len(str(len(todo)))}}/{len(todo)}  {outcome['status']:8}  {outcome['seconds']:7.1f} s  {point.label}"
+            line = f"{len(outcomes):>{len(str(len(todo)))}}/{len(todo)}  {outcome['status']:8}  {outcome['seconds']:7.1f} s  {point.label}"  # noqa: E501
             line += f"  {outcome['error']}; see {outcome['output']}" if outcome["error"] else ""
             bar.write(line)
             sys.stdout.flush()
@@ -220,7 +271,14 @@ def sweep(
                     tell(point, earlier | {"status": "cached"})
                     continue
                 environment = base | {"M5_RESULTS": str(place / point.name)}
-                future = pool.submit(run_point, str(Path(notebook).absolute()), str(point.output), point.parameters, environment, begun)
+                future = pool.submit(
+                    run_point,
+                    str(Path(notebook).absolute()),
+                    str(point.output),
+                    point.parameters,
+                    environment,
+                    begun,
+                )
                 futures[future] = point
             _index(place)  # of what an earlier call had no time to write
             for future in _as_completed(futures):
@@ -232,7 +290,9 @@ def sweep(
             _stop(futures, own)
             _index(place)
             done = sum(point.ended().get("status") == "finished" for point in todo)
-            raise KeyboardInterrupt(f"stopped after {done} of {len(todo)} runs; the same call goes on from there") from None
+            raise KeyboardInterrupt(
+                f"stopped after {done} of {len(todo)} runs; the same call goes on from there"
+            ) from None
         finally:
             if own:
                 pool.shutdown(cancel_futures=True)
@@ -246,14 +306,18 @@ def _default_workers(wanted: int) -> int:
 
 
 def _threads(workers: int) -> dict[str, str]:
-    """Variables that give a kernel its share of the cores, or what this process was given, if that is less."""
+    """Variables that give a kernel its share of the cores, or what this process was given, if that
+    is less."""
     share = max(1, joblib.cpu_count() // workers)
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return dict.fromkeys(THREADS, str(min(share, int(given)) if given.isdigit() and int(given) else share))
+    return dict.fromkeys(
+        THREADS, str(min(share, int(given)) if given.isdigit() and int(given) else share)
+    )
 
 
 def _as_completed(futures) -> Iterator:
-    """Futures as they end. Asks them now and then: what submitit hands out has ``done``, but is not of ``concurrent.futures``."""
+    """Futures as they end. Asks them now and then: what submitit hands out has ``done``, but is not
+    of ``concurrent.futures``."""
     waiting, pause = list(futures), 0.05
     while waiting:
         ended = [future for future in waiting if future.done()]
@@ -264,7 +328,8 @@ def _as_completed(futures) -> Iterator:
 
 
 def _outcome(future, point: Point, begun: str) -> dict:
-    """The marker that a run returned; or one made here, for a run whose process was lost (out of memory, time limit, machine)."""
+    """The marker that a run returned; or one made here, for a run whose process was lost (out of
+    memory, time limit, machine)."""
     if (error := future.exception()) is None:
         return future.result()
     lost = {"parameters": point.parameters, "status": "failed", "seconds": float("nan")}
@@ -277,7 +342,9 @@ def _stop(futures, own: bool) -> None:
     for future in futures:
         if not future.done():
             future.cancel()
-    while own and not all(future.done() for future in futures):  # again: a kernel that was just starting does not listen
+    while own and not all(
+        future.done() for future in futures
+    ):  # again: a kernel that was just starting does not listen
         notebooks.interrupt()
         time.sleep(1)
 
@@ -286,14 +353,22 @@ def _frame(outcomes: Sequence[dict]) -> pd.DataFrame:
     """One row per outcome: parameters, then :data:`OUTCOME`."""
 
     def cell(value):
-        return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | tuple) else value
+        return (
+            json.dumps(value, ensure_ascii=False)
+            if isinstance(value, list | dict | tuple)
+            else value
+        )
 
-    rows = [{n: cell(v) for n, v in o["parameters"].items()} | {n: o[n] for n in OUTCOME} for o in outcomes]
+    rows = [
+        {n: cell(v) for n, v in o["parameters"].items()} | {n: o[n] for n in OUTCOME}
+        for o in outcomes
+    ]
     return pd.DataFrame(rows, columns=None if rows else list(OUTCOME))
 
 
 def _index(folder: Path) -> None:
-    """Write ``runs.parquet`` from what lies in the folder: it holds the runs of other sweeps over the same notebook, too."""
+    """Write ``runs.parquet`` from what lies in the folder: it holds the runs of other sweeps over
+    the same notebook, too."""
     found = [_marker(path) | {"point": path.stem} for path in sorted(folder.glob("*.json"))]
     if found:
         temporary = folder / f"runs.{os.getpid()}.tmp"
@@ -308,13 +383,16 @@ def collect(frame: pd.DataFrame) -> pd.DataFrame:
         frame: as :func:`sweep` returns it, or ``pandas.read_parquet`` of a ``runs.parquet``.
 
     Returns:
-        the columns of :data:`m5lib.recording.COLUMNS`, the parameters that are not among these, and ``point``, in which it can be merged
-        with the frame; without rows where the notebook recorded none (it needs a parameter ``record``).
+        the columns of :data:`m5lib.recording.COLUMNS`, the parameters that are not among these, and
+        ``point``, in which it can be merged with the frame; without rows where the notebook
+        recorded none (it needs a parameter ``record``).
     """
 
     from m5lib import recording
 
-    more = [name for name in frame.columns if name not in (*recording.COLUMNS, *OUTCOME, "record")] + ["point"]
+    more = [
+        name for name in frame.columns if name not in (*recording.COLUMNS, *OUTCOME, "record")
+    ] + ["point"]
     found = [pd.DataFrame(columns=[*recording.COLUMNS, *more])]
     for run in frame[frame["status"] != "failed"].to_dict("records"):
         for path in sorted(Path(run["output"]).with_suffix("").glob("*.json")):
@@ -323,7 +401,8 @@ def collect(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _value(text: str, wanted: type) -> object:
-    """A value of the command line: JSON, or text as it stands where it is none or the notebook wants text."""
+    """A value of the command line: JSON, or text as it stands where it is none or the notebook
+    wants text."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -353,13 +432,29 @@ def _assignments(notebook: Path, given: Sequence[str], read) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns 0; 1 where a run failed; 2 where nothing was started; 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m m5lib.sweep", description="Run a notebook at every point of a grid.")
+    """The command line. Returns 0; 1 where a run failed; 2 where nothing was started; 130 after
+    Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m m5lib.sweep", description="Run a notebook at every point of a grid."
+    )
     parser.add_argument("notebook", type=Path)
-    parser.add_argument("--grid", nargs="+", default=[], metavar="NAME=A,B,…", help="values to combine")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the grid as JSON: lists by name, or a list of points")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=A", help="parameters that all runs share")
-    parser.add_argument("--workers", type=int, help="runs side by side; by default one per core, or one where there is CUDA")
+    parser.add_argument(
+        "--grid", nargs="+", default=[], metavar="NAME=A,B,…", help="values to combine"
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="the grid as JSON: lists by name, or a list of points",
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=A", help="parameters that all runs share"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="runs side by side; by default one per core, or one where there is CUDA",
+    )
     parser.add_argument("--folder", type=Path, help="where sweeps lie; by default sweeps/")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     options = parser.parse_args(arguments)
@@ -367,7 +462,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("give the points by --grid or by --json, one of them")
     try:
         grid = (
-            json.loads(options.json.read_text(encoding="utf-8")) if options.json else _assignments(options.notebook, options.grid, _values)
+            json.loads(options.json.read_text(encoding="utf-8"))
+            if options.json
+            else _assignments(options.notebook, options.grid, _values)
         )
         fixed = _assignments(options.notebook, options.set, _value)
         todo = points(options.notebook, grid, fixed, options.folder)
@@ -378,7 +475,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         begun = time.monotonic()
         frame = sweep(options.notebook, grid, fixed, workers=options.workers, folder=options.folder)
     except (OSError, ValueError) as error:
-        print(f"{options.json}: {error}" if isinstance(error, json.JSONDecodeError) else error, file=sys.stderr)
+        print(
+            f"{options.json}: {error}" if isinstance(error, json.JSONDecodeError) else error,
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt as error:
         print(error, file=sys.stderr)

@@ -1,6 +1,7 @@
 """What a model is: a list of stages and an objective. One row per model.
 
-``solo``: a modality reads itself; ``cross``: it reads the others; ``joint``: everyone reads everyone, with one set of weights.
+``solo``: a modality reads itself; ``cross``: it reads the others; ``joint``: everyone reads
+everyone, with one set of weights.
 """
 
 from collections.abc import Iterable
@@ -23,8 +24,8 @@ class Stage:
 
     Attributes:
         block: of every modality, save those in ``blocks`` (pairs of a modality and its own).
-        share: in ``solo`` and ``cross`` every modality has weights of its own, save that those of a group have the same. A ``joint``
-            stage has one set for all.
+        share: in ``solo`` and ``cross`` every modality has weights of its own, save that those of a
+            group have the same. A ``joint`` stage has one set for all.
         only: the modalities that take part; the others pass by unchanged. All, if empty.
         final_norm: normalise the output of pre-norm blocks.
         positions: add a learned vector per modality and place before the first block.
@@ -62,20 +63,28 @@ class Objective:
 
     Attributes:
         masked: whether there are masked tasks, or the modalities that have one.
-        reads: the states that their heads read, ``fused`` (paper, Figure 2) or ``encoded``, before the fusion (released code).
-        hides: what a masked task hides, where it is not what the modality's row says (Table 7: ``(("table", "token"),)``).
-        classes: feature modalities of which class probabilities are predicted (by KL divergence), not features.
-        matching: word modalities for which the model tells a product's own from another's (image-text matching, if ``("text",)``).
+        reads: the states that their heads read, ``fused`` (paper, Figure 2) or ``encoded``, before
+            the fusion (released code).
+        hides: what a masked task hides, where it is not what the modality's row says (Table 7:
+            ``(("table", "token"),)``).
+        classes: feature modalities of which class probabilities are predicted (by KL divergence),
+            not features.
+        matching: word modalities for which the model tells a product's own from another's
+            (image-text matching, if ``("text",)``).
         contrast: its form, see :mod:`m5lib.contrast`; on the summaries before the fusion.
         pairs: ``all`` pairs of modalities, or ``neighbours`` in the table's order (M5-MMT).
-        harmony: scores S of each product: ``embedding`` (abstract, released code); ``free``, a matrix of parameters in a form that trains;
-            ``literal``, section 4.3 to the letter, which does not (:func:`m5lib.objectives.literal_harmony`); ``uniform``, every score 1.
-        agreement: what ``embedding`` starts from, ``shifted`` = (1 + cosine) / 2 or the ``cosine`` (released code, after a ReLU).
+        harmony: scores S of each product: ``embedding`` (abstract, released code); ``free``, a
+            matrix of parameters in a form that trains; ``literal``, section 4.3 to the letter,
+            which does not (:func:`m5lib.objectives.literal_harmony`); ``uniform``, every score 1.
+        agreement: what ``embedding`` starts from, ``shifted`` = (1 + cosine) / 2 or the ``cosine``
+            (released code, after a ReLU).
         harmony_on: where scores act: ``contrast`` (pair scores), ``masked`` (diagonal).
         acts_on: on ``logits`` (Eq. 3) or on ``losses``.
-        pair_order: the score of a pair is that of its row in this order for both directions (released code); each anchor's own, if empty.
-        temperature: start of the learned temperature. The paper has 0.1, the released code 0.07, both fixed; harmony scores below one
-            divide into it (0.015 / 0.4), so it starts lower here (``LOG.md``).
+        pair_order: the score of a pair is that of its row in this order for both directions
+            (released code); each anchor's own, if empty.
+        temperature: start of the learned temperature. The paper has 0.1, the released code 0.07,
+            both fixed; harmony scores below one divide into it (0.015 / 0.4), so it starts lower
+            here (``LOG.md``).
     """
 
     masked: bool | Names = True
@@ -97,28 +106,43 @@ class Objective:
     def __post_init__(self):
         check_choices(self)
         if unknown := set(self.harmony_on) - {"contrast", "masked"}:
-            raise ValueError(f"Objective: unknown harmony_on {sorted(unknown)}: known are ['contrast', 'masked']")
-        ordered([*(() if isinstance(self.masked, bool) else self.masked), *dict(self.hides), *self.classes, *self.matching])
+            raise ValueError(
+                f"Objective: unknown harmony_on {sorted(unknown)}: known are ['contrast', 'masked']"
+            )
+        ordered(
+            [
+                *(() if isinstance(self.masked, bool) else self.masked),
+                *dict(self.hides),
+                *self.classes,
+                *self.matching,
+            ]
+        )
 
     def tasks(self, names: Iterable[str]) -> Names:
         """Those of the modalities that have a masked task."""
-        return tuple(name for name in names if self.masked is True or (self.masked and name in self.masked))
+        return tuple(
+            name for name in names if self.masked is True or (self.masked and name in self.masked)
+        )
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One model. ``widths`` (F of each feature modality), ``classes`` (class probabilities of each token, where the extractor gives
-    some), ``vocabulary`` (V) and ``empty`` (word pieces of an empty string) come from the data: :meth:`fit`.
+    """One model. ``widths`` (F of each feature modality), ``classes`` (class probabilities of each
+    token, where the extractor gives some), ``vocabulary`` (V) and ``empty`` (word pieces of an
+    empty string) come from the data: :meth:`fit`.
 
     Attributes:
         takes: modalities that the model can read; all, if empty.
-        pool: the summary of a modality before the fusion that the contrast compares: the ``first`` token (paper) or the ``mean``.
+        pool: the summary of a modality before the fusion that the contrast compares: the ``first``
+            token (paper) or the ``mean``.
         projection: width of a linear layer and ReLU on these summaries (released code); none, if 0.
-        share: groups of word modalities with one embedding and one masked head. The table of word pieces is one for all in any case,
-            tied to the heads.
-        types: a learned vector per modality in its embedding: of ``words`` (BERT's segments), of ``all``, or ``none``.
+        share: groups of word modalities with one embedding and one masked head. The table of word
+            pieces is one for all in any case, tied to the heads.
+        types: a learned vector per modality in its embedding: of ``words`` (BERT's segments), of
+            ``all``, or ``none``.
         boxes: whether the embedding of a region knows where it is.
-        missing: an absent modality takes part in nothing (``mask``), or is a stream of zeros that everyone sees (``impute``; section 4.1).
+        missing: an absent modality takes part in nothing (``mask``), or is a stream of zeros that
+            everyone sees (``impute``; section 4.1).
     """
 
     name: str
@@ -149,22 +173,38 @@ class Spec:
         return _owner(self.share, name)
 
     def fit(self, streams) -> "Spec":
-        """The spec with modalities, feature widths and vocabulary of a :class:`~m5lib.streams.Streams`.
+        """The spec with modalities, feature widths and vocabulary of a
+        :class:`~m5lib.streams.Streams`.
 
         Raises:
-            ValueError: the streams have no modality that the model takes, or no class probabilities that its objective needs.
+            ValueError: the streams have no modality that the model takes, or no class probabilities
+                that its objective needs.
         """
-        names = tuple(name for name in ordered(streams.modalities) if not self.takes or name in self.takes)
+        names = tuple(
+            name for name in ordered(streams.modalities) if not self.takes or name in self.takes
+        )
         if not names:
-            raise ValueError(f"{self.name} takes {list(self.takes)}; these streams have {list(streams.modalities)}")
-        if lacking := [name for name in names if name in self.objective.classes and name not in streams.classes]:
-            raise ValueError(f"{self.name} predicts class probabilities of {lacking}, but their extractor gives none")
+            raise ValueError(
+                f"{self.name} takes {list(self.takes)}; these streams have "
+                f"{list(streams.modalities)}"
+            )
+        if lacking := [
+            name for name in names if name in self.objective.classes and name not in streams.classes
+        ]:
+            raise ValueError(
+                f"{self.name} predicts class probabilities of {lacking}, but their extractor gives "
+                "none"
+            )
         tokenizer, widths = streams.tokenizer, streams.widths
         return replace(
             self,
             modalities=names,
             widths=tuple((name, widths[name]) for name in names if name in widths),
-            classes=tuple((name, width) for name, width in streams.classes.items() if name in self.objective.classes and name in names),
+            classes=tuple(
+                (name, width)
+                for name, width in streams.classes.items()
+                if name in self.objective.classes and name in names
+            ),
             vocabulary=len(tokenizer),
             empty=(tokenizer.cls_token_id, tokenizer.sep_token_id),
         )
@@ -179,8 +219,12 @@ class Spec:
         stages = []
         for stage in config["stages"]:
             blocks = [(name, _make(Block, block)) for name, block in stage.get("blocks", ())]
-            stages.append(_make(Stage, {**stage, "block": _make(Block, stage["block"]), "blocks": blocks}))
-        return _make(cls, {**config, "stages": stages, "objective": _make(Objective, config["objective"])})
+            stages.append(
+                _make(Stage, {**stage, "block": _make(Block, stage["block"]), "blocks": blocks})
+            )
+        return _make(
+            cls, {**config, "stages": stages, "objective": _make(Objective, config["objective"])}
+        )
 
 
 def _tuples(value):
@@ -195,7 +239,8 @@ def _make(kind, values: dict):
 
 
 def change(spec: Spec, changes: Iterable[tuple[str, Any]]) -> Spec:
-    """The spec with some fields changed: pairs such as ``("missing", "impute")`` and ``("objective.contrast", "siglip")``.
+    """The spec with some fields changed: pairs such as ``("missing", "impute")`` and
+    ``("objective.contrast", "siglip")``.
 
     Raises:
         ValueError: a field or a value is unknown; the message lists the known ones.
@@ -203,7 +248,10 @@ def change(spec: Spec, changes: Iterable[tuple[str, Any]]) -> Spec:
     for key, value in changes:
         part, _, name = key.rpartition(".")
         if part not in ("", "objective"):
-            raise ValueError(f"cannot change {key!r}: give a field of Spec, or 'objective.' and a field of Objective")
+            raise ValueError(
+                f"cannot change {key!r}: give a field of Spec, or 'objective.' and a field of "
+                "Objective"
+            )
         target = spec.objective if part else spec
         known = [f.name for f in fields(target)]
         if name not in known:
@@ -213,8 +261,9 @@ def change(spec: Spec, changes: Iterable[tuple[str, Any]]) -> Spec:
     return spec
 
 
-# --- the rows: each a function of width, layers and heads ----------------------------------------------------------------------
-# ``layers`` is the paper's 6: SCALE has as many in each of its two stages, a baseline twice as many in all (section 5).
+# --- the rows: each a function of width, layers and heads
+# ---------------------------------------------------------------------- ``layers`` is the paper's
+# 6: SCALE has as many in each of its two stages, a baseline twice as many in all (section 5).
 
 PAIR = ("image", "text")
 
@@ -225,26 +274,43 @@ def _bert(heads: int, dropout: float, hidden: float = 4.0) -> Block:
 
 
 def scale(
-    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, bert: bool = False, text_table: str = "two", **settings
+    width: int = 256,
+    layers: int = 1,
+    heads: int = 4,
+    dropout: float = 0.0,
+    bert: bool = False,
+    text_table: str = "two",
+    **settings,
 ) -> Spec:
-    """SCALE (section 4.1): a transformer per modality, then one over all tokens. The paper has 768 wide, 6 + 6 layers.
+    """SCALE (section 4.1): a transformer per modality, then one over all tokens. The paper has 768
+    wide, 6 + 6 layers.
 
-    Left open by the paper and settled here: pre-norm blocks with a final norm, a learned temperature, no projection before the
-    contrast (the released code has one; ``LOG.md`` compares). The three blocks that Figure 2 draws inside the fusion are
-    one joint self-attention here as in the released code.
+    Left open by the paper and settled here: pre-norm blocks with a final norm, a learned
+    temperature, no projection before the contrast (the released code has one; ``LOG.md`` compares).
+    The three blocks that Figure 2 draws inside the fusion are one joint self-attention here as in
+    the released code.
 
     Args:
-        bert: the title's encoder and embedding have BERT's form, to start from its weights (:func:`m5lib.weights.start_from_bert`).
-        text_table: ``two`` encoders (T/Tab), or ``one`` over the concatenation (T+Tab, Table 8), whose tokens then read
-            each other before the fusion, or ``shared``: apart, with one set of weights (released code).
+        bert: the title's encoder and embedding have BERT's form, to start from its weights
+            (:func:`m5lib.weights.start_from_bert`).
+        text_table: ``two`` encoders (T/Tab), or ``one`` over the concatenation (T+Tab, Table 8),
+            whose tokens then read
+            each other before the fusion, or ``shared``: apart, with one set of weights (released
+                code).
     """
     block = Block(heads=heads, dropout=dropout)
     own = (("text", _bert(heads, dropout)),) if bert else ()
-    words, rest = ("text", "table"), tuple(name for name in MODALITIES if name not in ("text", "table"))
+    words, rest = (
+        ("text", "table"),
+        tuple(name for name in MODALITIES if name not in ("text", "table")),
+    )
     solo = {
         "two": (Stage("solo", layers, block, own),),
         "shared": (Stage("solo", layers, block, own, share=(words,)),),
-        "one": (Stage("solo", layers, block, only=rest), Stage("joint", layers, _bert(heads, dropout) if bert else block, only=words)),
+        "one": (
+            Stage("solo", layers, block, only=rest),
+            Stage("joint", layers, _bert(heads, dropout) if bert else block, only=words),
+        ),
     }
     if text_table not in solo:
         raise ValueError(f"unknown text_table {text_table!r}: known are {list(solo)}")
@@ -255,130 +321,218 @@ def scale(
 
 
 def released(
-    width: int = 768, layers: int = 6, heads: int = 12, dropout: float = 0.1, feature_heads: int = 8, joint_heads: int = 8,
-    hidden: float = 4.0, feature_hidden: float = 4 / 3, projection: int | None = None, **settings
-) -> Spec:  # fmt: skip
-    """The authors' code (:mod:`m5lib.weights` loads its checkpoints): table = text and video = image in their weights, masked heads before
-    the fusion, contrast on projected vectors with negatives of both modalities, absent modalities as zeros.
+    width: int = 768,
+    layers: int = 6,
+    heads: int = 12,
+    dropout: float = 0.1,
+    feature_heads: int = 8,
+    joint_heads: int = 8,
+    hidden: float = 4.0,
+    feature_hidden: float = 4 / 3,
+    projection: int | None = None,
+    **settings,
+) -> Spec:
+    """The authors' code (:mod:`m5lib.weights` loads its checkpoints): table = text and video =
+    image in their weights, masked heads before the fusion, contrast on projected vectors with
+    negatives of both modalities, absent modalities as zeros.
 
-    Left out: what never trains there (stacks of table and video, poolers), the mistiled mask of the joint encoder, regions kept in
-    10 % of the masked cases, a table cut after its ``[SEP]``, BertAdam.
+    Left out: what never trains there (stacks of table and video, poolers), the mistiled mask of the
+    joint encoder, regions kept in 10 % of the masked cases, a table cut after its ``[SEP]``,
+    BertAdam.
     """
     feature = _bert(feature_heads, dropout, feature_hidden)
     joint = Block(heads=joint_heads, activation="quick_gelu", dropout=0.0, eps=1e-12)
     words = ("text", "table")
     others = tuple((name, feature) for name in MODALITIES if name not in words)
-    solo = Stage("solo", layers, _bert(heads, dropout, hidden), others, share=(words, ("image", "video")))
+    solo = Stage(
+        "solo", layers, _bert(heads, dropout, hidden), others, share=(words, ("image", "video"))
+    )
     objective = Objective(
-        reads="encoded", contrast="released", agreement="cosine", pair_order=("text", "image", "table", "video", "audio"),
-        temperature=0.07, learn_temperature=False,
-    )  # fmt: skip
+        reads="encoded",
+        contrast="released",
+        agreement="cosine",
+        pair_order=("text", "image", "table", "video", "audio"),
+        temperature=0.07,
+        learn_temperature=False,
+    )
     defaults = dict(
-        projection=width * 4 // 3 if projection is None else projection, share=(words,), types="words", missing="impute", eps=1e-12,
-        objective=objective, dropout=dropout,
-    )  # fmt: skip
+        projection=width * 4 // 3 if projection is None else projection,
+        share=(words,),
+        types="words",
+        missing="impute",
+        eps=1e-12,
+        objective=objective,
+        dropout=dropout,
+    )
     stages = (solo, Stage("joint", layers, joint, final_norm=False, positions=True))
     return Spec("released", stages, width=width, **(defaults | settings))
 
 
-def m5_mmt(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings) -> Spec:
-    """The paper's first version: a transformer per modality, contrast between neighbours in the chain of modalities, then a
-    cross-transformer per modality, then five masked tasks.
+def m5_mmt(
+    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
+) -> Spec:
+    """The paper's first version: a transformer per modality, contrast between neighbours in the
+    chain of modalities, then a cross-transformer per modality, then five masked tasks.
 
-    Only its figure and tables are known (FACTS 11). Left out: a concatenation after the cross-transformers.
+    Only its figure and tables are known (FACTS 11). Left out: a concatenation after the
+    cross-transformers.
     """
     block = Block(heads=heads, dropout=dropout)
     objective = Objective(pairs="neighbours", harmony="uniform", temperature=0.07)
     defaults = dict(objective=objective, dropout=dropout)
-    return Spec("m5_mmt", (Stage("solo", layers, block), Stage("cross", layers, block)), width=width, **(defaults | settings))
+    return Spec(
+        "m5_mmt",
+        (Stage("solo", layers, block), Stage("cross", layers, block)),
+        width=width,
+        **(defaults | settings),
+    )
 
 
-def _baseline(name: str, stages: tuple[Stage, ...], width: int, dropout: float, settings: dict, takes: Names = PAIR, **objective) -> Spec:
-    """What all baselines share: BERT's layers and embeddings; no contrast and no scores unless named."""
+def _baseline(
+    name: str,
+    stages: tuple[Stage, ...],
+    width: int,
+    dropout: float,
+    settings: dict,
+    takes: Names = PAIR,
+    **objective,
+) -> Spec:
+    """What all baselines share: BERT's layers and embeddings; no contrast and no scores unless
+    named."""
     loss = Objective(**{"contrast": "none", "harmony": "uniform"} | objective)
     defaults = dict(takes=takes, types="words", eps=1e-12, objective=loss, dropout=dropout)
     return Spec(name, stages, width=width, **(defaults | settings))
 
 
-def bert(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings) -> Spec:
+def bert(
+    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
+) -> Spec:
     """Titles alone, MLM (section 5). Left out: next-sentence prediction."""
     stages = (Stage("solo", 2 * layers, _bert(heads, dropout)),)
     return _baseline("bert", stages, width, dropout, settings, takes=("text",))
 
 
-def image_based(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings) -> Spec:
+def image_based(
+    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
+) -> Spec:
     """Pictures alone, masked regions (section 5)."""
     stages = (Stage("solo", 2 * layers, _bert(heads, dropout)),)
     return _baseline("image_based", stages, width, dropout, settings, takes=("image",))
 
 
-def clip(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings) -> Spec:
+def clip(
+    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
+) -> Spec:
     """CLIP (Radford et al. 2021): two encoders and InfoNCE.
 
-    Left out: patches of the picture (regions here), attention of a word to earlier words only with the summary in the last token,
-    a linear projection before the contrast.
+    Left out: patches of the picture (regions here), attention of a word to earlier words only with
+    the summary in the last token, a linear projection before the contrast.
     """
-    stages = (Stage("solo", 2 * layers, Block(heads=heads, activation="quick_gelu", dropout=dropout)),)
+    stages = (
+        Stage("solo", 2 * layers, Block(heads=heads, activation="quick_gelu", dropout=dropout)),
+    )
     objective = dict(masked=False, contrast="infonce", temperature=0.07)
     return _baseline("clip", stages, width, dropout, {"types": "none"} | settings, **objective)
 
 
-def vilbert(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings) -> Spec:
-    """ViLBERT (Lu et al. 2019): the title first alone, then each modality reads the other and itself in turn; MLM, masked
-    regions, matching.
+def vilbert(
+    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
+) -> Spec:
+    """ViLBERT (Lu et al. 2019): the title first alone, then each modality reads the other and
+    itself in turn; MLM, masked regions, matching.
 
-    Left out: 1,024 wide regions with 8 heads (the paper of M5Product gives all baselines 768), object classes as targets (features here),
-    the product of both summaries in the matching head.
+    Left out: 1,024 wide regions with 8 heads (the paper of M5Product gives all baselines 768),
+    object classes as targets (features here), the product of both summaries in the matching head.
     """
     block = _bert(heads, dropout)
-    stages = (Stage("solo", layers, block, only=("text",)), *(Stage("cross", 1, block), Stage("solo", 1, block)) * layers)
+    stages = (
+        Stage("solo", layers, block, only=("text",)),
+        *(Stage("cross", 1, block), Stage("solo", 1, block)) * layers,
+    )
     return _baseline("vilbert", stages, width, dropout, settings, matching=("text",))
 
 
-def visualbert(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings) -> Spec:
-    """VisualBERT (Li et al. 2019): one BERT over words and regions, which do not know where they are. MLM and matching; regions are
-    never masked.
+def visualbert(
+    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
+) -> Spec:
+    """VisualBERT (Li et al. 2019): one BERT over words and regions, which do not know where they
+    are. MLM and matching; regions are never masked.
 
     Left out: the second caption whose place the other's takes in matching.
     """
     stages = (Stage("joint", 2 * layers, _bert(heads, dropout)),)
     return _baseline(
-        "visualbert", stages, width, dropout, {"types": "all", "boxes": False} | settings, masked=("text",), matching=("text",)
+        "visualbert",
+        stages,
+        width,
+        dropout,
+        {"types": "all", "boxes": False} | settings,
+        masked=("text",),
+        matching=("text",),
     )
 
 
-def vl_bert(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings) -> Spec:
-    """VL-BERT (Su et al. 2020): one BERT over words and regions; MLM and masked regions, no matching.
+def vl_bert(
+    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
+) -> Spec:
+    """VL-BERT (Su et al. 2020): one BERT over words and regions; MLM and masked regions, no
+    matching.
 
-    Left out: the whole picture's feature beside every word (our region stream starts with it), object classes as targets of masked regions
-    (``objective.classes``, where the extractor gives some; features here), text-only batches.
+    Left out: the whole picture's feature beside every word (our region stream starts with it),
+    object classes as targets of masked regions (``objective.classes``, where the extractor gives
+    some; features here), text-only batches.
     """
     stages = (Stage("joint", 2 * layers, _bert(heads, dropout)),)
     return _baseline("vl_bert", stages, width, dropout, {"types": "all"} | settings)
 
 
-def uniter(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings) -> Spec:
-    """UNITER (Chen et al. 2020): one BERT over words and regions; MLM, masked regions by regression, matching: VL-BERT's row and matching.
+def uniter(
+    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
+) -> Spec:
+    """UNITER (Chen et al. 2020): one BERT over words and regions; MLM, masked regions by
+    regression, matching: VL-BERT's row and matching.
 
-    Left out: masking one modality at a time, word-region alignment by optimal transport, object classes as further targets, hard
-    negatives; a norm for features and boxes each.
+    Left out: masking one modality at a time, word-region alignment by optimal transport, object
+    classes as further targets, hard negatives; a norm for features and boxes each.
     """
     stages = (Stage("joint", 2 * layers, _bert(heads, dropout)),)
-    return _baseline("uniter", stages, width, dropout, {"types": "all"} | settings, matching=("text",))
+    return _baseline(
+        "uniter", stages, width, dropout, {"types": "all"} | settings, matching=("text",)
+    )
 
 
-def capture(width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings) -> Spec:
-    """CAPTURE (Zhan et al. 2021, Product1M): each modality alone, then reading the other, then both in one; masked tasks and contrast.
+def capture(
+    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
+) -> Spec:
+    """CAPTURE (Zhan et al. 2021, Product1M): each modality alone, then reading the other, then both
+    in one; masked tasks and contrast.
 
     A third of the layers each. Left out: object classes as targets (features here).
     """
     third, block = max(1, 2 * layers // 3), _bert(heads, dropout)
     stages = tuple(Stage(kind, third, block) for kind in ("solo", "cross", "joint"))
-    return _baseline("capture", stages, width, dropout, settings, contrast="infonce", temperature=0.07)
+    return _baseline(
+        "capture", stages, width, dropout, settings, contrast="infonce", temperature=0.07
+    )
 
 
 #: One row per model: name -> function of ``width``, ``layers`` and ``heads``.
-MODELS = {row.__name__: row for row in (scale, released, m5_mmt, image_based, bert, vilbert, clip, vl_bert, visualbert, uniter, capture)}
+MODELS = {
+    row.__name__: row
+    for row in (
+        scale,
+        released,
+        m5_mmt,
+        image_based,
+        bert,
+        vilbert,
+        clip,
+        vl_bert,
+        visualbert,
+        uniter,
+        capture,
+    )
+}
 
 
 def build(name: str, **settings) -> Spec:

@@ -1,4 +1,5 @@
-"""Fixtures: shapes and types checked in every call of the library, and a small shop in the public fashion layout."""
+"""Fixtures: shapes and types checked in every call of the library, and a small shop in the public
+fashion layout."""
 
 import os
 from pathlib import Path
@@ -24,7 +25,17 @@ from m5lib import media, readers, streams, zoo  # noqa: E402
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("M5_SHARED", ROOT.parent / "shared"))
-COLUMNS = ["id", "gender", "masterCategory", "subCategory", "articleType", "baseColour", "season", "usage", "productDisplayName"]
+COLUMNS = [
+    "id",
+    "gender",
+    "masterCategory",
+    "subCategory",
+    "articleType",
+    "baseColour",
+    "season",
+    "usage",
+    "productDisplayName",
+]
 KINDS = {"Watch": "ellipse", "Shirt": "rectangle", "Scarf": "line", "Bag": "polygon"}
 
 
@@ -42,10 +53,16 @@ def draw(kind: str, colour: tuple[int, int, int], rng: np.random.Generator) -> I
 
 
 def write_shop(folder: Path, products: int = 240, seed: int = 0) -> Path:
-    """``styles.csv`` and ``images/`` with ``products`` products of four categories, one label seen once."""
+    """``styles.csv`` and ``images/`` with ``products`` products of four categories, one label seen
+    once."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
-    colours = {"Red": (200, 30, 30), "Blue": (30, 30, 200), "Green": (30, 160, 60), "Black": (20, 20, 20)}
+    colours = {
+        "Red": (200, 30, 30),
+        "Blue": (30, 30, 200),
+        "Green": (30, 160, 60),
+        "Black": (20, 20, 20),
+    }
     with open(folder / "styles.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -55,8 +72,22 @@ def write_shop(folder: Path, products: int = 240, seed: int = 0) -> Path:
             brand = str(rng.choice(["Acme", "Bolt", "Coral", "Dune"]))
             gender = str(rng.choice(["Men", "Women"]))
             title = f"{brand} {gender} {colour} {label} {rng.integers(100)}"
-            writer.writerow([n, gender, "All", "All", label, colour, rng.choice(["Summer", "Winter"]), "Casual", title])
-            draw(KINDS.get(label, "line"), colours[colour], rng).save(folder / "images" / f"{n}.jpg")
+            writer.writerow(
+                [
+                    n,
+                    gender,
+                    "All",
+                    "All",
+                    label,
+                    colour,
+                    rng.choice(["Summer", "Winter"]),
+                    "Casual",
+                    title,
+                ]
+            )
+            draw(KINDS.get(label, "line"), colours[colour], rng).save(
+                folder / "images" / f"{n}.jpg"
+            )
     return folder
 
 
@@ -87,27 +118,36 @@ def five() -> zoo.Spec:
 
     spec = zoo.scale(width=32, layers=2, heads=2)
     names = ("image", "text", "table", "video", "audio")
-    return replace(spec, modalities=names, widths=(("image", 12), ("video", 10), ("audio", 8)), vocabulary=50)
+    return replace(
+        spec, modalities=names, widths=(("image", 12), ("video", 10), ("audio", 8)), vocabulary=50
+    )
 
 
 @pytest.fixture
 def five_batch():
-    """A function: seed -> batch of six products in all five modalities, ragged, some absent (product 0 has all)."""
+    """A function: seed -> batch of six products in all five modalities, ragged, some absent
+    (product 0 has all)."""
     return make_five_batch
 
 
 def make_five_batch(seed: int = 0, products: int = 6) -> streams.Batch:
     generator = torch.Generator().manual_seed(seed)
     found = {}
-    for place, (name, width) in enumerate({"image": 12, "text": 0, "table": 0, "video": 10, "audio": 8}.items()):
+    for place, (name, width) in enumerate(
+        {"image": 12, "text": 0, "table": 0, "video": 10, "audio": 8}.items()
+    ):
         longest = 9
         length = torch.randint(4, longest + 1, (products,), generator=generator)
         length[(place + 1) % products] = 0  # product `place + 1` lacks it
         length[0] = longest
         valid = torch.arange(longest)[None] < length[:, None]
         if width:
-            tokens = streams.with_summary(torch.randn(products, longest, width, generator=generator) * valid[..., None], valid)
-            boxes = torch.rand(products, longest, 5, generator=generator) if name == "image" else None
+            tokens = streams.with_summary(
+                torch.randn(products, longest, width, generator=generator) * valid[..., None], valid
+            )
+            boxes = (
+                torch.rand(products, longest, 5, generator=generator) if name == "image" else None
+            )
             found[name] = streams.Stream(tokens, valid, boxes=boxes)
         else:
             tokens = torch.randint(5, 50, (products, longest), generator=generator) * valid

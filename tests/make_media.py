@@ -37,7 +37,9 @@ class Slow(Crops):
 def numbered(n: int, height: int = 48, width: int = 64) -> np.ndarray:
     """A picture whose eight columns are the bits of n."""
     bits = [(n >> k) & 1 for k in range(8)]
-    return np.repeat(np.repeat(np.array(bits, np.uint8) * 220 + 16, width // 8)[None, :], height, axis=0)[..., None].repeat(3, 2)
+    return np.repeat(
+        np.repeat(np.array(bits, np.uint8) * 220 + 16, width // 8)[None, :], height, axis=0
+    )[..., None].repeat(3, 2)
 
 
 def number_of(pixels: np.ndarray) -> int:
@@ -46,7 +48,13 @@ def number_of(pixels: np.ndarray) -> int:
 
 
 def write_video(
-    path: Path, count: int = 30, fps: int = 10, sound: float | None = None, rotation: int = 0, pixels=numbered, title=""
+    path: Path,
+    count: int = 30,
+    fps: int = 10,
+    sound: float | None = None,
+    rotation: int = 0,
+    pixels=numbered,
+    title="",
 ) -> Path:
     with av.open(str(path), "w", format="matroska" if path.suffix == ".mkv" else "mp4") as out:
         video = out.add_stream("libx264", rate=fps, options={"crf": "10", "preset": "ultrafast"})
@@ -67,13 +75,17 @@ def write_video(
 
 
 def tone(seconds: float, rate: int = 16_000, hz: float = 440.0, loud: float = 0.5) -> np.ndarray:
-    return (loud * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+    return (loud * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(
+        np.float32
+    )
 
 
 def _encode(out, track, samples: np.ndarray, rate: int) -> None:
     samples = np.atleast_2d(samples)
     layout = "mono" if len(samples) == 1 else "stereo"
-    resampler = av.AudioResampler(format=track.format, layout=layout, rate=rate, frame_size=track.frame_size or 1024)
+    resampler = av.AudioResampler(
+        format=track.format, layout=layout, rate=rate, frame_size=track.frame_size or 1024
+    )
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout)
     frame.rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
     for part in [*resampler.resample(frame), *resampler.resample(None)]:
@@ -107,7 +119,11 @@ def pictures(folder: Path, count: int = 24) -> Catalogue:
         path = write_image(folder / f"{n}.png", n)
         if n % 7 == 3:
             path.write_bytes(b"no picture %d" % n)
-        products.append(Product(f"p{n}", {"image": file_of(path), "text": f"title {n}"}, "odd" if n % 2 else "even"))
+        products.append(
+            Product(
+                f"p{n}", {"image": file_of(path), "text": f"title {n}"}, "odd" if n % 2 else "even"
+            )
+        )
     return Catalogue("pictures", tuple(products))
 
 
@@ -123,5 +139,8 @@ BAG = {
 
 def put(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    path.write_text(
+        content if isinstance(content, str) else json.dumps(content, ensure_ascii=False),
+        encoding="utf-8",
+    )
     return path

@@ -1,6 +1,8 @@
-"""A table of products as people have them: made from a folder of whole ones by taking away what a seed says, and the ledger of that.
+"""A table of products as people have them: made from a folder of whole ones by taking away what a
+seed says, and the ledger of that.
 
-python tests/make_products.py ../shared/data/fashion-products FOLDER     # products.csv, media/ and removed.json
+python tests/make_products.py ../shared/data/fashion-products FOLDER     # products.csv, media/ and
+removed.json
 """
 
 import csv
@@ -12,15 +14,18 @@ import numpy as np
 
 from m5lib import readers
 
-#: Of the products: share whose picture is deleted, whose cells of the picture, the title, an attribute are emptied.
+#: Of the products: share whose picture is deleted, whose cells of the picture, the title, an
+#: attribute are emptied.
 SHARES = {"deleted": 0.10, "no image": 0.02, "no title": 0.03, "no attribute": 0.05}
 
 
-def spoiled(source: Path, folder: Path, broken: int = 24, twice: int = 3, limit: int = 0, seed: int = 0) -> dict[str, list[str]]:
+def spoiled(
+    source: Path, folder: Path, broken: int = 24, twice: int = 3, limit: int = 0, seed: int = 0
+) -> dict[str, list[str]]:
     """Write ``folder/products.csv`` and ``folder/media``; returns what was done to which ids.
 
-    ``broken`` pictures in turn cut in half, emptied and replaced by words; ``twice`` products listed a second time; one row without id,
-    one too short and one without anything.
+    ``broken`` pictures in turn cut in half, emptied and replaced by words; ``twice`` products
+    listed a second time; one row without id, one too short and one without anything.
     """
     products = readers.read(source).products[: limit or None]
     rng, ids = np.random.default_rng(seed), [p.id for p in products]
@@ -36,7 +41,9 @@ def spoiled(source: Path, folder: Path, broken: int = 24, twice: int = 3, limit:
     for number, p in enumerate(products):
         data, table = p.contents["image"].read(), dict(p.contents["table"])
         if p.id in hit["broken"]:
-            data = (data[: len(data) // 2], b"", b"words, no picture")[done["broken"].index(p.id) % 3]
+            data = (data[: len(data) // 2], b"", b"words, no picture")[
+                done["broken"].index(p.id) % 3
+            ]
         if p.id not in hit["deleted"]:
             (folder / "media" / f"{p.id}.jpg").write_bytes(data)
         if p.id in hit["no attribute"]:

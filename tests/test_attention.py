@@ -1,4 +1,5 @@
-"""Attention weights computed again are those that the layers used; rollout is the product of its definition."""
+"""Attention weights computed again are those that the layers used; rollout is the product of its
+definition."""
 
 import pytest
 import torch
@@ -19,11 +20,18 @@ def test_weights_are_those_of_the_layer(norm, crossing):
     found = attention.weights(block, x, readable, context)
     read = x if context is None else context
     normed = [block.norm_attention(t) if norm == "pre" else t for t in (x, read)]
-    value = (normed[1] @ block.qkv.weight[32:].T + block.qkv.bias[32:]).unflatten(-1, (4, 4)).transpose(1, 2)
+    value = (
+        (normed[1] @ block.qkv.weight[32:].T + block.qkv.bias[32:])
+        .unflatten(-1, (4, 4))
+        .transpose(1, 2)
+    )
     mixed = block.out((found @ value).transpose(1, 2).flatten(2))
     expected = block.attend(normed[0], normed[0] if context is None else normed[1], readable)
     assert torch.allclose(mixed, expected, atol=1e-6)
-    assert torch.allclose(found.sum(-1), torch.ones(3, 4, 5)) and (found[:2].transpose(1, 3)[~readable[:2]] == 0).all()
+    assert (
+        torch.allclose(found.sum(-1), torch.ones(3, 4, 5))
+        and (found[:2].transpose(1, 3)[~readable[:2]] == 0).all()
+    )
 
 
 @pytest.mark.parametrize("name", ["scale", "vilbert"])
@@ -35,7 +43,9 @@ def test_each_layer_reads_what_its_stage_may(name, stream_set):
     lengths = [batch.streams[n].valid.shape[1] for n in model.spec.modalities]
     stream = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     valid = torch.cat([batch.streams[n].valid for n in model.spec.modalities], dim=1)
-    assert [layer.kind for layer in layers] == [stage.kind for stage in model.spec.stages for _ in range(stage.layers)]
+    assert [layer.kind for layer in layers] == [
+        stage.kind for stage in model.spec.stages for _ in range(stage.layers)
+    ]
     for kind, found in layers:
         assert torch.allclose(found.sum(-1), torch.ones(found.shape[:2]), atol=1e-5)
         same = stream[:, None] == stream
@@ -61,4 +71,6 @@ def test_summaries_share_is_dealt_out(five, five_batch):
     for scores in attention.attention_scores(model, batch).values():
         assert all((scores[n][~attention.content(s)] == 0).all() for n, s in batch.streams.items())
         features = torch.stack([scores[n].sum(1) for n in ("image", "video", "audio")]).sum(0)
-        assert (features > 0).all() and (torch.stack([x.sum(1) for x in scores.values()]).sum(0) < 1 + 1e-5).all()
+        assert (features > 0).all() and (
+            torch.stack([x.sum(1) for x in scores.values()]).sum(0) < 1 + 1e-5
+        ).all()

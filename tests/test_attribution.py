@@ -1,4 +1,5 @@
-"""Integrated gradients and Shapley values against slow transcriptions; what the tokens get adds up; memory that does not suffice."""
+"""Integrated gradients and Shapley values against slow transcriptions; what the tokens get adds up;
+memory that does not suffice."""
 
 from dataclasses import replace
 from itertools import permutations
@@ -58,12 +59,15 @@ def test_scores_add_up_and_only_content_gets_any(logit, five_batch):
     for name, scores in found.tokens.items():
         own = attribution.content(batch.streams[name])
         assert (scores[~own] == 0).all() and (scores[own] != 0).any()
-    assert torch.allclose(found.modalities().sum(1), found.value - found.base + found.delta, atol=1e-5)
+    assert torch.allclose(
+        found.modalities().sum(1), found.value - found.base + found.delta, atol=1e-5
+    )
 
 
 def test_integrated_gradients_are_the_integral(logit, five_batch):
-    """attribution = (x - x') times the mean gradient on the way, by a loop over the points of the quadrature; features first become their
-    summary and are embedded, words start from embeddings."""
+    """attribution = (x - x') times the mean gradient on the way, by a loop over the points of the
+    quadrature; features first become their summary and are embedded, words start from
+    embeddings."""
     batch, steps = five_batch(), 6
     model, whole = logit.model, attribution.path(logit, batch)
     points, weights = np.polynomial.legendre.leggauss(steps)
@@ -78,26 +82,41 @@ def test_integrated_gradients_are_the_integral(logit, five_batch):
             if stream.entity is None:
                 count = stream.valid[:, 1:].sum(1).clamp(min=1)[:, None]
                 summary = (value[:, 1:] * stream.valid[:, 1:, None]).sum(1) / count
-                value = model.embeddings[name](replace(stream, tokens=torch.cat([summary[:, None], value[:, 1:]], 1)))
+                value = model.embeddings[name](
+                    replace(stream, tokens=torch.cat([summary[:, None], value[:, 1:]], 1))
+                )
             embedded[name] = value
-        output = model.forward_from_embeddings(embedded, {name: s.valid for name, s in batch.streams.items()})
+        output = model.forward_from_embeddings(
+            embedded, {name: s.valid for name, s in batch.streams.items()}
+        )
         logit.read(output, logit.sought).sum().backward()
         for name, value in at.items():
             summed[name] += weight / 2 * value.grad
     found = attribution.integrated_gradients(logit, batch, steps=steps, at_once=7)
     for name, x, base in zip(whole.names, whole.inputs, whole.baselines, strict=True):
-        assert torch.allclose(found.tokens[name], (summed[name] * (x - base)).sum(-1), atol=1e-5), name
+        assert torch.allclose(found.tokens[name], (summed[name] * (x - base)).sum(-1), atol=1e-5), (
+            name
+        )
 
 
 def test_baselines_are_what_they_say(logit, five_batch):
     batch, model = five_batch(), logit.model
-    mean = {name: torch.full((x.shape[-1],), 0.5) for name, x in attribution._values(model, batch).items()}
+    mean = {
+        name: torch.full((x.shape[-1],), 0.5)
+        for name, x in attribution._values(model, batch).items()
+    }
     absent, meant = attribution.path(logit, batch), attribution.path(logit, batch, mean)
     masked = replace(batch.streams["text"], tokens=torch.full_like(batch.streams["text"].tokens, 4))
     hidden = model.embeddings["text"](masked)
     for place, name in enumerate(absent.names):
         own = attribution.content(batch.streams[name])
-        expected = hidden[own] if name == "text" else None if name == "table" else torch.zeros_like(absent.baselines[place][own])
+        expected = (
+            hidden[own]
+            if name == "text"
+            else None
+            if name == "table"
+            else torch.zeros_like(absent.baselines[place][own])
+        )
         if expected is not None:
             assert torch.equal(absent.baselines[place][own], expected)
         assert (meant.baselines[place][own] == 0.5).all()
@@ -111,9 +130,13 @@ def test_means_are_of_the_tokens_with_content(classifier, stream_set):
     model = Model(zoo.scale(width=16, layers=1, heads=2).fit(stream_set)).eval()
     found = attribution.means(model, stream_set, range(5), batch_size=2)
     one = [stream_set.batch([row]).streams["image"] for row in range(5)]
-    assert torch.allclose(found["image"], torch.cat([s.tokens[0, 1:] for s in one]).mean(0), atol=1e-5)
+    assert torch.allclose(
+        found["image"], torch.cat([s.tokens[0, 1:] for s in one]).mean(0), atol=1e-5
+    )
     with torch.no_grad():
-        words = torch.cat([model.embed(stream_set.batch([row]))["text"][0, 1:-1] for row in range(5)])
+        words = torch.cat(
+            [model.embed(stream_set.batch([row]))["text"][0, 1:-1] for row in range(5)]
+        )
     assert torch.allclose(found["text"], words.mean(0), atol=1e-5)
 
 
@@ -134,7 +157,9 @@ def test_too_little_memory_halves_what_is_done_at_once(logit, five_batch, monkey
     assert tried == [16, 8, 4, 2, 2, 2] and "2 copies at once" in capsys.readouterr().out
     assert all(torch.allclose(found.tokens[n], x, atol=1e-6) for n, x in whole.tokens.items())
     monkeypatch.setattr(
-        attribution, "integrated", lambda *given: 1 / 0 if given[2] == 1 else (_ for _ in ()).throw(RuntimeError("a fault"))
+        attribution,
+        "integrated",
+        lambda *given: 1 / 0 if given[2] == 1 else (_ for _ in ()).throw(RuntimeError("a fault")),
     )
     with pytest.raises(RuntimeError, match="a fault"):
         attribution.integrated_gradients(logit, batch)
@@ -157,7 +182,8 @@ def test_gradient_times_input_is_the_gradient(logit, five_batch):
 
 
 def test_shapley_values_are_means_over_orders(logit, five_batch):
-    """The definition: what a modality adds when it comes, over all orders in which modalities can come."""
+    """The definition: what a modality adds when it comes, over all orders in which modalities can
+    come."""
     batch, names = five_batch(), logit.model.spec.modalities
     found, slow = attribution.shapley(logit, batch), torch.zeros(6, 5, dtype=torch.float64)
     orders = list(permutations(range(5)))
@@ -167,7 +193,9 @@ def test_shapley_values_are_means_over_orders(logit, five_batch):
             worth[coalition] = logit.value(batch.only([names[n] for n in coalition])).double()
     for order in orders:
         for place, newcomer in enumerate(order):
-            slow[:, newcomer] += (worth[frozenset(order[: place + 1])] - worth[frozenset(order[:place])]) / len(orders)
+            slow[:, newcomer] += (
+                worth[frozenset(order[: place + 1])] - worth[frozenset(order[:place])]
+            ) / len(orders)
     assert torch.allclose(found.values, slow, atol=1e-6)
     assert found.error.max() < 1e-4 and (found.values[~batch.presence] == 0).all()
     assert torch.allclose(found.full.float(), logit.value(batch), atol=1e-5)
@@ -179,4 +207,6 @@ def test_imputed_modalities_are_explained_too(five, five_batch):
     model.tokenizer = SimpleNamespace(mask_token_id=4)
     target = attribution.class_logit(Classifier(model, LABELS), ["mug"] * 6)
     found = attribution.integrated_gradients(target, five_batch(), steps=16)
-    assert found.delta.abs().max() < 1e-4 and torch.allclose(found.value, target.value(five_batch()), atol=1e-5)
+    assert found.delta.abs().max() < 1e-4 and torch.allclose(
+        found.value, target.value(five_batch()), atol=1e-5
+    )

@@ -1,4 +1,5 @@
-"""Each contrastive form against a slow loop from its formula, on random vectors with random presence, and at its limits."""
+"""Each contrastive form against a slow loop from its formula, on random vectors with random
+presence, and at its limits."""
 
 import math
 
@@ -21,15 +22,24 @@ def random_case(seed, products=6, modalities=4, width=5):
 
 
 def run(name, vectors, presence, scores=None, tau=TAU):
-    return FORMS[name](vectors, presence, torch.tensor(tau, dtype=torch.float64), scores, BIAS if name == "siglip" else None)
+    return FORMS[name](
+        vectors,
+        presence,
+        torch.tensor(tau, dtype=torch.float64),
+        scores,
+        BIAS if name == "siglip" else None,
+    )
 
 
 class Slow:
-    """One loop per form: value of pair (i, j) or anchor m, and product b; None where it does not count."""
+    """One loop per form: value of pair (i, j) or anchor m, and product b; None where it does not
+    count."""
 
     def __init__(self, vectors, presence, scores):
         self.unit, self.here, self.count = F.normalize(vectors, dim=-1), presence, len(vectors)
-        self.scores = torch.ones(self.count, vectors.shape[1], vectors.shape[1]) if scores is None else scores
+        self.scores = (
+            torch.ones(self.count, vectors.shape[1], vectors.shape[1]) if scores is None else scores
+        )
 
     def logit(self, b, i, k, j, score=None):
         """Product b in modality i against product k in modality j."""
@@ -39,21 +49,32 @@ class Slow:
     def infonce(self, i, j, b):
         found = 0.0
         for x, y in ((i, j), (j, i)):
-            below = sum(math.exp(self.logit(b, x, k, y)) for k in range(self.count) if self.here[k, y])
+            below = sum(
+                math.exp(self.logit(b, x, k, y)) for k in range(self.count) if self.here[k, y]
+            )
             found -= math.log(math.exp(self.logit(b, x, b, y)) / below) / 2
         return found
 
     def eq2(self, i, j, b):
         score, below = (self.scores[b, i, j] + self.scores[b, j, i]) / 2, 0.0
         for x, y in ((i, j), (j, i)):
-            below += sum(math.exp(self.logit(b, x, k, y, score)) for k in range(self.count) if k != b and self.here[k, y])
+            below += sum(
+                math.exp(self.logit(b, x, k, y, score))
+                for k in range(self.count)
+                if k != b and self.here[k, y]
+            )
         return -math.log(math.exp(self.logit(b, i, b, j, score)) / below) if below else None
 
     def released(self, i, j, b):
         found = 0.0
         for x, y in ((i, j), (j, i)):
             score = self.scores[b, x, y]
-            others = [(k, m) for m in (i, j) for k in range(self.count) if (k, m) != (b, x) and self.here[k, m]]
+            others = [
+                (k, m)
+                for m in (i, j)
+                for k in range(self.count)
+                if (k, m) != (b, x) and self.here[k, m]
+            ]
             below = sum(math.exp(self.logit(b, x, k, m, score)) for k, m in others)
             found -= math.log(math.exp(self.logit(b, x, b, y, score)) / below) / 2
         return found
@@ -88,7 +109,9 @@ class Slow:
         members, candidates = self.group(b)
 
         def logit(anchor, rest):
-            span = torch.stack([self.unit[anchor, m], *(self.unit[rest, o] for o in members if o != m)])
+            span = torch.stack(
+                [self.unit[anchor, m], *(self.unit[rest, o] for o in members if o != m)]
+            )
             volume = torch.linalg.det(span @ span.T + 1e-4 * torch.eye(len(span))).sqrt().item()
             return -volume * self.weight(b, m, members) / TAU
 
@@ -104,7 +127,11 @@ def test_form_equals_a_slow_loop(name, weighted, seed):
     scores = objectives.harmony(objectives.agreement(vectors), presence) if weighted else None
     values, count = run(name, vectors, presence, scores)
     slow, sides = Slow(vectors, presence, scores), presence.shape[1]
-    keys = [(m,) for m in range(sides)] if name in AT_ONCE else [(i, j) for i in range(sides) for j in range(i + 1, sides)]
+    keys = (
+        [(m,) for m in range(sides)]
+        if name in AT_ONCE
+        else [(i, j) for i in range(sides) for j in range(i + 1, sides)]
+    )
     for row, key in enumerate(keys):
         for b in range(len(vectors)):
             there = all(presence[b, m] for m in key) and presence[b].sum() > 1
@@ -119,12 +146,16 @@ def test_what_is_absent_changes_nothing(name):
     before = run(name, vectors, presence)
     noise = torch.where(presence[..., None], vectors, 50 * torch.randn_like(vectors))
     more = torch.cat([noise, torch.randn(2, *vectors.shape[1:], dtype=torch.float64)])
-    after = run(name, more, torch.cat([presence, torch.zeros(2, presence.shape[1], dtype=torch.bool)]))
+    after = run(
+        name, more, torch.cat([presence, torch.zeros(2, presence.shape[1], dtype=torch.bool)])
+    )
     torch.testing.assert_close(after[0][:, : len(vectors)], before[0])
     assert not after[1][:, len(vectors) :].any() and after[0][:, len(vectors) :].abs().sum() == 0
 
 
-@pytest.mark.parametrize("name", [name for name in FORMS if name != "symile"])  # whose negatives depend on both orders
+@pytest.mark.parametrize(
+    "name", [name for name in FORMS if name != "symile"]
+)  # whose negatives depend on both orders
 def test_neither_order_matters(name):
     vectors, presence = random_case(6)
     values, count = run(name, vectors, presence)
@@ -138,18 +169,23 @@ def test_neither_order_matters(name):
 
 def test_symile_of_two_modalities_is_infonce():
     vectors, there = random_case(7, modalities=2)[0], torch.ones(6, 2, dtype=torch.bool)
-    torch.testing.assert_close(run("symile", vectors, there)[0].sum(0) / 2, run("infonce", vectors, there)[0][0])
+    torch.testing.assert_close(
+        run("symile", vectors, there)[0].sum(0) / 2, run("infonce", vectors, there)[0][0]
+    )
 
 
 def test_symile_sees_what_no_pair_shows():
-    """Its third modality is the product of the others: every pair is independent, all three together are not."""
+    """Its third modality is the product of the others: every pair is independent, all three
+    together are not."""
     torch.manual_seed(0)
     signs = torch.randint(0, 2, (64, 2, 16)) * 2.0 - 1
     vectors = torch.cat([signs, signs.prod(1, keepdim=True)], dim=1).double()
     there = torch.ones(64, 3, dtype=torch.bool)
     # unit vectors of 16 signs: a matching product is 16 / 16^1.5 = 1/4
     assert run("symile", vectors, there, tau=0.02)[0].mean() < 0.3
-    assert run("infonce", vectors, there, tau=0.02)[0].mean() > 4  # no better than chance, log 64 = 4.16
+    assert (
+        run("infonce", vectors, there, tau=0.02)[0].mean() > 4
+    )  # no better than chance, log 64 = 4.16
 
 
 LIMITS = {
@@ -172,12 +208,19 @@ def test_identical_vectors_are_at_chance(name):
 
 @pytest.mark.parametrize("name", FORMS)
 def test_perfect_vectors(name):
-    perfect, there = torch.eye(8, dtype=torch.float64)[:, None].expand(-1, 2, -1), torch.ones(8, 2, dtype=torch.bool)
+    perfect, there = (
+        torch.eye(8, dtype=torch.float64)[:, None].expand(-1, 2, -1),
+        torch.ones(8, 2, dtype=torch.bool),
+    )
     values, _ = run(name, perfect, there, tau=0.02)
-    if name == "eq2":  # without the positive below the line there is no bottom: -1 / τ + log 2 (N - 1)
+    if (
+        name == "eq2"
+    ):  # without the positive below the line there is no bottom: -1 / τ + log 2 (N - 1)
         torch.testing.assert_close(values, torch.full_like(values, -50 + math.log(14)))
     elif name == "siglip":
-        assert values.max() < 7 * math.log1p(math.exp(-1.5)) + 1e-6  # the others' bias is all that is left
+        assert (
+            values.max() < 7 * math.log1p(math.exp(-1.5)) + 1e-6
+        )  # the others' bias is all that is left
     else:
         assert values.max() < 1e-6
 
@@ -188,7 +231,10 @@ def test_gradient(name):
     scores = torch.rand(4, 3, 3, dtype=torch.float64).requires_grad_()
     tau = torch.tensor(0.5, dtype=torch.float64).requires_grad_()
     bias = BIAS if name == "siglip" else None
-    assert torch.autograd.gradcheck(lambda x, t, s: FORMS[name](x, presence, t, s, bias)[0], (vectors.requires_grad_(), tau, scores))
+    assert torch.autograd.gradcheck(
+        lambda x, t, s: FORMS[name](x, presence, t, s, bias)[0],
+        (vectors.requires_grad_(), tau, scores),
+    )
 
 
 def test_coinciding_vectors_have_a_finite_gradient():

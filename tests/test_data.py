@@ -16,7 +16,9 @@ def write(folder, rows, header=COLUMNS, pictures=()):
     (folder / "styles.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "images").mkdir(exist_ok=True)
     for name in pictures:
-        draw("rectangle", (9, 9, 9), np.random.default_rng(0)).save(folder / "images" / f"{name}.jpg")
+        draw("rectangle", (9, 9, 9), np.random.default_rng(0)).save(
+            folder / "images" / f"{name}.jpg"
+        )
     return folder
 
 
@@ -28,8 +30,15 @@ def test_fashion_layout(folder):
     catalogue = readers.read(folder)
     product = catalogue.products[0]
     assert len(catalogue) == 240 and catalogue.modalities == ("image", "text", "table")
-    assert [name for name, _ in product.contents["table"]] == ["gender", "baseColour", "season", "usage"]
-    assert "All" not in str(product.contents["table"])  # masterCategory and subCategory give the label away
+    assert [name for name, _ in product.contents["table"]] == [
+        "gender",
+        "baseColour",
+        "season",
+        "usage",
+    ]
+    assert "All" not in str(
+        product.contents["table"]
+    )  # masterCategory and subCategory give the label away
 
 
 def test_splits_depend_on_the_id_only(catalogue):
@@ -39,7 +48,9 @@ def test_splits_depend_on_the_id_only(catalogue):
     parts = [set(catalogue.split(n)) for n in ("train", "validation", "gallery", "query")]
     assert sum(map(len, parts)) == len(set.union(*parts)) == len(catalogue)
     assert set(catalogue.split("classifier")) < parts[0]
-    assert split_of(Product("10008", {})) == split_of(Product("10008", {"text": "x"}, "y")) == "train"
+    assert (
+        split_of(Product("10008", {})) == split_of(Product("10008", {"text": "x"}, "y")) == "train"
+    )
     with pytest.raises(ValueError, match="known are"):
         catalogue.split("test")
 
@@ -55,7 +66,13 @@ def test_a_class_of_one_product_is_not_queried_and_counted():
         return Product(str(i), {"text": "x"}, label, split)
 
     catalogue = Catalogue(
-        "c", (product(1, "a", "query"), product(2, "a", "gallery"), product(3, "once", "query"), product(4, None, "query"))
+        "c",
+        (
+            product(1, "a", "query"),
+            product(2, "a", "gallery"),
+            product(3, "once", "query"),
+            product(4, None, "query"),
+        ),
     )
     rows, excluded = catalogue.queries()
     assert list(rows) == [0] and excluded == 2
@@ -85,18 +102,43 @@ def test_tar_is_read_in_place_and_strays_are_listed(tmp_path):
     (folder / "images").rmdir()
     catalogue = readers.read(folder)
     assert catalogue.products[1].contents["image"].read() == original
-    assert {skip.where for skip in catalogue.skipped} == {"../escape.jpg", "images/deep/3.jpg", "loose.jpg"}
+    assert {skip.where for skip in catalogue.skipped} == {
+        "../escape.jpg",
+        "images/deep/3.jpg",
+        "loose.jpg",
+    }
     assert not (tmp_path / "escape.jpg").exists()
 
 
 def test_what_cannot_be_used_is_counted_and_listed(tmp_path):
-    rows = [row(1), row(2, title=""), row(1), row(3), [*row(4), "one cell too many"], row(5)[:4], row("")]
+    rows = [
+        row(1),
+        row(2, title=""),
+        row(1),
+        row(3),
+        [*row(4), "one cell too many"],
+        row(5)[:4],
+        row(""),
+    ]
     catalogue = readers.read(write(tmp_path, rows, pictures=["1", "2"]))
     assert list(catalogue.ids) == ["1", "2", "3"]
-    assert set(catalogue.products[1].contents) == {"image", "table"} and "image" not in catalogue.products[2].contents
+    assert (
+        set(catalogue.products[1].contents) == {"image", "table"}
+        and "image" not in catalogue.products[2].contents
+    )
     said = {(s.where, s.field) for s in catalogue.skipped}
-    assert {("2", "text"), ("1", "id"), ("3", "image"), ("line 6", "row"), ("line 7", "row"), ("line 8", "id")} <= said
-    assert "10 cells where the header has 9" in catalogue.report() and "empty title" in catalogue.report()
+    assert {
+        ("2", "text"),
+        ("1", "id"),
+        ("3", "image"),
+        ("line 6", "row"),
+        ("line 7", "row"),
+        ("line 8", "id"),
+    } <= said
+    assert (
+        "10 cells where the header has 9" in catalogue.report()
+        and "empty title" in catalogue.report()
+    )
 
 
 def test_broken_pictures_are_listed_and_never_zeros(tmp_path):
@@ -115,12 +157,30 @@ def test_broken_pictures_are_listed_and_never_zeros(tmp_path):
     ("spoil", "says"),
     [
         (lambda f: (f / "styles.csv").write_bytes(b""), "styles.csv: the file is empty"),
-        (lambda f: (f / "styles.csv").write_bytes("id,title\n1,caf\u00e9".encode("latin-1")), "not UTF-8; save the file as UTF-8"),
-        (lambda f: (f / "styles.csv").write_text("id,articleType\n1,Shirt\n"), r"column \['productDisplayName'\] is missing"),
-        (lambda f: (f / "styles.csv").write_text(",".join(COLUMNS) + "\n"), "no product below the header"),
-        (lambda f: (f / "styles.csv").write_text(",".join([*COLUMNS, "id"]) + "\n"), "appears twice"),
+        (
+            lambda f: (f / "styles.csv").write_bytes("id,title\n1,caf\u00e9".encode("latin-1")),
+            "not UTF-8; save the file as UTF-8",
+        ),
+        (
+            lambda f: (f / "styles.csv").write_text("id,articleType\n1,Shirt\n"),
+            r"column \['productDisplayName'\] is missing",
+        ),
+        (
+            lambda f: (f / "styles.csv").write_text(",".join(COLUMNS) + "\n"),
+            "no product below the header",
+        ),
+        (
+            lambda f: (f / "styles.csv").write_text(",".join([*COLUMNS, "id"]) + "\n"),
+            "appears twice",
+        ),
         (lambda f: (f / "images").rename(f / "pictures"), "put the pictures into"),
-        (lambda f: ((f / "images").rename(f / "gone"), (f / "images.tar").write_bytes(b"no tar")), "not an uncompressed tar"),
+        (
+            lambda f: (
+                (f / "images").rename(f / "gone"),
+                (f / "images.tar").write_bytes(b"no tar"),
+            ),
+            "not an uncompressed tar",
+        ),
         (lambda f: (f / "styles.csv").unlink(), "expected a folder with styles.csv"),
     ],
 )
@@ -135,15 +195,27 @@ def test_one_clear_error(tmp_path, spoil, says):
 def test_own_table_csv_and_parquet(tmp_path):
     draw("line", (1, 2, 3), np.random.default_rng(0)).save(tmp_path / "a.jpg")
     frame = pd.DataFrame(
-        {"id": ["a", "b", "c"], "title": ["Tea", "", "Cup"], "image": ["a.jpg", "../a.jpg", "gone.jpg"], "weight": ["1 kg", "2 kg", ""],
-         "story": ["word " * 10_000, "", ""]}
-    )  # fmt: skip
+        {
+            "id": ["a", "b", "c"],
+            "title": ["Tea", "", "Cup"],
+            "image": ["a.jpg", "../a.jpg", "gone.jpg"],
+            "weight": ["1 kg", "2 kg", ""],
+            "story": ["word " * 10_000, "", ""],
+        }
+    )
     frame.to_csv(tmp_path / "mine.csv", index=False)
     frame.to_parquet(tmp_path / "mine.parquet")
     one, two = readers.read(tmp_path / "mine.csv"), readers.read(tmp_path / "mine.parquet")
     assert one.products == two.products and one.fingerprint == two.fingerprint
-    assert [sorted(p.contents) for p in one.products] == [["image", "table", "text"], ["table"], ["text"]]
-    assert one.products[0].contents["table"][0] == ("weight", "1 kg") and list(one.labels) == [None] * 3
+    assert [sorted(p.contents) for p in one.products] == [
+        ["image", "table", "text"],
+        ["table"],
+        ["text"],
+    ]
+    assert (
+        one.products[0].contents["table"][0] == ("weight", "1 kg")
+        and list(one.labels) == [None] * 3
+    )
     assert Skip("c", "image", "no such file") in one.skipped
     assert Skip("b", "image", "the path leads out of the media folder") in one.skipped
     with pytest.raises(DataError, match="column .'id'. is missing"):
@@ -155,7 +227,10 @@ def write_csv(path, text):
     return path
 
 
-@pytest.mark.skipif(not (SHARED / "data/fashion-products").exists(), reason="the real products are not beside the project")
+@pytest.mark.skipif(
+    not (SHARED / "data/fashion-products").exists(),
+    reason="the real products are not beside the project",
+)
 def test_real_products():
     catalogue = readers.read(SHARED / "data/fashion-products")
     assert len(catalogue) == 16_000 and not catalogue.skipped and len(set(catalogue.labels)) == 133

@@ -54,8 +54,14 @@ def test_frames_sizes_and_rotation(tmp_path):
     upright = file_of(write_video(tmp_path / "a.mp4", 5, pixels=corner))
     assert frames(upright, [0.0], 24)[0].shape == (1, 24, 32, 3)
     assert frames(upright, [0.0], (10, 20))[0].shape == (1, 10, 20, 3)
-    for degrees, (row, column) in {90: (1, 0), -90: (0, 1), 180: (1, 1)}.items():  # counter-clockwise, as FFmpeg says
-        turned = file_of(write_video(tmp_path / f"{degrees}.mp4", 5, pixels=corner, rotation=degrees))
+    for degrees, (row, column) in {
+        90: (1, 0),
+        -90: (0, 1),
+        180: (1, 1),
+    }.items():  # counter-clockwise, as FFmpeg says
+        turned = file_of(
+            write_video(tmp_path / f"{degrees}.mp4", 5, pixels=corner, rotation=degrees)
+        )
         pixels = frames(turned, [0.0], (20, 20))[0][0].mean(-1)
         quarters = pixels.reshape(2, 10, 2, 10).mean((1, 3))
         assert np.unravel_index(quarters.argmax(), (2, 2)) == (row, column)
@@ -63,7 +69,10 @@ def test_frames_sizes_and_rotation(tmp_path):
 
 
 def test_frames_extractor_takes_the_middle_of_each_second(tmp_path):
-    long, one = write_video(tmp_path / "long.mp4", 140, 10), write_video(tmp_path / "one.mp4", 1, 25)
+    long, one = (
+        write_video(tmp_path / "long.mp4", 140, 10),
+        write_video(tmp_path / "one.mp4", 1, 25),
+    )
     values = Frames(cells=2)(file_of(long)).values
     assert values.shape == (12, 44)
     fourth = frames(file_of(long), [3.5], (8, 8))[0].astype(np.float32) / 255
@@ -99,7 +108,9 @@ def test_sound_has_its_length_pitch_and_loudness(tmp_path):
     samples = sound(file_of(path))
     assert samples.shape == (32_000,) and samples.dtype == np.float32
     spectrum = np.abs(np.fft.rfft(samples))
-    assert spectrum.argmax() / 2.0 == pytest.approx(440, abs=1) and np.abs(samples).max() == pytest.approx(0.5, abs=0.02)
+    assert spectrum.argmax() / 2.0 == pytest.approx(440, abs=1) and np.abs(
+        samples
+    ).max() == pytest.approx(0.5, abs=0.02)
     assert sound(file_of(path), rate=8000, seconds=0.5).shape == (4000,)
 
 
@@ -125,9 +136,17 @@ def test_pictures_of_unusual_kinds(tmp_path):
     assert grey[0, 0] == 0 and grey[-1, -1] == 254 and grey[16, 0] == 127  # scaled, not clipped
     palette = red.quantize(4)
     palette.info["transparency"] = palette.getpixel((0, 0))
-    assert np.asarray(open_image(save(tmp_path / "p.png", palette))).min() == 255  # transparent is white
-    assert open_image(save(tmp_path / "la.png", Image.new("LA", (4, 4), (0, 0)))).getpixel((0, 0)) == (255, 255, 255)
-    assert open_image(save(tmp_path / "1.png", Image.new("1", (4, 4), 1))).getpixel((0, 0)) == (255, 255, 255)
+    assert (
+        np.asarray(open_image(save(tmp_path / "p.png", palette))).min() == 255
+    )  # transparent is white
+    assert open_image(save(tmp_path / "la.png", Image.new("LA", (4, 4), (0, 0)))).getpixel(
+        (0, 0)
+    ) == (255, 255, 255)
+    assert open_image(save(tmp_path / "1.png", Image.new("1", (4, 4), 1))).getpixel((0, 0)) == (
+        255,
+        255,
+        255,
+    )
     with pytest.raises(MediaError, match="floating-point"):
         open_image(save(tmp_path / "f.tiff", Image.new("F", (4, 4))))
 
@@ -147,7 +166,9 @@ def test_pictures_of_ten_thousand_pixels(tmp_path, suffix):
     assert image.size[0] == 2048 and abs(image.size[1] - 102) <= 1
     values, boxes = Crops()(file_of(tmp_path / f"wide{suffix}"))
     assert values.shape == (14, Crops().width) and boxes[0].tolist() == [0, 0, 1, 1, 1]
-    red, green = (values[n, : 3 * Crops().cells ** 2].reshape(-1, 3).mean(0) for n in (1, 2))  # upper left and right crop
+    red, green = (
+        values[n, : 3 * Crops().cells ** 2].reshape(-1, 3).mean(0) for n in (1, 2)
+    )  # upper left and right crop
     assert red[0] > red[1] and green[1] > green[0]
 
 

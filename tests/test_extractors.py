@@ -17,20 +17,32 @@ from m5lib.modalities import MODALITIES
 
 
 def test_the_sound_of_a_real_video_agrees_with_its_mp3():
-    video, mp3 = (file_of(shared("data", "media", name)) for name in ("nasa_13013.mp4", "nasa_13013.mp4.audio.mp3"))
+    video, mp3 = (
+        file_of(shared("data", "media", name))
+        for name in ("nasa_13013.mp4", "nasa_13013.mp4.audio.mp3")
+    )
     assert probe(mp3).seconds == pytest.approx(probe(video).audio.seconds, abs=0.05)
     a, b = Mfcc()(video).values, Mfcc()(mp3).values
     assert a.shape == b.shape == (76, 40)
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.99
-    assert np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True)]) > 0.9  # each coefficient over time
+    assert (
+        np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True)]) > 0.9
+    )  # each coefficient over time
 
 
 def test_spectrograms_equal_torchaudio_on_the_same_samples():
-    samples = torch.from_numpy(tone(3.0) + np.random.default_rng(0).normal(0, 0.1, 48_000).astype(np.float32))
+    samples = torch.from_numpy(
+        tone(3.0) + np.random.default_rng(0).normal(0, 0.1, 48_000).astype(np.float32)
+    )
     mel = {"n_fft": 1024, "hop_length": 256, "n_mels": 80}
-    ours, theirs = Mfcc().spectrogram(samples), torchaudio.transforms.MFCC(RATE, 40, melkwargs=mel)(samples)
+    ours, theirs = (
+        Mfcc().spectrogram(samples),
+        torchaudio.transforms.MFCC(RATE, 40, melkwargs=mel)(samples),
+    )
     assert ours.shape == (188, 40) and np.abs(ours - theirs.numpy().T).max() < 1e-3  # decibels
-    decibels = torchaudio.transforms.AmplitudeToDB(top_db=80)(torchaudio.transforms.MelSpectrogram(RATE, **mel)(samples))
+    decibels = torchaudio.transforms.AmplitudeToDB(top_db=80)(
+        torchaudio.transforms.MelSpectrogram(RATE, **mel)(samples)
+    )
     assert np.abs(LogMel().spectrogram(samples) - decibels.numpy().T).max() < 1e-4
 
 
@@ -39,7 +51,9 @@ def test_audio_tokens_are_means_of_ten_frames(tmp_path):
     values, grid = Mfcc()(file).values, Mfcc().spectrogram(torch.from_numpy(sound(file))) / 40
     grid[:, 0] /= 80**0.5
     assert values.shape == (7, 40)  # 63 frames: six tokens of ten and one of three
-    assert np.allclose(values[2], grid[20:30].mean(0), atol=1e-5) and np.allclose(values[6], grid[60:].mean(0), atol=1e-5)
+    assert np.allclose(values[2], grid[20:30].mean(0), atol=1e-5) and np.allclose(
+        values[6], grid[60:].mean(0), atol=1e-5
+    )
     assert np.abs(LogMel()(file).values).max() <= 1
 
 
@@ -56,7 +70,9 @@ def test_released_mel_is_the_released_layout(tmp_path):
     values = ReleasedMel()(file).values
     assert values.shape == (80, 751) == (80, ReleasedMel().width) and 192_000 // HOP + 1 == 751
     heard = torch.from_numpy(sound(file))
-    mel = torchaudio.transforms.MelSpectrogram(n_mels=80, n_fft=1024, win_length=1024, hop_length=256)(heard).numpy()
+    mel = torchaudio.transforms.MelSpectrogram(
+        n_mels=80, n_fft=1024, win_length=1024, hop_length=256
+    )(heard).numpy()
     expected = (mel - mel.mean(0)) / (mel.std(0, ddof=1) + 1e-9)
     assert np.abs(values - expected).max() < 1e-4
     assert np.abs(values.mean(0)).max() < 1e-4  # so the mean token is zero (AUDIT 9)
@@ -68,8 +84,12 @@ def test_clips_of_a_video(tmp_path):
     torch.manual_seed(0)
     torch.save(_s3d().state_dict(), tmp_path / "s3d.pt")
     clips = Clips(limit=2, side=64, weights=tmp_path / "s3d.pt")
-    values = clips(file_of(write_video(tmp_path / "a.mp4", 16, 10))).values  # 1.6 s: a clip, and one filled up
-    assert values.shape == (2, clips.width) and np.allclose(np.linalg.norm(values, axis=1), 1, atol=1e-5)
+    values = clips(
+        file_of(write_video(tmp_path / "a.mp4", 16, 10))
+    ).values  # 1.6 s: a clip, and one filled up
+    assert values.shape == (2, clips.width) and np.allclose(
+        np.linalg.norm(values, axis=1), 1, atol=1e-5
+    )
     assert clips(file_of(write_video(tmp_path / "b.mp4", 1, 25))).values.shape == (1, 1024)
 
 
@@ -80,16 +100,26 @@ def test_regions_of_a_picture(tmp_path):
     torch.save(_faster_rcnn().state_dict(), tmp_path / "rcnn.pt")
     regions = Regions(side=96, weights=tmp_path / "rcnn.pt")
     values, boxes = regions(file_of(write_image(tmp_path / "a.png", size=(200, 150))))
-    assert 1 <= len(values) <= 36 and values.shape[1] == regions.width and boxes.shape == (len(values), 5)
+    assert (
+        1 <= len(values) <= 36
+        and values.shape[1] == regions.width
+        and boxes.shape == (len(values), 5)
+    )
     assert boxes.min() >= 0 and boxes.max() <= 1 and (boxes[:, 2] > boxes[:, 0]).all()
     (tmp_path / "rcnn.pt").unlink()
 
 
 def test_regions_kept_are_between_ten_and_thirty_six():
     boxes = torch.tensor([[10.0 * n, 0, 10 * n + 8, 8] for n in range(60)])
-    for scores, kept in ((torch.full((60,), 0.9), 36), (torch.full((60,), 0.01), 10), (torch.linspace(0.99, 0.0, 60), 36)):
+    for scores, kept in (
+        (torch.full((60,), 0.9), 36),
+        (torch.full((60,), 0.01), 10),
+        (torch.linspace(0.99, 0.0, 60), 36),
+    ):
         assert len(Regions()._keep(boxes, scores, 600, 800)) == kept
-    assert Regions()._keep(boxes, torch.linspace(0.0, 0.3, 60), 600, 800).tolist() == list(range(59, 39, -1))  # score >= 0.2
+    assert Regions()._keep(boxes, torch.linspace(0.0, 0.3, 60), 600, 800).tolist() == list(
+        range(59, 39, -1)
+    )  # score >= 0.2
     assert len(Regions()._keep(boxes[:4], torch.full((4,), 0.9), 600, 800)) == 4
 
 
@@ -98,11 +128,15 @@ def test_weights_that_cannot_be_read_end_the_extraction(tmp_path):
     image = file_of(write_image(tmp_path / "a.png"))
     for name in ("bad.pt", "none.pt"):
         with pytest.raises(DataError, match="give weights="):
-            media.extract(Catalogue("c", (Product("a", {"image": image}),)), {"image": Regions(weights=tmp_path / name)})
+            media.extract(
+                Catalogue("c", (Product("a", {"image": image}),)),
+                {"image": Regions(weights=tmp_path / name)},
+            )
 
 
 def test_threads_that_begin_at_once_all_hear():
-    """In a fresh interpreter: torchaudio's modules import each other, and a thread must not find half of one."""
+    """In a fresh interpreter: torchaudio's modules import each other, and a thread must not find
+    half of one."""
     code = """
 import threading, torch
 from m5lib.extractors import Mfcc

@@ -53,12 +53,21 @@ def test_lmdb_as_tensorpack_writes_it(tmp_path):
     lmdb, msgpack = pytest.importorskip("lmdb"), pytest.importorskip("msgpack")
 
     def encode(x):  # msgpack-numpy 0.4.4.3
-        return {b"nd": True, b"type": x.dtype.str, b"kind": b"", b"shape": x.shape, b"data": x.tobytes()}
+        return {
+            b"nd": True,
+            b"type": x.dtype.str,
+            b"kind": b"",
+            b"shape": x.shape,
+            b"data": x.tobytes(),
+        }
 
     for subdir in (False, True):
         path, expected = tmp_path / f"{subdir}.lmdb", records()
         keys = [f"{n:08}".encode() for n in range(3)]
-        with lmdb.open(str(path), subdir=subdir, map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        with (
+            lmdb.open(str(path), subdir=subdir, map_size=1 << 24) as environment,
+            environment.begin(write=True) as transaction,
+        ):
             for key, record in zip(keys, expected, strict=True):
                 transaction.put(key, msgpack.packb(record, use_bin_type=True, default=encode))
             transaction.put(b"__keys__", msgpack.packb(keys, use_bin_type=True))
@@ -67,8 +76,19 @@ def test_lmdb_as_tensorpack_writes_it(tmp_path):
         assert not skipped
 
 
-atoms = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary()
-trees = st.recursive(atoms, lambda x: st.lists(x, max_size=20) | st.dictionaries(st.text(max_size=3), x, max_size=20), max_leaves=20)
+atoms = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+)
+trees = st.recursive(
+    atoms,
+    lambda x: st.lists(x, max_size=20) | st.dictionaries(st.text(max_size=3), x, max_size=20),
+    max_leaves=20,
+)
 
 
 @given(trees)
@@ -95,7 +115,13 @@ def test_lmdb_of_our_own_is_msgpack(tmp_path):
     values = ["女士", 7, -1, b"x" * 300, [1, "a"], True]
     assert msgpack.unpackb(pack(values)) == values
     array = msgpack.unpackb(pack(np.ones((2, 3), np.float32)), strict_map_key=False)
-    assert array == {b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [2, 3], b"data": np.ones(6, np.float32).tobytes()}
+    assert array == {
+        b"nd": True,
+        b"type": "<f4",
+        b"kind": b"",
+        b"shape": [2, 3],
+        b"data": np.ones(6, np.float32).tobytes(),
+    }
 
 
 def test_lmdb_that_is_broken(tmp_path):
@@ -112,11 +138,30 @@ def test_lmdb_that_is_broken(tmp_path):
     ]
     write_lmdb(tmp_path / "b" / "lmdb_features" / "b.lmdb", [*expected, *bad])
     clean, features = read_features(tmp_path / "b")
-    assert clean.ids.tolist() == ["622651200", "622651201", "622651202", "count", "word", "narrow", "nan", "raw"]
+    assert clean.ids.tolist() == [
+        "622651200",
+        "622651201",
+        "622651202",
+        "count",
+        "word",
+        "narrow",
+        "nan",
+        "raw",
+    ]
     reasons = {skip.where: skip.reason for skip in clean.skipped}
-    assert reasons["b.lmdb:00000008"].startswith("not a record of seven") and "num_boxes 4" in reasons["count"]
-    assert "no number" in reasons["word"] and "(3, 7)" in reasons["narrow"] and "finite" in reasons["nan"]
-    assert reasons["raw"].startswith("features is not an array") and np.diff(features["image"].offsets).tolist() == [3, 36, 10] + [0] * 5
+    assert (
+        reasons["b.lmdb:00000008"].startswith("not a record of seven")
+        and "num_boxes 4" in reasons["count"]
+    )
+    assert (
+        "no number" in reasons["word"]
+        and "(3, 7)" in reasons["narrow"]
+        and "finite" in reasons["nan"]
+    )
+    assert (
+        reasons["raw"].startswith("features is not an array")
+        and np.diff(features["image"].offsets).tolist() == [3, 36, 10] + [0] * 5
+    )
     data = (tmp_path / "lmdb_features" / "a.lmdb").read_bytes()
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "cut.lmdb").write_bytes(data[: len(data) // 8192 * 4096])
@@ -130,11 +175,19 @@ def test_lmdb_that_is_broken(tmp_path):
 def test_arrays_of_objects_are_refused(tmp_path):
     record = records()[0]
     body = (
-        b"\x97" + b"\x84" + b"".join(pack(k) + pack(v) for k, v in {b"nd": True, b"type": "|O", b"shape": [1], b"data": b"x" * 8}.items())
+        b"\x97"
+        + b"\x84"
+        + b"".join(
+            pack(k) + pack(v)
+            for k, v in {b"nd": True, b"type": "|O", b"shape": [1], b"data": b"x" * 8}.items()
+        )
     )
     import lmdb
 
-    with lmdb.open(str(tmp_path / "a.lmdb"), subdir=False, map_size=1 << 20) as e, e.begin(write=True) as transaction:
+    with (
+        lmdb.open(str(tmp_path / "a.lmdb"), subdir=False, map_size=1 << 20) as e,
+        e.begin(write=True) as transaction,
+    ):
         transaction.put(b"00000000", body + b"".join(pack(field) for field in record[1:]))
     (found,) = lmdb_records(tmp_path / "a.lmdb", [])
     with pytest.raises(MediaError, match="features"):
@@ -153,7 +206,9 @@ def test_tsv_as_the_scripts_write_it(tmp_path):
         writer = csv.DictWriter(file, delimiter="\t", fieldnames=names)
         for values, boxes, count, height, width, name, caption in expected:
             encoded = [base64.b64encode(x).decode() for x in (boxes, values)]
-            writer.writerow(dict(zip(names, [name, width, height, int(count), *encoded, caption], strict=True)))
+            writer.writerow(
+                dict(zip(names, [name, width, height, int(count), *encoded, caption], strict=True))
+            )
     skipped = []
     check(list(tsv_records(path, skipped)), expected)
     assert not skipped
@@ -168,7 +223,16 @@ def test_tsv_lines_that_cannot_be_read_are_listed(tmp_path):
     write_tsv(path, records())
     first, second, *third = path.read_bytes().split(b"\r\n", 2)
     path.write_bytes(
-        b"\r\n".join([b"nonsense", first.replace(b"\t3\t", b"\t4\t"), b'stray "quote\tx', second, second[: len(second) // 2], *third])
+        b"\r\n".join(
+            [
+                b"nonsense",
+                first.replace(b"\t3\t", b"\t4\t"),
+                b'stray "quote\tx',
+                second,
+                second[: len(second) // 2],
+                *third,
+            ]
+        )
     )
     clean, features = read_features(tmp_path)
     assert clean.ids.tolist() == ["622651200", "622651201", "622651202"]
@@ -201,13 +265,17 @@ def release(tmp_path):
 def test_features_are_all_that_somebody_has(release):
     clean, features = read_features(release)
     assert clean.ids.tolist() == ["622651200", "622651201", "622651202", "900"]
-    assert clean.products[0].contents["text"] == "女士 手提包" and list(clean.products[3].contents) == ["video"]
+    assert clean.products[0].contents["text"] == "女士 手提包" and list(
+        clean.products[3].contents
+    ) == ["video"]
     assert {n: np.diff(r.offsets).tolist() for n, r in features.items()} == {
         "image": [3, 36, 10, 0],
         "video": [12, 0, 0, 3],
         "audio": [80, 0, 0, 0],
     }
-    assert np.array_equal(features["video"].values[:12], np.load(release / "video_feature" / "622651200.npy")[:12])
+    assert np.array_equal(
+        features["video"].values[:12], np.load(release / "video_feature" / "622651200.npy")[:12]
+    )
     reasons = {(s.where, s.field): s.reason for s in clean.skipped}
     assert "(751, 80)" in reasons["622651202", "audio"] and "npy" in reasons["622651201", "video"]
     with pytest.raises(DataError, match="no features; expected"):
@@ -223,9 +291,14 @@ def test_features_of_a_catalogue(release):
     catalogue = read_m5product(release)
     clean, features = read_features(release, catalogue)
     assert clean.ids.tolist() == ["622651201", "1", "622651200"]
-    assert clean.products[0].contents["image"] == catalogue.products[0].contents["image"]  # the picture, for people
+    assert (
+        clean.products[0].contents["image"] == catalogue.products[0].contents["image"]
+    )  # the picture, for people
     assert clean.presence["image"].tolist() == [True, False, True]  # no features, no modality
-    assert np.diff(features["image"].offsets).tolist() == [36, 0, 3] and clean.labels.tolist() == ["手提包"] * 3
+    assert (
+        np.diff(features["image"].offsets).tolist() == [36, 0, 3]
+        and clean.labels.tolist() == ["手提包"] * 3
+    )
     assert ("1", "image", "no features of this id") in clean.skipped
     bare = Product("bare", {"image": file_of(release / "images.jpg")})
     wider, _ = read_features(release, replace(catalogue, products=(*catalogue.products, bare)))
@@ -233,16 +306,23 @@ def test_features_of_a_catalogue(release):
     lazily, stored = read_features(release, catalogue, store=release / "store")
     assert lazily == clean
     for name, ragged in features.items():
-        assert np.array_equal(np.asarray(stored[name].values), ragged.values) and np.array_equal(stored[name].offsets, ragged.offsets)
+        assert np.array_equal(np.asarray(stored[name].values), ragged.values) and np.array_equal(
+            stored[name].offsets, ragged.offsets
+        )
     again, loaded = store.load(release / "store", clean)
-    assert np.array_equal(np.asarray(loaded["image"].boxes), features["image"].boxes) and again == clean
+    assert (
+        np.array_equal(np.asarray(loaded["image"].boxes), features["image"].boxes)
+        and again == clean
+    )
 
 
 @pytest.mark.parametrize("database", [True, False])
 def test_features_written_are_read_back(tmp_path, database):
     clean, features = media.extract(pictures(tmp_path / "p", 6), PLAIN)
     write_features(tmp_path / "out", clean, features, database)
-    again, read = read_features(tmp_path / "out", clean, readers={"image": StoredRegions(PLAIN["image"].width)})
+    again, read = read_features(
+        tmp_path / "out", clean, readers={"image": StoredRegions(PLAIN["image"].width)}
+    )
     assert again == clean and np.array_equal(read["image"].values, features["image"].values)
     assert np.abs(read["image"].boxes - features["image"].boxes).max() < 2e-3
 
@@ -272,6 +352,11 @@ def test_regions_are_located_as_in_the_golden_batch():
 
 def test_neither_av_nor_lmdb_is_imported_before_it_is_used():
     heavy = "{'av', 'lmdb', 'torchvision', 'torchaudio'}"
-    code = f"import sys, m5lib.m5features, m5lib.m5product, m5lib.store, m5lib.backbones; print({heavy} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    code = f"import sys, m5lib.m5features, m5lib.m5product, m5lib.store, m5lib.backbones; print({heavy} & set(sys.modules))"  # noqa: E501
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "set()"
+    )
     assert list(OFFICIAL) == list(PLAIN)

@@ -9,7 +9,16 @@ from make_media import BAG, file_of, put, tone, write_image, write_sound, write_
 
 from m5lib import media
 from m5lib.data import Catalogue, DataError, MediaFile, Product
-from m5lib.m5product import _Reader, entries, export, format_pv, parse_pv, read_ids, read_labels, read_m5product
+from m5lib.m5product import (
+    _Reader,
+    entries,
+    export,
+    format_pv,
+    parse_pv,
+    read_ids,
+    read_labels,
+    read_m5product,
+)
 
 # ---- pv strings
 
@@ -17,7 +26,9 @@ from m5lib.m5product import _Reader, entries, export, format_pv, parse_pv, read_
 def test_pv_strings():
     assert parse_pv(BAG["pv"]) == (("品牌", "Acme 爱家"), ("颜色", "红色,黑色"), ("颜色", "白"))
     assert parse_pv("") == parse_pv("1") == parse_pv("#;#") == ()
-    assert parse_pv("a#:#b#:#c#;#") == (("a", "b#:#c"),)  # at the first separator; a trailing one is no part
+    assert parse_pv("a#:#b#:#c#;#") == (
+        ("a", "b#:#c"),
+    )  # at the first separator; a trailing one is no part
     assert parse_pv("alone#;##:#x#;#y#:# #;#a#:#b") == (("a", "b"),)
 
 
@@ -44,16 +55,24 @@ values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text(max_size=4), values, max_size=5) | st.lists(values, max_size=5), st.integers(1, 20), st.booleans())
+@given(
+    st.dictionaries(st.text(max_size=4), values, max_size=5) | st.lists(values, max_size=5),
+    st.integers(1, 20),
+    st.booleans(),
+)
 def test_streamed_json_is_json(tmp_path_factory, content, block, pretty):
     path = tmp_path_factory.getbasetemp() / "streamed.json"
-    path.write_text(json.dumps(content, ensure_ascii=pretty, indent=2 if pretty else None), encoding="utf-8")
+    path.write_text(
+        json.dumps(content, ensure_ascii=pretty, indent=2 if pretty else None), encoding="utf-8"
+    )
     before, _Reader.BLOCK = _Reader.BLOCK, block
     try:
         found = list(entries(path))
     finally:
         _Reader.BLOCK = before
-    assert found == (list(content.items()) if isinstance(content, dict) else list(enumerate(content)))
+    assert found == (
+        list(content.items()) if isinstance(content, dict) else list(enumerate(content))
+    )
 
 
 def test_json_that_is_none_says_where(tmp_path):
@@ -118,7 +137,10 @@ def test_an_annotation_and_media_by_id(tmp_path):
         "../../secret": {**BAG},
     }
     text = json.dumps(records, ensure_ascii=False)
-    put(tmp_path / "product5m_v2" / "subset_v2_id_label.json", text[:-1] + ', "3": {"title": "again"}}')
+    put(
+        tmp_path / "product5m_v2" / "subset_v2_id_label.json",
+        text[:-1] + ', "3": {"title": "again"}}',
+    )
     put(tmp_path / "product5m_v2" / "query_ids.json", ["3", "99"])
     put(tmp_path / "product5m_v2" / "gallery_ids.json", {"622651207543#1": {}, "3": {}})
     for folder in ("images", "videos", "audios"):
@@ -129,9 +151,21 @@ def test_an_annotation_and_media_by_id(tmp_path):
     catalogue = read_m5product(tmp_path)
     assert catalogue.ids.tolist() == ["622651207543", "2", "3", "5", "../../secret"]
     bag, two, three = catalogue.products[:3]
-    assert bag.contents == {"image": file_of(image), "text": BAG["title"], "table": parse_pv(BAG["pv"])}
-    assert (bag.label, bag.split, two.label, two.split, three.split) == ("手提包", "gallery", None, None, "gallery")
-    assert two.contents == {"audio": file_of(sound)} and list(catalogue.products[3].contents) == ["table"]
+    assert bag.contents == {
+        "image": file_of(image),
+        "text": BAG["title"],
+        "table": parse_pv(BAG["pv"]),
+    }
+    assert (bag.label, bag.split, two.label, two.split, three.split) == (
+        "手提包",
+        "gallery",
+        None,
+        None,
+        "gallery",
+    )
+    assert two.contents == {"audio": file_of(sound)} and list(catalogue.products[3].contents) == [
+        "table"
+    ]
     assert set(catalogue.skipped) == {
         ("3", "split", "in query_ids.json, but taken as gallery"),
         ("99", "split", "listed as query, but not in subset_v2_id_label.json"),
@@ -168,7 +202,8 @@ def test_which_annotation(tmp_path):
 
 @pytest.fixture
 def shop(tmp_path):
-    """Products of every kind: all five modalities, some, one; Chinese; with and without labels and splits."""
+    """Products of every kind: all five modalities, some, one; Chinese; with and without labels and
+    splits."""
     (tmp_path / "shop").mkdir()
     image = file_of(write_image(tmp_path / "shop" / "a.png"))
     video = file_of(write_video(tmp_path / "shop" / "a.mp4", 12, sound=1.0))
@@ -193,17 +228,28 @@ def test_what_is_exported_is_read_back(shop, tmp_path):
     again = read_m5product(tmp_path / "out")
     assert again.fingerprint == shop.fingerprint and not again.skipped
     for a, b in zip(again.products, shop.products, strict=True):
-        assert (a.id, a.label, a.split, set(a.contents)) == (b.id, b.label, b.split, set(b.contents))
+        assert (a.id, a.label, a.split, set(a.contents)) == (
+            b.id,
+            b.label,
+            b.split,
+            set(b.contents),
+        )
         for name, content in a.contents.items():
             is_file = isinstance(content, MediaFile)
-            assert content.read() == b.contents[name].read() if is_file else content == b.contents[name]
+            assert (
+                content.read() == b.contents[name].read()
+                if is_file
+                else content == b.contents[name]
+            )
     assert "手提包" in path.read_text(encoding="utf-8")  # people can read it
     assert read_labels(path.with_name("label_list.json")) == ["手提包", "鞋"]
     assert export(again, tmp_path / "more").read_bytes() == path.read_bytes()
     whole = json.loads(path.read_text(encoding="utf-8"))  # and so can whoever reads it at once
     assert whole["3"] == {"title": "", "pv": "", "label": "", "url": "", "video": "videos/3.mp4"}
     features, expected = media.extract(again)[1], media.extract(shop)[1]
-    assert all(np.array_equal(features[name].values, ragged.values) for name, ragged in expected.items())
+    assert all(
+        np.array_equal(features[name].values, ragged.values) for name, ragged in expected.items()
+    )
 
 
 def test_what_the_format_cannot_hold_is_refused(shop, tmp_path):
@@ -211,14 +257,18 @@ def test_what_the_format_cannot_hold_is_refused(shop, tmp_path):
         with pytest.raises(DataError, match="file name"):
             export(replace(shop, products=(Product(name, {"text": "x"}),)), tmp_path / "out")
     with pytest.raises(DataError, match="'7', table: .*separators"):
-        export(replace(shop, products=(Product("7", {"table": (("a", "b#;#c"),)}),)), tmp_path / "out")
+        export(
+            replace(shop, products=(Product("7", {"table": (("a", "b#;#c"),)}),)), tmp_path / "out"
+        )
 
 
 def test_chinese_text_becomes_words(shop):
     from m5lib.streams import Streams, train_tokenizer
 
     shop = replace(shop, products=tuple(replace(p, split="train") for p in shop.products))
-    tokenizer = train_tokenizer(Catalogue("c", tuple(replace(p, id=f"{p.id}{n}") for p in shop.products for n in range(2))))
+    tokenizer = train_tokenizer(
+        Catalogue("c", tuple(replace(p, id=f"{p.id}{n}") for p in shop.products for n in range(2)))
+    )
     batch = Streams(shop, {}, tokenizer).batch([0])
     pieces = tokenizer.convert_ids_to_tokens(batch.streams["text"].tokens[0])
     assert pieces[1:5] == list("真皮手提") and "[UNK]" not in pieces

@@ -21,13 +21,18 @@ def test_no_branch_on_a_modality_name():
     names = set(modalities.MODALITIES)
     for file in Path(modalities.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Compare) and all(isinstance(op, ast.Eq | ast.NotEq) for op in node.ops):
+            if isinstance(node, ast.Compare) and all(
+                isinstance(op, ast.Eq | ast.NotEq) for op in node.ops
+            ):
                 sides = [node.left, *node.comparators]
-                assert not any(isinstance(s, ast.Constant) and s.value in names for s in sides), f"{file.name}:{node.lineno}"
+                assert not any(isinstance(s, ast.Constant) and s.value in names for s in sides), (
+                    f"{file.name}:{node.lineno}"
+                )
 
 
 def test_a_sixth_modality_is_one_row_and_one_extractor(catalogue, monkeypatch, tmp_path):
-    """CONTRIBUTING: a row and an extractor, nothing else; the model trains on it and can be given only it."""
+    """CONTRIBUTING: a row and an extractor, nothing else; the model trains on it and can be given
+    only it."""
     from dataclasses import dataclass, replace
 
     import numpy as np
@@ -39,22 +44,38 @@ def test_a_sixth_modality_is_one_row_and_one_extractor(catalogue, monkeypatch, t
     from m5lib.model import Model
     from m5lib.pretrain import Training, pretrain
 
-    monkeypatch.setitem(modalities.MODALITIES, "smell", modalities.Modality("smell", "S", "features", 5, "MSM"))
+    monkeypatch.setitem(
+        modalities.MODALITIES, "smell", modalities.Modality("smell", "S", "features", 5, "MSM")
+    )
 
     @dataclass(frozen=True)
     class Sniff:
         width: int = 3
 
         def __call__(self, file: MediaFile) -> media.Features:
-            return media.Features(np.frombuffer(file.read()[:48], dtype=np.uint8).reshape(-1, 3).astype(np.float32) / 255)
+            return media.Features(
+                np.frombuffer(file.read()[:48], dtype=np.uint8).reshape(-1, 3).astype(np.float32)
+                / 255
+            )
 
-    smelly = [replace(p, contents={**p.contents, "smell": p.contents["image"]}) for p in catalogue.products[:60]]
-    products, features = media.extract(Catalogue("smelly", tuple(smelly)), {**media.PLAIN, "smell": Sniff()})
+    smelly = [
+        replace(p, contents={**p.contents, "smell": p.contents["image"]})
+        for p in catalogue.products[:60]
+    ]
+    products, features = media.extract(
+        Catalogue("smelly", tuple(smelly)), {**media.PLAIN, "smell": Sniff()}
+    )
     found = streams.Streams(products, features, streams.train_tokenizer(products, 300))
-    assert found.modalities == ("image", "text", "table", "smell") and modalities.codes(found.modalities) == "I+T+Tab+S"
+    assert (
+        found.modalities == ("image", "text", "table", "smell")
+        and modalities.codes(found.modalities) == "I+T+Tab+S"
+    )
     torch.manual_seed(0)
     model = Model(zoo.scale(width=16, layers=1, heads=2).fit(found))
     history = pretrain(model, found, Training(steps=4, batch_size=16), tmp_path, rows=np.arange(60))
     assert {"MSM", "contrast_I+S", "contrast_T+S", "contrast_Tab+S"} <= set(history[-1])
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.embeddings["smell"].parameters())
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0
+        for p in model.embeddings["smell"].parameters()
+    )
     assert np.abs(embeddings(model, found, range(4), ["smell"])["encoded_mean"]).sum() > 0

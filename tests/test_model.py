@@ -32,12 +32,16 @@ def step(model, batch, seed=0):
     return objectives.total(model, model(hidden), targets)
 
 
-@pytest.mark.parametrize("settings", [{}, {"pool": "mean"}, {"objective": Objective(harmony="uniform")}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"pool": "mean"}, {"objective": Objective(harmony="uniform")}]
+)
 def test_every_parameter_receives_a_gradient(five, settings):
     model = build(replace(five, **settings))
     loss, parts = step(model, make_five_batch())
     loss.backward()
-    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    dead = [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     assert not dead
     assert [part for part in parts if part.isupper()] == ["MRP", "MLM", "MEM", "MFP", "MAM"]
     assert len([part for part in parts if part.startswith("contrast")]) == 10
@@ -48,7 +52,10 @@ STAGES = {
     "joint": ((Stage("joint", 1),), torch.ones(5, 5, dtype=torch.bool)),
     "scale": (zoo.scale(width=32, heads=2).stages, torch.ones(5, 5, dtype=torch.bool)),
     "cross": ((Stage("cross", 1),), torch.ones(5, 5, dtype=torch.bool)),
-    "released": (zoo.released(width=32, layers=1, heads=2).stages, torch.ones(5, 5, dtype=torch.bool)),
+    "released": (
+        zoo.released(width=32, layers=1, heads=2).stages,
+        torch.ones(5, 5, dtype=torch.bool),
+    ),
 }
 
 
@@ -56,12 +63,20 @@ STAGES = {
 def test_reach_matrix_is_the_declared_one(five, name):
     """Which input modality moves which output, read from gradients."""
     stages, declared = STAGES[name]
-    model, batch = build(replace(five, stages=stages, objective=Objective(masked=False, contrast="none"))), make_five_batch()
+    model, batch = (
+        build(replace(five, stages=stages, objective=Objective(masked=False, contrast="none"))),
+        make_five_batch(),
+    )
     embedded = {n: x.detach().requires_grad_() for n, x in model.embed(batch).items()}
     output = model.forward_from_embeddings(embedded, {n: batch.streams[n].valid for n in NAMES})
     reach = torch.zeros(5, 5, dtype=torch.bool)
     for row, reader in enumerate(NAMES):
-        grads = torch.autograd.grad(output.fused[reader][0].square().sum(), list(embedded.values()), retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(
+            output.fused[reader][0].square().sum(),
+            list(embedded.values()),
+            retain_graph=True,
+            allow_unused=True,
+        )
         reach[row] = torch.tensor([g is not None and g[0].abs().sum() > 0 for g in grads])
     assert reach.equal(declared)
 
@@ -72,11 +87,17 @@ def padded(batch: Batch, extra: int, seed: int = 1) -> Batch:
     streams = {}
     for name, s in batch.streams.items():
         shape = (len(s.valid), extra)
-        noise = torch.randint(5, 50, shape) if s.boxes is None and s.entity is not None else torch.randn(*shape, s.tokens.shape[-1])
+        noise = (
+            torch.randint(5, 50, shape)
+            if s.boxes is None and s.entity is not None
+            else torch.randn(*shape, s.tokens.shape[-1])
+        )
         streams[name] = Stream(
             torch.cat([s.tokens, noise], 1),
             torch.cat([s.valid, torch.zeros(shape, dtype=torch.bool)], 1),
-            None if s.entity is None else torch.cat([s.entity, -torch.ones(shape, dtype=torch.long)], 1),
+            None
+            if s.entity is None
+            else torch.cat([s.entity, -torch.ones(shape, dtype=torch.long)], 1),
             None if s.boxes is None else torch.cat([s.boxes, torch.rand(*shape, 5)], 1),
         )
     return replace(batch, streams=streams)
@@ -100,8 +121,15 @@ def values(model, batch):
     vectors = torch.stack(list(output.pooled.values()), 1)
     scores = objectives.harmony(objectives.agreement(vectors), output.presence)
     found, _ = contrast.infonce(vectors, output.presence, torch.tensor(0.1), scores)
-    states = {f"fused_{n}": x[:, :9] * v[:, :9, None] for (n, x), v in zip(output.fused.items(), output.valid.values(), strict=True)}
-    return {r: read_out(model, output, r) for r in READOUTS} | {"scores": scores, "contrast": found} | states
+    states = {
+        f"fused_{n}": x[:, :9] * v[:, :9, None]
+        for (n, x), v in zip(output.fused.items(), output.valid.values(), strict=True)
+    }
+    return (
+        {r: read_out(model, output, r) for r in READOUTS}
+        | {"scores": scores, "contrast": found}
+        | states
+    )
 
 
 @pytest.mark.parametrize("change", [lambda b: padded(b, 3), scrambled])
@@ -134,30 +162,50 @@ def values_of(model, output):
 def test_given_only_some_modalities_equals_a_batch_that_has_no_others(five):
     model, batch = build(five), make_five_batch()
     only = model(batch.only(["text", "table"]))
-    gone = {n: replace(s, valid=s.valid & (n in ("text", "table"))) for n, s in make_five_batch().streams.items()}
+    gone = {
+        n: replace(s, valid=s.valid & (n in ("text", "table")))
+        for n, s in make_five_batch().streams.items()
+    }
     for readout in READOUTS:
         expected = read_out(model, model(replace(batch, streams=gone)), readout)
         torch.testing.assert_close(read_out(model, only, readout), expected, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(read_out(model, only, "fused_first"), read_out(model, model(batch), "fused_first"))
+    assert not torch.allclose(
+        read_out(model, only, "fused_first"), read_out(model, model(batch), "fused_first")
+    )
 
 
 def test_products_of_a_batch_do_not_see_each_other(five):
     model, batch = build(five), make_five_batch()
     turned = Batch(
-        {n: replace(s, **{k: v.flip(0) for k, v in vars(s).items() if v is not None}) for n, s in batch.streams.items()}, batch.rows
+        {
+            n: replace(s, **{k: v.flip(0) for k, v in vars(s).items() if v is not None})
+            for n, s in batch.streams.items()
+        },
+        batch.rows,
     )
-    torch.testing.assert_close(read_out(model, model(turned), "fused_mean").flip(0), read_out(model, model(batch), "fused_mean"))
+    torch.testing.assert_close(
+        read_out(model, model(turned), "fused_mean").flip(0),
+        read_out(model, model(batch), "fused_mean"),
+    )
 
 
 @pytest.mark.parametrize("row", [zoo.scale, zoo.released])
 def test_the_order_of_modalities_changes_nothing(five, row):
     """Nor that of the released scores, which name theirs (``pair_order``)."""
-    spec = replace(row(width=32, layers=1, heads=2), modalities=five.modalities, widths=five.widths, vocabulary=50, empty=(2, 3))
+    spec = replace(
+        row(width=32, layers=1, heads=2),
+        modalities=five.modalities,
+        widths=five.widths,
+        vocabulary=50,
+        empty=(2, 3),
+    )
     model, turned = build(spec), build(replace(spec, modalities=spec.modalities[::-1]), seed=1)
     turned.load_state_dict(model.state_dict())
     (one, parts), (two, other) = (step(m, make_five_batch()) for m in (model, turned))
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
-    assert sorted(round(v.item(), 3) for v in parts.values()) == sorted(round(v.item(), 3) for v in other.values())
+    assert sorted(round(v.item(), 3) for v in parts.values()) == sorted(
+        round(v.item(), 3) for v in other.values()
+    )
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -196,7 +244,9 @@ def test_whitening_decorrelates_what_it_was_fitted_on():
     torch.testing.assert_close(torch.cov(whitening(x).T), torch.eye(6), atol=1e-3, rtol=1e-3)
     assert whitening(x).mean(0).abs().max() < 1e-3
     flat = Whitening(6)
-    flat.fit(torch.cat([x[:, :1], torch.zeros(5000, 5)], 1))  # directions without content stay finite
+    flat.fit(
+        torch.cat([x[:, :1], torch.zeros(5000, 5)], 1)
+    )  # directions without content stay finite
     assert torch.isfinite(flat(x)).all()
 
 
@@ -206,7 +256,9 @@ def test_saved_and_loaded_models_give_identical_embeddings(five, tmp_path):
     loaded = Model.from_pretrained(tmp_path)
     assert loaded.spec == model.spec
     for readout in READOUTS:
-        assert read_out(loaded, loaded(batch), readout).equal(read_out(model, model(batch), readout))
+        assert read_out(loaded, loaded(batch), readout).equal(
+            read_out(model, model(batch), readout)
+        )
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
         Model.from_pretrained(tmp_path)
@@ -229,17 +281,25 @@ def test_bad_specs_and_batches_are_errors(five):
         read_out(Model(five), Model(five)(make_five_batch()), "best")
     batch = make_five_batch()
     with pytest.raises(ValueError, match="no stream .'audio'."):
-        Model(five)(replace(batch, streams={n: s for n, s in batch.streams.items() if n != "audio"}))
+        Model(five)(
+            replace(batch, streams={n: s for n, s in batch.streams.items() if n != "audio"})
+        )
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_plain_attention_is_the_fused_one(dropout):
-    """Forward and backward; with dropout, the same share of weights is dropped and the mean stays."""
+    """Forward and backward; with dropout, the same share of weights is dropped and the mean
+    stays."""
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(3, 2, length, 8, generator=generator, requires_grad=True) for length in (5, 7, 7))
+    q, k, v = (
+        torch.randn(3, 2, length, 8, generator=generator, requires_grad=True)
+        for length in (5, 7, 7)
+    )
     readable = torch.rand(3, 7, generator=generator) > 0.4
     readable[:, 0] = True
-    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=readable[:, None, None])
+    fused = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=readable[:, None, None]
+    )
     if dropout:
         torch.manual_seed(0)
         mean = torch.stack([attention(q, k, v, readable, dropout) for _ in range(4000)]).mean(0)
@@ -248,7 +308,9 @@ def test_plain_attention_is_the_fused_one(dropout):
     plain = attention(q, k, v, readable)
     assert torch.allclose(plain, fused, atol=1e-6)
     for a, b in zip(
-        torch.autograd.grad(plain.square().sum(), (q, k, v)), torch.autograd.grad(fused.square().sum(), (q, k, v)), strict=True
+        torch.autograd.grad(plain.square().sum(), (q, k, v)),
+        torch.autograd.grad(fused.square().sum(), (q, k, v)),
+        strict=True,
     ):
         assert torch.allclose(a, b, atol=1e-5)
 
@@ -257,24 +319,33 @@ def test_plain_attention_is_the_fused_one(dropout):
 def test_only_the_wanted_fused_tokens_are_computed_and_they_are_the_same(five, name):
     model, batch = build(replace(five, stages=STAGES[name][0])), make_five_batch()
     every = model(batch)
-    marks = {n: torch.rand(valid.shape, generator=torch.Generator().manual_seed(3)) < 0.3 for n, valid in every.valid.items()}
+    marks = {
+        n: torch.rand(valid.shape, generator=torch.Generator().manual_seed(3)) < 0.3
+        for n, valid in every.valid.items()
+    }
     for wanted in ({}, marks):
         some = model(batch, wanted)
         for n in NAMES:
             torch.testing.assert_close(some.summary[n], every.summary[n], atol=1e-5, rtol=1e-4)
             if wanted:
-                torch.testing.assert_close(some.fused[n][marks[n]], every.fused[n][marks[n]], atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(
+                    some.fused[n][marks[n]], every.fused[n][marks[n]], atol=1e-5, rtol=1e-4
+                )
 
 
 def test_a_loss_and_its_gradients_need_only_the_wanted_tokens(five):
     model = build(five)
-    hidden, targets = mask(make_five_batch(), Vocabulary(50, 4), torch.Generator().manual_seed(0), 0.4)
+    hidden, targets = mask(
+        make_five_batch(), Vocabulary(50, 4), torch.Generator().manual_seed(0), 0.4
+    )
     found = []
     for wanted in (None, objectives.masked_tokens(model, targets, hidden)):
         model.zero_grad()
         loss, _ = objectives.total(model, model(hidden, wanted), targets)
         loss.backward()
-        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        found.append(
+            [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+        )
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
@@ -283,4 +354,8 @@ def test_what_there_is_before_the_fusion_is_what_the_whole_model_says(five):
     model, batch = build(five), make_five_batch()
     part, every = model.encode(batch), model(batch)
     assert not part.fused and not part.summary
-    assert all(torch.equal(part.encoded[n], every.encoded[n]) and torch.equal(part.pooled[n], every.pooled[n]) for n in NAMES)
+    assert all(
+        torch.equal(part.encoded[n], every.encoded[n])
+        and torch.equal(part.pooled[n], every.pooled[n])
+        for n in NAMES
+    )

@@ -26,7 +26,10 @@ def slow_harmony(vectors, presence):
     for b in range(products):
         there = [m for m in range(modalities) if presence[b, m]]
         for i in there:
-            cosine = [(1 + F.cosine_similarity(vectors[b, i], vectors[b, j], dim=0).item()) / 2 for j in there]
+            cosine = [
+                (1 + F.cosine_similarity(vectors[b, i], vectors[b, j], dim=0).item()) / 2
+                for j in there
+            ]
             total = sum(math.exp(c) for c in cosine)
             row = [c * math.exp(c) / total for c in cosine]
             norm = math.sqrt(sum(r * r for r in row))
@@ -45,8 +48,12 @@ def test_harmony_equals_its_formula(seed):
 def test_harmony_limits():
     same = torch.ones(1, 5, 3)
     all_there = torch.ones(1, 5, dtype=torch.bool)
-    torch.testing.assert_close(objectives.harmony(objectives.agreement(same), all_there), torch.full((1, 5, 5), 5**-0.5))
-    torch.testing.assert_close(objectives.harmony(torch.eye(5)[None], all_there), torch.eye(5)[None])
+    torch.testing.assert_close(
+        objectives.harmony(objectives.agreement(same), all_there), torch.full((1, 5, 5), 5**-0.5)
+    )
+    torch.testing.assert_close(
+        objectives.harmony(torch.eye(5)[None], all_there), torch.eye(5)[None]
+    )
     none = objectives.harmony(torch.ones(1, 5, 5), torch.zeros(1, 5, dtype=torch.bool))
     assert none.abs().sum() == 0
 
@@ -54,7 +61,10 @@ def test_harmony_limits():
 def test_scores_are_never_negative():
     """A negative score would reward vectors that point away from each other."""
     opposite = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]])
-    assert objectives.harmony(objectives.agreement(opposite), torch.ones(1, 3, dtype=torch.bool)).min() == 0
+    assert (
+        objectives.harmony(objectives.agreement(opposite), torch.ones(1, 3, dtype=torch.bool)).min()
+        == 0
+    )
 
 
 def test_masked_values_equal_their_formulas():
@@ -62,15 +72,24 @@ def test_masked_values_equal_their_formulas():
     product, token = torch.tensor([0, 1, 1]), torch.tensor([2, 1, 3])
     words, pixels = torch.randn(3, 7), torch.randn(3, 4)
     goal_words, goal_pixels = torch.tensor([1, 6, 0]), torch.randn(3, 4)
-    targets = {"image": Target(product, token, goal_pixels), "text": Target(product, token, goal_words)}
+    targets = {
+        "image": Target(product, token, goal_pixels),
+        "text": Target(product, token, goal_words),
+    }
     scores = torch.tensor([[0.5, 0.9], [0.7, 1.3]])
     found = objectives.masked_values({"image": pixels, "text": words}, targets, scores)
     for s in range(3):
         b = product[s]
         logits = words[s] * scores[b, 1]
-        assert found["text"][s].item() == pytest.approx(-(logits[goal_words[s]] - logits.exp().sum().log()).item(), abs=1e-5)
-        assert found["image"][s].item() == pytest.approx(((pixels[s] * scores[b, 0] - goal_pixels[s]) ** 2).mean().item(), abs=1e-5)
-    uniform = objectives.masked_values({"text": torch.zeros(3, 7)}, {"text": targets["text"]})["text"]
+        assert found["text"][s].item() == pytest.approx(
+            -(logits[goal_words[s]] - logits.exp().sum().log()).item(), abs=1e-5
+        )
+        assert found["image"][s].item() == pytest.approx(
+            ((pixels[s] * scores[b, 0] - goal_pixels[s]) ** 2).mean().item(), abs=1e-5
+        )
+    uniform = objectives.masked_values({"text": torch.zeros(3, 7)}, {"text": targets["text"]})[
+        "text"
+    ]
     torch.testing.assert_close(uniform, torch.full((3,), math.log(7)))
     assert objectives.masked_values({"image": goal_pixels}, targets)["image"].sum() == 0
 
@@ -93,7 +112,8 @@ def test_total_is_the_sum_of_masked_tasks_and_the_mean_of_pairs(five, five_batch
 
 
 def test_half_precision_leaves_the_contrast_alone(five, five_batch):
-    """Under autocast similarities and scores are float32: at a temperature of 0.015 a bf16 product would be off by a third of a logit."""
+    """Under autocast similarities and scores are float32: at a temperature of 0.015 a bf16 product
+    would be off by a third of a logit."""
     model = Model(five).eval()
     batch, targets = mask(five_batch(), Vocabulary(50, 4), torch.Generator().manual_seed(0), 0.3)
     output = model(batch)
@@ -116,10 +136,14 @@ def test_class_probabilities_are_compared_by_divergence():
         q = (prediction[s] * scores[s]).softmax(-1)
         slow = sum((p * (p / r).log()).item() for p, r in zip(goal[s], q, strict=True) if p > 0)
         assert found[s].item() == pytest.approx(slow, abs=1e-5)
-    assert objectives.masked_values({"image": goal.clamp(min=1e-9).log()}, target)["image"].abs().max() < 1e-5
+    assert (
+        objectives.masked_values({"image": goal.clamp(min=1e-9).log()}, target)["image"].abs().max()
+        < 1e-5
+    )
 
 
-# --- terms of the total, on a model --------------------------------------------------------------------------------------------
+# --- terms of the total, on a model
+# --------------------------------------------------------------------------------------------
 
 
 def outputs(five, five_batch, settings=(), rate=0.3, **spec):
@@ -127,9 +151,13 @@ def outputs(five, five_batch, settings=(), rate=0.3, **spec):
     torch.manual_seed(0)
     model = Model(replace(spec, empty=(2, 3))).eval()
     for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 and name != "scores" else None
+        torch.nn.init.normal_(
+            parameter, std=0.2
+        ) if parameter.ndim > 1 and name != "scores" else None
     tasks = model.spec.objective.tasks(model.spec.modalities)
-    batch, targets = mask(five_batch(), Vocabulary(50, 4), torch.Generator().manual_seed(0), rate, None, tasks)
+    batch, targets = mask(
+        five_batch(), Vocabulary(50, 4), torch.Generator().manual_seed(0), rate, None, tasks
+    )
     return model, model(batch), targets
 
 
@@ -153,40 +181,64 @@ def test_scores_act_where_they_are_told(five, five_batch, harmony, acts_on):
     }[harmony]
     pooled, summary = (torch.stack(list(x.values()), 1) for x in (output.pooled, output.summary))
     s = make(pooled)
-    values, count = contrast.infonce(pooled, output.presence, model.temperature, s if acts_on == "logits" else None)
+    values, count = contrast.infonce(
+        pooled, output.presence, model.temperature, s if acts_on == "logits" else None
+    )
     values = values if acts_on == "logits" else values * contrast.pair_scores(s)
     torch.testing.assert_close(contrasts(parts), values.sum(1) / count.sum(1))
     s, text = make(summary)[:, 1, 1], targets["text"]
-    prediction = model.predict(output, targets)["text"] * (s[text.product, None] if acts_on == "logits" else 1)
-    value = F.cross_entropy(prediction, text.value, reduction="none") * (1 if acts_on == "logits" else s[text.product])
+    prediction = model.predict(output, targets)["text"] * (
+        s[text.product, None] if acts_on == "logits" else 1
+    )
+    value = F.cross_entropy(prediction, text.value, reduction="none") * (
+        1 if acts_on == "logits" else s[text.product]
+    )
     torch.testing.assert_close(parts["MLM"], value.mean())
 
 
 def test_free_scores_equal_their_formula_and_start_at_one():
     torch.manual_seed(0)
-    presence, matrix = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]]).bool(), torch.randn(4, 4)
+    presence, matrix = (
+        torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]]).bool(),
+        torch.randn(4, 4),
+    )
     found = objectives.free_harmony(matrix, presence)
     for b in range(4):
         there = [m for m in range(4) if presence[b, m]]
         for i in range(4):
             for j in range(4):
                 both = i in there and j in there
-                expected = len(there) * matrix[i, j].exp() / sum(matrix[i, k].exp() for k in there) if both else 0.0
+                expected = (
+                    len(there) * matrix[i, j].exp() / sum(matrix[i, k].exp() for k in there)
+                    if both
+                    else 0.0
+                )
                 assert found[b, i, j].item() == pytest.approx(float(expected), abs=1e-5)
     assert objectives.free_harmony(torch.zeros(4, 4), presence)[0].equal(torch.ones(4, 4))
 
 
 def train(five, five_batch, settings, steps=40):
-    """Contrast alone: the scores' smallest off-diagonal entry, the loss and the encoders' gradient at each step."""
-    model, _, _ = outputs(five, five_batch, settings | {"masked": False, "temperature": 0.2, "learn_temperature": False})
+    """Contrast alone: the scores' smallest off-diagonal entry, the loss and the encoders' gradient
+    at each step."""
+    model, _, _ = outputs(
+        five,
+        five_batch,
+        settings | {"masked": False, "temperature": 0.2, "learn_temperature": False},
+    )
     optimizer, seen = torch.optim.Adam(model.parameters(), lr=0.02), []
     for _ in range(steps):
         output = model(five_batch())
         loss, _ = objectives.total(model, output, {})
         optimizer.zero_grad()
         loss.backward()
-        pull = max(p.grad.abs().max().item() for n, p in model.named_parameters() if n != "scores" and p.grad is not None)
-        s = objectives.scores(model, torch.stack(list(output.pooled.values()), 1), output.presence)[0]
+        pull = max(
+            p.grad.abs().max().item()
+            for n, p in model.named_parameters()
+            if n != "scores" and p.grad is not None
+        )
+        s = objectives.scores(model, torch.stack(list(output.pooled.values()), 1), output.presence)[
+            0
+        ]
         seen.append((s[~torch.eye(5, dtype=torch.bool)].min().item(), loss.item(), pull))
         optimizer.step()
     return seen
@@ -196,26 +248,42 @@ def test_the_papers_free_scores_degenerate_and_ours_do_not(five, five_batch):
     """Section 4.3 to the letter: S = 0, S softmax(S). See the audit's last tables."""
     on_losses = train(five, five_batch, {"harmony": "literal", "acts_on": "losses"})
     assert on_losses[0][2] == 0.0  # nothing pulls at the encoders
-    assert on_losses[-1][1] < -0.5 and on_losses[-1][0] < 0  # then the total falls below zero: the contrast is maximised
+    assert (
+        on_losses[-1][1] < -0.5 and on_losses[-1][0] < 0
+    )  # then the total falls below zero: the contrast is maximised
     on_logits = train(five, five_batch, {"harmony": "literal"}, steps=1)
     assert on_logits[0][2] == 0.0
     for acts_on in ("logits", "losses"):
         ours = train(five, five_batch, {"harmony": "free", "acts_on": acts_on})
-        assert ours[0][2] > 0.01 and min(score for score, _, _ in ours) > 0 and min(loss for _, loss, _ in ours) >= 0
+        assert (
+            ours[0][2] > 0.01
+            and min(score for score, _, _ in ours) > 0
+            and min(loss for _, loss, _ in ours) >= 0
+        )
         assert ours[-1][1] < 0.7 * ours[0][1]
 
 
 def test_matching_equals_a_batch_with_swapped_titles(five, five_batch):
-    model, output, targets = outputs(five, five_batch, {"matching": ("text",), "masked": False, "contrast": "none"})
+    model, output, targets = outputs(
+        five, five_batch, {"matching": ("text",), "masked": False, "contrast": "none"}
+    )
     loss, parts = objectives.total(model, output, targets)
     batch = five_batch()
-    rolled = {key: value.roll(1, 0) for key, value in vars(batch.streams["text"]).items() if value is not None}
-    swapped = replace(batch, streams={**batch.streams, "text": replace(batch.streams["text"], **rolled)})
+    rolled = {
+        key: value.roll(1, 0)
+        for key, value in vars(batch.streams["text"]).items()
+        if value is not None
+    }
+    swapped = replace(
+        batch, streams={**batch.streams, "text": replace(batch.streams["text"], **rolled)}
+    )
     own, other = model.match(output)["text"], model.match(model(swapped))["text"]
     slow = []
     for b in range(6):
         for logit, title, goal in ((own[b], b, 1.0), (other[b], (b - 1) % 6, 0.0)):
-            if output.presence[title, 1]:  # every product of the batch has something to match a title with
+            if output.presence[
+                title, 1
+            ]:  # every product of the batch has something to match a title with
                 slow.append(F.binary_cross_entropy_with_logits(logit, torch.tensor(goal)))
     assert list(parts) == ["matching_T"] and len(slow) == 10
     torch.testing.assert_close(loss, torch.stack(slow).mean())
@@ -224,7 +292,12 @@ def test_matching_equals_a_batch_with_swapped_titles(five, five_batch):
 def test_neighbours_are_the_chain_of_the_first_version(five, five_batch):
     model, output, targets = outputs(five, five_batch, {"pairs": "neighbours"})
     _, parts = objectives.total(model, output, targets)
-    assert [name for name in parts if "_" in name] == ["contrast_I+T", "contrast_T+Tab", "contrast_Tab+V", "contrast_V+A"]
+    assert [name for name in parts if "_" in name] == [
+        "contrast_I+T",
+        "contrast_T+Tab",
+        "contrast_Tab+V",
+        "contrast_V+A",
+    ]
 
 
 @pytest.mark.parametrize("form", ["eq2", "released", "siglip", "symile", "gram"])
@@ -233,22 +306,41 @@ def test_every_form_trains_the_model(five, five_batch, form):
     loss, parts = objectives.total(model, output, targets)
     loss.backward()
     assert len(contrasts(parts)) == (5 if form in contrast.AT_ONCE else 10) and torch.isfinite(loss)
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert all(
+        p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0
+        for p in model.parameters()
+    )
 
 
 def test_which_modalities_are_masked_and_what_is_predicted(five, five_batch):
     batch = five_batch()
     classes = torch.rand(6, 9, 7).softmax(-1)
-    batch = replace(batch, streams={**batch.streams, "image": replace(batch.streams["image"], classes=classes)})
-    hidden, targets = mask(batch, Vocabulary(50, 4), torch.Generator().manual_seed(0), 0.5, None, ("image", "text"), ("image",))
+    batch = replace(
+        batch, streams={**batch.streams, "image": replace(batch.streams["image"], classes=classes)}
+    )
+    hidden, targets = mask(
+        batch,
+        Vocabulary(50, 4),
+        torch.Generator().manual_seed(0),
+        0.5,
+        None,
+        ("image", "text"),
+        ("image",),
+    )
     assert list(targets) == ["image", "text"]
     assert hidden.streams["audio"].tokens.equal(batch.streams["audio"].tokens)
     assert targets["image"].value.equal(classes[targets["image"].product, targets["image"].token])
-    spec = replace(five, classes=(("image", 7),), objective=replace(five.objective, classes=("image",), masked=("image", "text")))
+    spec = replace(
+        five,
+        classes=(("image", 7),),
+        objective=replace(five.objective, classes=("image",), masked=("image", "text")),
+    )
     model = Model(spec)
     loss, parts = objectives.total(model, model(hidden), targets)
     loss.backward()
-    assert [name for name in parts if name.isupper()] == ["MRP", "MLM"] and model.heads["image"].features.weight.grad.abs().sum() > 0
+    assert [name for name in parts if name.isupper()] == ["MRP", "MLM"] and model.heads[
+        "image"
+    ].features.weight.grad.abs().sum() > 0
 
 
 def test_one_product_cannot_be_contrasted(five):
@@ -257,7 +349,8 @@ def test_one_product_cannot_be_contrasted(five):
         objectives.total(model, output, targets)
 
 
-# --- what is missing -----------------------------------------------------------------------------------------------------------
+# --- what is missing
+# ------------------------------------------------------------------------------------------------
 
 
 def test_imputing_is_a_stream_of_zeros_that_everyone_sees(five, five_batch):
@@ -266,21 +359,43 @@ def test_imputing_is_a_stream_of_zeros_that_everyone_sees(five, five_batch):
     torch.manual_seed(0)
     model, batch = Model(spec).eval(), five_batch()
     output = model(batch)
-    assert output.presence.all() and output.fused["audio"].shape[1] == 81 and output.fused["text"].shape[1] == 9
+    assert (
+        output.presence.all()
+        and output.fused["audio"].shape[1] == 81
+        and output.fused["text"].shape[1] == 9
+    )
     full = impute(batch, (2, 3))
     assert (full.streams["audio"].tokens[5] == 0).all() and full.streams["audio"].valid[5].all()
-    assert full.streams["text"].tokens[2].tolist() == [2, 3, 0, 0, 0, 0, 0, 0, 0] and full.streams["text"].valid[2].sum() == 2
-    assert full.streams["image"].boxes[1, 0].tolist() == [0.0, 0.0, 1.0, 1.0, 1.0] and full.streams["image"].boxes[1, 1:].sum() == 0
-    for stream, old in zip(full.streams.values(), batch.streams.values(), strict=True):  # what is there stays as it is
-        assert stream.tokens[:, : old.tokens.shape[1]][old.valid].equal(old.tokens[old.valid]) and stream.valid[0].equal(
+    assert (
+        full.streams["text"].tokens[2].tolist() == [2, 3, 0, 0, 0, 0, 0, 0, 0]
+        and full.streams["text"].valid[2].sum() == 2
+    )
+    assert (
+        full.streams["image"].boxes[1, 0].tolist() == [0.0, 0.0, 1.0, 1.0, 1.0]
+        and full.streams["image"].boxes[1, 1:].sum() == 0
+    )
+    for stream, old in zip(
+        full.streams.values(), batch.streams.values(), strict=True
+    ):  # what is there stays as it is
+        assert stream.tokens[:, : old.tokens.shape[1]][old.valid].equal(
+            old.tokens[old.valid]
+        ) and stream.valid[0].equal(
             F.pad(old.valid[0], (0, stream.valid.shape[1] - old.valid.shape[1]))
         )
-    third = {n: replace(s, **{k: v[2:3] for k, v in vars(s).items() if v is not None}) for n, s in batch.streams.items()}
+    third = {
+        n: replace(s, **{k: v[2:3] for k, v in vars(s).items() if v is not None})
+        for n, s in batch.streams.items()
+    }
     alone = read_out(model, model(replace(batch, streams=third)), "fused_first")
-    torch.testing.assert_close(alone, read_out(model, output, "fused_first")[2:3], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        alone, read_out(model, output, "fused_first")[2:3], atol=1e-4, rtol=1e-4
+    )
     only = model(batch.only(["text"]))
     masked = Model(five).eval()
     masked.load_state_dict(model.state_dict())
-    assert not torch.allclose(read_out(model, only, "fused_first"), read_out(masked, masked(batch.only(["text"])), "fused_first"))
+    assert not torch.allclose(
+        read_out(model, only, "fused_first"),
+        read_out(masked, masked(batch.only(["text"])), "fused_first"),
+    )
     with pytest.raises(ValueError, match="unknown modality"):
         batch.only(["titel"])

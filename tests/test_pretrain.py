@@ -25,12 +25,17 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(stream_set, tmp_pat
     whole, parts = fresh(stream_set, dropout=0.1), fresh(stream_set, dropout=0.1)
     expected = pretrain(whole, stream_set, TRAINING, tmp_path / "whole")
     pretrain(parts, stream_set, TRAINING, tmp_path / "parts", stop_after=3)
-    parts = fresh(stream_set, seed=99, dropout=0.1)  # a new process: other weights until the checkpoint is read
+    parts = fresh(
+        stream_set, seed=99, dropout=0.1
+    )  # a new process: other weights until the checkpoint is read
     found = pretrain(parts, stream_set, TRAINING, tmp_path / "parts")
     assert without_speed(found) == without_speed(expected) and len(found) == 8
     for one, two in zip(whole.parameters(), parts.parameters(), strict=True):
         assert one.equal(two)
-    assert [json.loads(x)["step"] for x in (tmp_path / "parts" / "history.jsonl").read_text().splitlines()] == list(range(8))
+    assert [
+        json.loads(x)["step"]
+        for x in (tmp_path / "parts" / "history.jsonl").read_text().splitlines()
+    ] == list(range(8))
 
 
 def test_a_kill_between_checkpoints_repeats_the_lost_steps(stream_set, tmp_path):
@@ -49,7 +54,11 @@ def test_ctrl_c_waits_for_the_step_and_keeps_it(stream_set, tmp_path, monkeypatc
     from m5lib import pretrain as module
 
     expected = pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path / "whole")
-    real, calls, handler = module.train_step, [], signal.getsignal(signal.SIGINT)  # ignored, where a shell runs us in the background
+    real, calls, handler = (
+        module.train_step,
+        [],
+        signal.getsignal(signal.SIGINT),
+    )  # ignored, where a shell runs us in the background
 
     def pressed_meanwhile(*arguments):
         calls.append(1)
@@ -67,7 +76,9 @@ def test_ctrl_c_waits_for_the_step_and_keeps_it(stream_set, tmp_path, monkeypatc
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_a_loss_that_is_not_a_number_keeps_the_last_good_checkpoint(stream_set, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_a_number_keeps_the_last_good_checkpoint(
+    stream_set, tmp_path, monkeypatch
+):
     from m5lib import pretrain as module
 
     pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path, stop_after=2)
@@ -99,27 +110,39 @@ def test_overfits_one_batch(stream_set, tmp_path):
     rows = stream_set.catalogue.split("train")[:16]
     plain = zoo.Objective(mask_rate=0.0, harmony="uniform", temperature=0.07)
     training = Training(steps=150, batch_size=16, learning_rate=3e-3, precision="float32")
-    history = pretrain(fresh(stream_set, width=32, objective=plain), stream_set, training, tmp_path, rows)
+    history = pretrain(
+        fresh(stream_set, width=32, objective=plain), stream_set, training, tmp_path, rows
+    )
     start, end = history[0]["contrast_I+T"], history[-1]["contrast_I+T"]
     assert start > 2.0 and end < 0.2  # from log 16
 
 
 def test_schedule_and_order():
     factors = [schedule(step, 100, 0.1) for step in range(100)]
-    assert factors[0] == pytest.approx(0.1) and max(factors) == factors[9] == 1.0 and factors[-1] == pytest.approx(1 / 90)
+    assert (
+        factors[0] == pytest.approx(0.1)
+        and max(factors) == factors[9] == 1.0
+        and factors[-1] == pytest.approx(1 / 90)
+    )
     assert all(a <= b for a, b in zip(factors[:10], factors[1:10], strict=False))
     rows = np.arange(50)
-    assert set(order(rows, 0, 0)) == set(rows) and list(order(rows, 0, 0)) == list(order(rows, 0, 0))
+    assert set(order(rows, 0, 0)) == set(rows) and list(order(rows, 0, 0)) == list(
+        order(rows, 0, 0)
+    )
     assert list(order(rows, 0, 0)) != list(order(rows, 1, 0)) != list(order(rows, 1, 1))
 
 
 def test_every_product_is_seen_once_per_epoch_the_last_batch_included(stream_set, tmp_path):
     training = Training(epochs=1, batch_size=50)
-    assert training.total_steps(120) == 3 and Training(epochs=0.5, batch_size=50).total_steps(120) == 2
+    assert (
+        training.total_steps(120) == 3 and Training(epochs=0.5, batch_size=50).total_steps(120) == 2
+    )
     with pytest.raises(ValueError, match="the train split is empty"):
         pretrain(fresh(stream_set), stream_set, training, tmp_path, rows=np.array([], dtype=int))
 
 
 def test_quarters_are_watched(stream_set, tmp_path):
-    history = pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path, watch=lambda model: {"seen": 1})
+    history = pretrain(
+        fresh(stream_set), stream_set, TRAINING, tmp_path, watch=lambda model: {"seen": 1}
+    )
     assert [line["step"] for line in history if "seen" in line] == [1, 3, 5, 7]

@@ -1,4 +1,5 @@
-"""What holds the project's files together: one list of dependencies, a lock without addresses, a README that tells the truth."""
+"""What holds the project's files together: one list of dependencies, a lock without addresses, a
+README that tells the truth."""
 
 import json
 import os
@@ -40,17 +41,24 @@ def test_lock_is_exact_and_holds_no_address():
 
 
 def test_readme_tables_are_the_generated_ones():
-    changed = subprocess.run(["git", "status", "--porcelain", "--", "results"], cwd=ROOT, capture_output=True, text=True)
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "--", "results"], cwd=ROOT, capture_output=True, text=True
+    )
     if changed.stdout.strip():
         pytest.skip("results/ holds a run of your own; the README shows the recorded one")
     assert summary.fill(README, summary.blocks()) == README, "run: python -m m5lib.summary"
-    assert summary.gallery() == (ROOT / "results" / "README.md").read_text(encoding="utf-8"), "run: python -m m5lib.summary"
+    assert summary.gallery() == (ROOT / "results" / "README.md").read_text(encoding="utf-8"), (
+        "run: python -m m5lib.summary"
+    )
 
 
 def test_readme_tree():
     tree = README[README.index("m5lib/\n") : README.index("results/             ")]
     listed = set(re.findall(r"^  (\w+\.py)", tree, re.M))
-    assert listed == {file.name for file in (ROOT / "m5lib").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert listed == {file.name for file in (ROOT / "m5lib").glob("*.py")} - {
+        "__init__.py",
+        "__main__.py",
+    }
     books = set(re.findall(r"^  (\d\d_\w+)", README, re.M))
     assert books == {file.stem for file in (ROOT / "notebooks").glob("*.ipynb")}
 
@@ -82,7 +90,8 @@ def test_links_and_pictures_resolve(page):
 def test_files_that_pages_name_exist():
     for page in PAGES[:2]:
         for name in re.findall(
-            r"`((?:m5lib|tests|notebooks|paper|results|benchmarks)/[\w./]+\.\w+)`", (ROOT / page).read_text(encoding="utf-8")
+            r"`((?:m5lib|tests|notebooks|paper|results|benchmarks)/[\w./]+\.\w+)`",
+            (ROOT / page).read_text(encoding="utf-8"),
         ):
             assert "NN_" in name or (ROOT / name).exists(), f"{page}: {name}"
 
@@ -102,16 +111,26 @@ def test_the_first_picture_says_what_this_is():
 
 
 def commands(page: str) -> list[str]:
-    """Every ``python -m …`` that a page shows: lines of code blocks, and words between backticks."""
+    """Every ``python -m …`` that a page shows: lines of code blocks, and words between
+    backticks."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    lines = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
-    found = [line for line in lines + re.findall(r"`([^`\n]+)`", text) if re.match(r"(?:\w+=\S+ )*python -m ", line)]
+    lines = [
+        line.split("#")[0].strip()
+        for block in re.findall(r"```bash\n(.*?)```", text, re.S)
+        for line in block.splitlines()
+    ]
+    found = [
+        line
+        for line in lines + re.findall(r"`([^`\n]+)`", text)
+        if re.match(r"(?:\w+=\S+ )*python -m ", line)
+    ]
     return [re.sub(r"^.*?python -m ", "", line) for line in dict.fromkeys(found)]
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(c for page in PAGES for c in commands(page)))
 def test_commands_of_the_pages_are_understood(command, tmp_path):
-    """Options exist, notebooks and their parameters too; nothing is run but ``--help``, and sweeps dry."""
+    """Options exist, notebooks and their parameters too; nothing is run but ``--help``, and sweeps
+    dry."""
     module, *words = shlex.split(command)
     environment = os.environ | {"M5_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     for word in words:
@@ -123,9 +142,19 @@ def test_commands_of_the_pages_are_understood(command, tmp_path):
         return
     if module == "m5lib.summary":
         return  # takes no options; `test_readme_tables_are_the_generated_ones` calls it
-    words = [*words, "--dry-run"] if module == "m5lib.sweep" and words and "--dry-run" not in words else words
+    words = (
+        [*words, "--dry-run"]
+        if module == "m5lib.sweep" and words and "--dry-run" not in words
+        else words
+    )
     shown = words if module == "m5lib.sweep" and words else [*words[: module == "m5lib"], "--help"]
-    done = subprocess.run([sys.executable, "-m", module, *shown], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *shown],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     if "--help" in shown:
         for option in (word for word in words if word.startswith("--")):
@@ -134,7 +163,14 @@ def test_commands_of_the_pages_are_understood(command, tmp_path):
 
 def test_the_pages_show_commands_of_every_kind():
     shown = {command.split()[0] for page in PAGES for command in commands(page)}
-    assert {"papermill", "m5lib", "m5lib.notebooks", "m5lib.shop", "m5lib.sweep", "m5lib.summary"} <= shown
+    assert {
+        "papermill",
+        "m5lib",
+        "m5lib.notebooks",
+        "m5lib.shop",
+        "m5lib.sweep",
+        "m5lib.summary",
+    } <= shown
 
 
 def test_readme_python_runs(folder, tmp_path, monkeypatch):
@@ -146,7 +182,9 @@ def test_readme_python_runs(folder, tmp_path, monkeypatch):
     space: dict = {}
     exec(code.replace("products.csv", str(folder)).replace("photo.jpg", str(picture)), space)
     assert len(space["hits"].rows) == 8 and (tmp_path / "hits.png").stat().st_size > 0
-    assert {"embeddings.parquet", "report.csv", "report.json"} <= {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"embeddings.parquet", "report.csv", "report.json"} <= {
+        file.name for file in (tmp_path / "out").iterdir()
+    }
 
 
 def test_readme_command_for_your_own_products(folder, tmp_path, monkeypatch):
@@ -154,17 +192,29 @@ def test_readme_command_for_your_own_products(folder, tmp_path, monkeypatch):
 
     from m5lib import notebooks
 
-    command = next(line for line in README.splitlines() if line.startswith("python -m papermill notebooks/13_your_products"))
+    command = next(
+        line
+        for line in README.splitlines()
+        if line.startswith("python -m papermill notebooks/13_your_products")
+    )
     words = shlex.split(command)
     given = {words[n + 1]: words[n + 2] for n, word in enumerate(words) if word == "-p"}
     assert list(given) == ["profile", "data", "query_text", "query_attributes"]
     done = spoiled(folder, tmp_path / "mine", broken=6, limit=80)
     monkeypatch.setenv("M5_HOME", str(tmp_path))
-    given |= {"profile": "tiny", "data": str(tmp_path / "mine" / given["data"]), "output": str(tmp_path / "out")}
+    given |= {
+        "profile": "tiny",
+        "data": str(tmp_path / "mine" / given["data"]),
+        "output": str(tmp_path / "out"),
+    }
     notebooks.run(ROOT / words[3], tmp_path / "out.ipynb", given, quiet=True)
     counts = json.loads((tmp_path / "out" / "report.json").read_text())["modalities"]
-    assert counts["image"]["not read"] == len(done["deleted"]) + 6 and counts["text"]["not given"] == len(done["no title"])
-    assert {"embeddings.parquet", "hits.csv", "duplicates.csv"} <= {file.name for file in (tmp_path / "out").iterdir()}
+    assert counts["image"]["not read"] == len(done["deleted"]) + 6 and counts["text"][
+        "not given"
+    ] == len(done["no title"])
+    assert {"embeddings.parquet", "hits.csv", "duplicates.csv"} <= {
+        file.name for file in (tmp_path / "out").iterdir()
+    }
 
 
 def test_make_targets_exist_and_help_names_them():
@@ -180,18 +230,26 @@ def test_make_targets_exist_and_help_names_them():
         assert shown.returncode == 0, shown.stderr
     helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
     assert targets - {"lint", "environment", "help"} <= set(re.findall(r"make (\w+)", helped))
-    assert all(f"make {target}" in README for target in ("demo", "test", "lab", "notebooks", "results", "doctor"))
+    assert all(
+        f"make {target}" in README
+        for target in ("demo", "test", "lab", "notebooks", "results", "doctor")
+    )
 
 
 def test_differences_are_told_with_a_number_of_each_model():
     found = summary.differences(ROOT / "results" / "model.json")
     assert len(found) == len(summary.DIFFERENCES) and (found != "").all(axis=None)
-    assert found.loc["masked tasks read", "released"] == "0" and float(found.loc["masked tasks read", "ours"]) > 0
+    assert (
+        found.loc["masked tasks read", "released"] == "0"
+        and float(found.loc["masked tasks read", "ours"]) > 0
+    )
 
 
 def test_demo_runs_on_the_shop_unless_told_otherwise():
     for given, data in (([], '--data ""'), (["DATA=mine.csv"], '--data "mine.csv"')):
-        shown = subprocess.run(["make", "-n", "demo", *given], cwd=ROOT, capture_output=True, text=True)
+        shown = subprocess.run(
+            ["make", "-n", "demo", *given], cwd=ROOT, capture_output=True, text=True
+        )
         assert "m5lib.notebooks --demo" in shown.stdout and data in shown.stdout
 
 
@@ -200,17 +258,31 @@ def test_files_stay_small_and_name_no_machine():
         assert len(file.read_text().splitlines()) <= 400, f"{file.name} is too long to hold"
 
 
-LAZY = ("torchvision", "torchaudio", "av", "lmdb", "captum", "umap", "papermill", "nbconvert", "IPython")
+LAZY = (
+    "torchvision",
+    "torchaudio",
+    "av",
+    "lmdb",
+    "captum",
+    "umap",
+    "papermill",
+    "nbconvert",
+    "IPython",
+)
 
 
 def test_the_library_imports_without_what_only_some_functions_need():
-    names = [f"m5lib.{file.stem}" for file in (ROOT / "m5lib").glob("*.py") if file.stem != "__init__"]
+    names = [
+        f"m5lib.{file.stem}" for file in (ROOT / "m5lib").glob("*.py") if file.stem != "__init__"
+    ]
     block = f"import sys\nfor n in {LAZY!r}: sys.modules[n] = None\n"
     code = block + "\n".join(f"import {name}" for name in names)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("path", ["CITATION.cff", "LICENSE", "CONTRIBUTING.md", "LOG.md", ".ci/run"])
+@pytest.mark.parametrize(
+    "path", ["CITATION.cff", "LICENSE", "CONTRIBUTING.md", "LOG.md", ".ci/run"]
+)
 def test_files_that_people_look_for(path):
     assert (ROOT / path).stat().st_size > 0

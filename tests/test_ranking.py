@@ -36,7 +36,14 @@ def test_ranking_is_exact_and_never_returns_the_query(k):
     fast = rank(queries, gallery, k, query_ids, gallery_ids, block=(4, 5))
     assert (fast == slow_rank(queries, gallery, k, query_ids, gallery_ids)).all()
     assert 3 not in fast[2] and fast[2, 0] != -1
-    same = rank(sparse.csr_matrix(queries), sparse.csr_matrix(gallery), k, query_ids, gallery_ids, block=(4, 5))
+    same = rank(
+        sparse.csr_matrix(queries),
+        sparse.csr_matrix(gallery),
+        k,
+        query_ids,
+        gallery_ids,
+        block=(4, 5),
+    )
     assert (same == fast).all()
 
 
@@ -54,14 +61,31 @@ def test_inner_product_is_not_cosine():
 
 @st.composite
 def cases(draw):
-    """Small whole numbers, so that there are ties, zero vectors and copies; ids that are shared now and then."""
-    queries, size, width = draw(st.integers(1, 7)), draw(st.integers(1, 25)), draw(st.integers(1, 4))
-    rng, values = np.random.default_rng(draw(st.integers(0, 2**32))), draw(st.sampled_from([1, 2, 5]))
+    """Small whole numbers, so that there are ties, zero vectors and copies; ids that are shared now
+    and then."""
+    queries, size, width = (
+        draw(st.integers(1, 7)),
+        draw(st.integers(1, 25)),
+        draw(st.integers(1, 4)),
+    )
+    rng, values = (
+        np.random.default_rng(draw(st.integers(0, 2**32))),
+        draw(st.sampled_from([1, 2, 5])),
+    )
     dtype = draw(st.sampled_from([np.float16, np.float32, np.float64]))
     sides = [rng.integers(-values, values + 1, (n, width)).astype(dtype) for n in (queries, size)]
-    ids = [rng.integers(0, draw(st.sampled_from([3, 30, 10**6])), n).astype(str).astype(object) for n in (queries, size)]
+    ids = [
+        rng.integers(0, draw(st.sampled_from([3, 30, 10**6])), n).astype(str).astype(object)
+        for n in (queries, size)
+    ]
     block = draw(st.tuples(st.integers(1, 9), st.integers(1, 30)))
-    return *sides, draw(st.integers(1, 30)), *(ids if draw(st.booleans()) else (None, None)), draw(st.booleans()), block
+    return (
+        *sides,
+        draw(st.integers(1, 30)),
+        *(ids if draw(st.booleans()) else (None, None)),
+        draw(st.booleans()),
+        block,
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -69,8 +93,12 @@ def cases(draw):
 def test_any_ranking_equals_the_sort_of_all_pairs(case):
     queries, gallery, k, query_ids, gallery_ids, cosine, block = case
     expected = slow_rank(queries, gallery, k, query_ids, gallery_ids, cosine)
-    assert (rank(queries, gallery, k, query_ids, gallery_ids, cosine, block=block) == expected).all()
-    if queries.dtype != np.float16 and not cosine:  # scipy has no halves; its lengths are rounded otherwise
+    assert (
+        rank(queries, gallery, k, query_ids, gallery_ids, cosine, block=block) == expected
+    ).all()
+    if (
+        queries.dtype != np.float16 and not cosine
+    ):  # scipy has no halves; its lengths are rounded otherwise
         sides = (sparse.csr_matrix(queries), sparse.csr_matrix(gallery))
         assert (rank(*sides, k, query_ids, gallery_ids, cosine, block=block) == expected).all()
     some = np.random.default_rng(0).permutation(len(gallery))[: len(gallery) // 2 + 1]
@@ -82,17 +110,29 @@ def test_any_ranking_equals_the_sort_of_all_pairs(case):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("block", [(7, 13), (1, 301), (64, 100), (3, 5000)])
 def test_blocks_equal_one_block(block, dtype):
-    """Real numbers at the width of real vectors, where products of one pair differ from block to block in the last bits."""
+    """Real numbers at the width of real vectors, where products of one pair differ from block to
+    block in the last bits."""
     rng = np.random.default_rng(0)
     gallery = rng.normal(size=(700, 97)).astype(dtype)
     gallery[100:400:3] = gallery[5]  # copies on both sides of every border
     gallery[690:] = 0
-    queries = np.concatenate([gallery[::37] + rng.normal(size=gallery[::37].shape).astype(dtype) / 4, gallery[4:7], gallery[-1:]])
-    query_ids, gallery_ids = np.array([f"q{n}" for n in range(len(queries))], object), np.arange(700).astype(str).astype(object)
+    queries = np.concatenate(
+        [
+            gallery[::37] + rng.normal(size=gallery[::37].shape).astype(dtype) / 4,
+            gallery[4:7],
+            gallery[-1:],
+        ]
+    )
+    query_ids, gallery_ids = (
+        np.array([f"q{n}" for n in range(len(queries))], object),
+        np.arange(700).astype(str).astype(object),
+    )
     gallery_ids[[5, 100, 650]] = query_ids[[0, 20, 3]]
     for cosine in (True, False):
         one = rank(queries, gallery, 25, query_ids, gallery_ids, cosine, block=WHOLE)
-        assert (rank(queries, gallery, 25, query_ids, gallery_ids, cosine, block=block) == one).all()
+        assert (
+            rank(queries, gallery, 25, query_ids, gallery_ids, cosine, block=block) == one
+        ).all()
         if block == (7, 13):
             assert (one == slow_rank(queries, gallery, 25, query_ids, gallery_ids, cosine)).all()
 
@@ -100,10 +140,15 @@ def test_blocks_equal_one_block(block, dtype):
 def test_a_gallery_that_gets_better_and_better_and_one_of_copies():
     rng = np.random.default_rng(0)
     queries = rng.normal(size=(5, 8)).astype(np.float32)
-    rising = np.linspace(-1, 1, 400, dtype=np.float32)[:, None] * queries.mean(0) + 0.01 * rng.normal(size=(400, 8)).astype(np.float32)
+    rising = np.linspace(-1, 1, 400, dtype=np.float32)[:, None] * queries.mean(
+        0
+    ) + 0.01 * rng.normal(size=(400, 8)).astype(np.float32)
     for gallery in (rising, np.repeat(rising[:4], 100, 0), np.zeros_like(rising)):
         for cosine in (True, False):
-            assert (rank(queries, gallery, 6, cosine=cosine, block=(2, 50)) == slow_rank(queries, gallery, 6, cosine=cosine)).all()
+            assert (
+                rank(queries, gallery, 6, cosine=cosine, block=(2, 50))
+                == slow_rank(queries, gallery, 6, cosine=cosine)
+            ).all()
 
 
 def test_coarse_products_change_nothing(monkeypatch):
@@ -114,7 +159,9 @@ def test_coarse_products_change_nothing(monkeypatch):
 
     def coarse(asked, offered):
         scores, error = quick(asked, offered)
-        noise = 2 * torch.rand(scores.shape, generator=torch.Generator().manual_seed(len(scores))) - 1
+        noise = (
+            2 * torch.rand(scores.shape, generator=torch.Generator().manual_seed(len(scores))) - 1
+        )
         assert 0.01 < error[0] < 0.05
         return scores + 0.95 * noise * torch.from_numpy(error[:, None]).float(), error
 
@@ -129,7 +176,9 @@ def test_columns_side_by_side_in_memory_change_nothing():
     gallery[7::40] = gallery[3]
     turned = np.asfortranarray(gallery)
     expected = rank(gallery[:5], gallery, 12, block=WHOLE)
-    assert (rank(turned[:5], turned, 12, block=(2, 1)) == expected).all() and (rank(turned[:5], turned, 12) == expected).all()
+    assert (rank(turned[:5], turned, 12, block=(2, 1)) == expected).all() and (
+        rank(turned[:5], turned, 12) == expected
+    ).all()
 
 
 def test_a_memory_map_of_halves_is_read_in_blocks(tmp_path):
@@ -137,7 +186,9 @@ def test_a_memory_map_of_halves_is_read_in_blocks(tmp_path):
     gallery = np.memmap(tmp_path / "gallery", np.float16, "w+", shape=(500, 32))
     gallery[:] = rng.normal(size=gallery.shape)
     queries = rng.normal(size=(6, 32)).astype(np.float32)
-    assert (rank(queries, gallery, 9, block=(4, 64)) == slow_rank(queries, np.asarray(gallery), 9)).all()
+    assert (
+        rank(queries, gallery, 9, block=(4, 64)) == slow_rank(queries, np.asarray(gallery), 9)
+    ).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -23,7 +23,11 @@ from m5lib.extractors import PLAIN, Crops, Frames
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def same(a: dict, b: dict) -> bool:
@@ -38,8 +42,12 @@ def same(a: dict, b: dict) -> bool:
 
 @pytest.fixture
 def mixed(tmp_path) -> Catalogue:
-    """Pictures, videos with and without sound, sounds; some broken, one product with nothing else."""
-    video, silent = write_video(tmp_path / "a.mp4", 25, sound=2.5), write_video(tmp_path / "b.mp4", 15)
+    """Pictures, videos with and without sound, sounds; some broken, one product with nothing
+    else."""
+    video, silent = (
+        write_video(tmp_path / "a.mp4", 25, sound=2.5),
+        write_video(tmp_path / "b.mp4", 15),
+    )
     own = write_sound(tmp_path / "c.wav", tone(1.5))
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     extra = [
@@ -58,11 +66,23 @@ def test_store_gives_what_memory_gives(mixed, tmp_path):
     clean, features = media.extract(mixed)
     stored, lazily = store.extract(mixed, PLAIN, tmp_path / "s", shard=3)
     assert stored == clean and same(features, lazily) and len(clean) == len(mixed) - 1
-    assert {n: ragged.values.shape for n, ragged in lazily.items()} == {n: ragged.values.shape for n, ragged in features.items()}
+    assert {n: ragged.values.shape for n, ragged in lazily.items()} == {
+        n: ragged.values.shape for n, ragged in features.items()
+    }
     assert same(features, store.extract(mixed, PLAIN, tmp_path / "s", shard=3)[1])
     index = json.loads((tmp_path / "s" / "video.json").read_text())
-    assert index["settings"] == {"extractor": "Frames", "version": 2, "width": 396, "cells": 6, "directions": 8, "limit": 12}
-    assert index["rows"] == len(features["video"].values) and str(tmp_path) not in (tmp_path / "s" / "video.json").read_text()
+    assert index["settings"] == {
+        "extractor": "Frames",
+        "version": 2,
+        "width": 396,
+        "cells": 6,
+        "directions": 8,
+        "limit": 12,
+    }
+    assert (
+        index["rows"] == len(features["video"].values)
+        and str(tmp_path) not in (tmp_path / "s" / "video.json").read_text()
+    )
 
 
 def test_streams_do_not_tell_the_difference(mixed, tmp_path):
@@ -71,22 +91,37 @@ def test_streams_do_not_tell_the_difference(mixed, tmp_path):
     clean, features = media.extract(mixed)
     tokenizer = train_tokenizer(clean)
     a = Streams(clean, features, tokenizer)
-    b = pickle.loads(pickle.dumps(Streams(clean, store.extract(mixed, PLAIN, tmp_path / "s", shard=3)[1], tokenizer)))
+    b = pickle.loads(
+        pickle.dumps(
+            Streams(clean, store.extract(mixed, PLAIN, tmp_path / "s", shard=3)[1], tokenizer)
+        )
+    )
     assert a.widths == b.widths
     for rows in ([0], [3, 1, 8], range(len(clean))):
         x, y = a.batch(rows), b.batch(rows)
-        assert all(x.streams[n].tokens.equal(y.streams[n].tokens) and x.streams[n].valid.equal(y.streams[n].valid) for n in x.streams)
+        assert all(
+            x.streams[n].tokens.equal(y.streams[n].tokens)
+            and x.streams[n].valid.equal(y.streams[n].valid)
+            for n in x.streams
+        )
         assert x.streams["image"].boxes.equal(y.streams["image"].boxes)
 
 
 def test_work_that_is_done_is_not_done_again(tmp_path, monkeypatch):
     catalogue, seen = pictures(tmp_path / "p"), []
     call = Crops.__call__
-    monkeypatch.setattr(Crops, "__call__", lambda self, file: seen.append(file.path.stem) or call(self, file))
+    monkeypatch.setattr(
+        Crops, "__call__", lambda self, file: seen.append(file.path.stem) or call(self, file)
+    )
 
     def run(products, extractor=Crops()) -> int:  # noqa: B008
         seen.clear()
-        store.extract(replace(catalogue, products=tuple(products)), {"image": extractor}, tmp_path / "s", shard=5)
+        store.extract(
+            replace(catalogue, products=tuple(products)),
+            {"image": extractor},
+            tmp_path / "s",
+            shard=5,
+        )
         return len(seen)
 
     products = catalogue.products
@@ -127,7 +162,11 @@ def test_ended_at_every_step_and_started_again_it_is_the_same_store(tmp_path, mo
         monkeypatch.setattr(os, "replace", really)
         assert any(folder.rglob("*.part"))
         clean, features = store.extract(catalogue, {"image": Crops()}, folder, shard=4)
-        assert bytes_of(folder) == expected and same(features, {"image": whole["image"]}) and len(clean.skipped) == 2
+        assert (
+            bytes_of(folder) == expected
+            and same(features, {"image": whole["image"]})
+            and len(clean.skipped) == 2
+        )
 
 
 KILLED = """
@@ -136,7 +175,7 @@ from pathlib import Path
 from make_media import Slow, pictures
 from m5lib import store
 store.extract(pictures(Path({folder!r}) / "p"), {{"image": Slow()}}, Path({folder!r}) / "s", workers=1, shard=2)
-"""
+"""  # noqa: E501
 
 
 def test_killed_at_a_random_moment_and_started_again_it_is_the_same_store(tmp_path):
@@ -169,7 +208,9 @@ def test_a_fault_that_may_pass_is_tried_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Crops, "__call__", flaky)
     clean, _ = store.extract(catalogue, {"image": Crops()}, tmp_path / "s")
-    assert [(s.where, s.reason) for s in clean.skipped] == [("p1", "cannot be read: Input/output error")]
+    assert [(s.where, s.reason) for s in clean.skipped] == [
+        ("p1", "cannot be read: Input/output error")
+    ]
     broken.clear()
     clean, features = store.extract(catalogue, {"image": Crops()}, tmp_path / "s")
     assert not clean.skipped and np.diff(features["image"].offsets).tolist() == [14, 14, 14]
@@ -183,7 +224,9 @@ def test_features_are_read_without_the_media(mixed, tmp_path):
         path.unlink()
     again, read = store.load(tmp_path / "moved", mixed)
     assert again.fingerprint == clean.fingerprint and same(read, features)
-    assert {(s.where, s.reason) for s in again.skipped} == {(s.where, s.reason) for s in clean.skipped}
+    assert {(s.where, s.reason) for s in again.skipped} == {
+        (s.where, s.reason) for s in clean.skipped
+    }
     rows = [7, 2, 5]
     part, taken = store.load(tmp_path / "moved", clean.take(rows))
     for name, ragged in taken.items():
@@ -191,7 +234,10 @@ def test_features_are_read_without_the_media(mixed, tmp_path):
             a = ragged.values[ragged.offsets[new] : ragged.offsets[new + 1]]
             b = features[name].values[features[name].offsets[old] : features[name].offsets[old + 1]]
             assert np.array_equal(a, b)
-        assert len(ragged.values) == ragged.offsets[-1] and (part.presence[name] == (np.diff(ragged.offsets) > 0)).all()
+        assert (
+            len(ragged.values) == ragged.offsets[-1]
+            and (part.presence[name] == (np.diff(ragged.offsets) > 0)).all()
+        )
     new = Product("new", {"text": "x", "image": MediaFile(tmp_path / "new.png")})
     wider, _ = store.load(tmp_path / "moved", replace(clean, products=(*clean.products, new)))
     assert wider.skipped[-1] == ("new", "image", "not in the store")
@@ -216,11 +262,16 @@ def test_settings_count_weights_by_content_and_leave_devices_out(tmp_path):
 
     (tmp_path / "a.pt").write_bytes(b"weights")
     (tmp_path / "b.pt").write_bytes(b"weights")
-    a, b = store.settings(Clips(weights=tmp_path / "a.pt")), store.settings(Clips(weights=tmp_path / "b.pt", device="cuda"))
+    a, b = (
+        store.settings(Clips(weights=tmp_path / "a.pt")),
+        store.settings(Clips(weights=tmp_path / "b.pt", device="cuda")),
+    )
     assert a == b and "device" not in a and str(tmp_path) not in json.dumps(a)
     (tmp_path / "b.pt").write_bytes(b"wEights")
     assert store.settings(Clips(weights=tmp_path / "b.pt")) != a
-    assert store.settings(Frames()) != store.settings(Frames(cells=2)) and store.settings(Slow()) != store.settings(Crops())
+    assert store.settings(Frames()) != store.settings(Frames(cells=2)) and store.settings(
+        Slow()
+    ) != store.settings(Crops())
 
 
 @pytest.fixture(scope="module")
@@ -229,13 +280,21 @@ def mapped(tmp_path_factory):
     parts = [rng.normal(size=(n, 3)).astype(np.float16) for n in (4, 1, 7, 2)]
     for n, part in enumerate(parts):
         np.save(folder / f"{n}.npy", part)
-    return store.Mapped([folder / f"{n}.npy" for n in range(4)], [4, 1, 7, 2], 3), np.concatenate(parts)
+    return store.Mapped([folder / f"{n}.npy" for n in range(4)], [4, 1, 7, 2], 3), np.concatenate(
+        parts
+    )
 
 
 @given(st.lists(st.integers(-14, 13), max_size=20), st.integers(-20, 20), st.integers(-20, 20))
 def test_mapped_is_indexed_like_an_array(mapped, rows, start, stop):
     array, expected = mapped
-    for index in (np.array(rows, int), slice(start, stop), slice(None, None, 3), np.arange(14) % 3 == 0, np.array(5)):
+    for index in (
+        np.array(rows, int),
+        slice(start, stop),
+        slice(None, None, 3),
+        np.arange(14) % 3 == 0,
+        np.array(5),
+    ):
         assert np.array_equal(array[index], expected[index])
         assert np.array_equal(pickle.loads(pickle.dumps(array))[index], expected[index])
     order = np.array(rows, int) % 14
@@ -249,7 +308,10 @@ def test_mapped_is_read_in_other_processes(mapped):
         array[np.array([14])]
     assert array.shape == expected.shape and len(array) == 14 and array.dtype == np.float16
     with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
-        assert all(np.array_equal(a, expected[n : n + 3]) for n, a in enumerate(pool.map(_read, [array] * 10, range(10))))
+        assert all(
+            np.array_equal(a, expected[n : n + 3])
+            for n, a in enumerate(pool.map(_read, [array] * 10, range(10)))
+        )
 
 
 def _read(array, start):

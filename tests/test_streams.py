@@ -27,11 +27,16 @@ def test_a_long_cell_is_cut_and_absent_words_are_absent():
     batch = streams.Streams(catalogue, {}, streams.train_tokenizer(catalogue, 100)).batch([0, 1])
     assert batch.streams["table"].tokens.shape == (2, 64)
     assert batch.presence.tolist() == [[False, True], [True, False]]
-    assert (batch.streams["table"].entity[0, 1:-1] <= 1).all() and batch.streams["table"].entity[0, -1] == -1
+    assert (batch.streams["table"].entity[0, 1:-1] <= 1).all() and batch.streams["table"].entity[
+        0, -1
+    ] == -1
 
 
 def test_a_title_without_letters_of_the_vocabulary_is_still_there():
-    catalogue = Catalogue("c", (Product("1", {"text": "abc"}, split="train"), Product("2", {"text": "ж"}, split="query")))
+    catalogue = Catalogue(
+        "c",
+        (Product("1", {"text": "abc"}, split="train"), Product("2", {"text": "ж"}, split="query")),
+    )
     batch = streams.Streams(catalogue, {}, streams.train_tokenizer(catalogue, 100)).batch([1])
     assert batch.streams["text"].valid.sum() == 3  # [CLS] [UNK] [SEP]
 
@@ -39,19 +44,25 @@ def test_a_title_without_letters_of_the_vocabulary_is_still_there():
 def test_the_same_words_give_the_same_vocabulary(catalogue):
     one, two = (streams.train_tokenizer(catalogue, 400).get_vocab() for _ in range(2))
     assert one == two and len(one) <= 400 and "watch" in one
-    assert streams.train_tokenizer(Catalogue("zh", (Product("1", {"text": "安吉白茶 安吉"}),)), 50).tokenize("白茶") == ["白", "茶"]
+    assert streams.train_tokenizer(
+        Catalogue("zh", (Product("1", {"text": "安吉白茶 安吉"}),)), 50
+    ).tokenize("白茶") == ["白", "茶"]
 
 
 def test_any_transformers_tokenizer_by_path(catalogue, tmp_path):
     streams.train_tokenizer(catalogue, 300).save_pretrained(tmp_path)
     loaded = streams.load_tokenizer(tmp_path)
-    assert loaded.tokenize("Acme Watch") == streams.train_tokenizer(catalogue, 300).tokenize("Acme Watch")
+    assert loaded.tokenize("Acme Watch") == streams.train_tokenizer(catalogue, 300).tokenize(
+        "Acme Watch"
+    )
     assert loaded.mask_token_id == 4
 
 
 def test_a_modality_that_the_catalogue_lacks_is_an_error(stream_set):
     with pytest.raises(ValueError, match=r"has no \['video'\]"):
-        streams.Streams(stream_set.catalogue, stream_set.features, stream_set.tokenizer, ["text", "video"])
+        streams.Streams(
+            stream_set.catalogue, stream_set.features, stream_set.tokenizer, ["text", "video"]
+        )
 
 
 def test_a_batch_does_not_depend_on_its_neighbours(stream_set):
@@ -62,7 +73,8 @@ def test_a_batch_does_not_depend_on_its_neighbours(stream_set):
         assert not together.streams[name].valid[0, length:].any()
 
 
-# --- masking -----------------------------------------------------------------------------------------------------------------
+# --- masking
+# ------------------------------------------------------------------------------------------------
 
 VOCABULARY = Vocabulary(50, 4)
 
@@ -83,7 +95,9 @@ def test_fifteen_percent_of_real_tokens_are_hidden(five_batch):
     for name, stream in batch.streams.items():
         there = stream.entity >= 0 if stream.entity is not None else stream.valid[:, 1:]
         possible[name] = int(there.sum()) * 300
-        expected = 0.075 if MODALITIES[name].hides == "entity" else 0.15  # half of a chosen pair is hidden
+        expected = (
+            0.075 if MODALITIES[name].hides == "entity" else 0.15
+        )  # half of a chosen pair is hidden
         assert abs(hidden[name] / possible[name] - expected) < 0.02, name
 
 
@@ -96,7 +110,11 @@ def test_mlm_is_80_10_10(five_batch):
         where = targets["text"].product, targets["text"].token
         new = after.streams["text"].tokens[where]
         assert (targets["text"].value == before[where]).all()
-        counts += [(new == 4).sum(), ((new != 4) & (new != before[where])).sum(), (new == before[where]).sum()]
+        counts += [
+            (new == 4).sum(),
+            ((new != 4) & (new != before[where])).sum(),
+            (new == before[where]).sum(),
+        ]
     share = counts / counts.sum()
     assert abs(share[0] - 0.8) < 0.03 and abs(share[1] - 0.1) < 0.03 and abs(share[2] - 0.1) < 0.03
 
@@ -112,7 +130,9 @@ def test_mem_hides_whole_properties_or_whole_values(five_batch):
             for entity in entities:
                 assert changed[b][stream.entity[b] == entity].all()  # whole
                 assert entity ^ 1 not in entities  # never both sides of a pair
-                sides[entity % 2] += int((stream.entity[b] == (entity ^ 1)).any())  # where the pair has both sides
+                sides[entity % 2] += int(
+                    (stream.entity[b] == (entity ^ 1)).any()
+                )  # where the pair has both sides
     assert 0.4 < sides[0] / sum(sides) < 0.6
     single = [len(masked(batch, s, hides={"table": "token"})[1]["table"].token) for s in range(200)]
     assert abs(np.mean(single) / int((stream.entity >= 0).sum()) - 0.15) < 0.02  # Table 7's MLM
@@ -124,7 +144,9 @@ def test_features_are_hidden_from_the_summary_too(five_batch):
     for name in ("image", "video", "audio"):
         target, stream = targets[name], after.streams[name]
         assert len(target.token) and (stream.tokens[target.product, target.token] == 0).all()
-        torch.testing.assert_close(target.value, batch.streams[name].tokens[target.product, target.token])
+        torch.testing.assert_close(
+            target.value, batch.streams[name].tokens[target.product, target.token]
+        )
         slow = stream.tokens[0, 1:][stream.valid[0, 1:]].mean(0)
         torch.testing.assert_close(stream.tokens[0, 0], slow)
 
@@ -135,19 +157,33 @@ def test_same_seed_same_mask(five_batch):
 
 
 def test_class_probabilities_of_an_extractor_reach_the_loss(extracted, stream_set, tmp_path):
-    """VL-BERT's and the released code's other targets: streams -> spec -> masks -> divergence, by one training step."""
+    """VL-BERT's and the released code's other targets: streams -> spec -> masks -> divergence, by
+    one training step."""
     from m5lib import zoo
     from m5lib.model import Model
     from m5lib.pretrain import Training, pretrain
 
     catalogue, features = extracted
-    probabilities = np.random.default_rng(0).dirichlet(np.ones(4), len(features["image"].values)).astype(np.float16)
-    found = streams.Streams(catalogue, {"image": features["image"]._replace(classes=probabilities)}, stream_set.tokenizer)
+    probabilities = (
+        np.random.default_rng(0)
+        .dirichlet(np.ones(4), len(features["image"].values))
+        .astype(np.float16)
+    )
+    found = streams.Streams(
+        catalogue,
+        {"image": features["image"]._replace(classes=probabilities)},
+        stream_set.tokenizer,
+    )
     stream = found.batch([3, 5]).streams["image"]
     first, last = features["image"].offsets[3:5]
     assert found.classes == {"image": 4} and stream.classes.shape == (2, stream.tokens.shape[1], 4)
-    assert np.allclose(stream.classes[0, 1 : last - first + 1], probabilities[first:last]) and stream.classes[:, 0].sum() == 0
-    spec = zoo.change(zoo.vl_bert(width=16, heads=2), (("objective.classes", ("image",)),)).fit(found)
+    assert (
+        np.allclose(stream.classes[0, 1 : last - first + 1], probabilities[first:last])
+        and stream.classes[:, 0].sum() == 0
+    )
+    spec = zoo.change(zoo.vl_bert(width=16, heads=2), (("objective.classes", ("image",)),)).fit(
+        found
+    )
     torch.manual_seed(0)
     model = Model(spec)
     history = pretrain(model, found, Training(steps=1, batch_size=16), tmp_path)

@@ -1,4 +1,5 @@
-"""A sweep: strict before it starts, side by side, resumed after a kill, and the same through any executor."""
+"""A sweep: strict before it starts, side by side, resumed after a kill, and the same through any
+executor."""
 
 import json
 import os
@@ -54,12 +55,22 @@ def started(book) -> list[int]:
 
 def test_points_of_a_grid_and_of_a_list(book):
     grid = sweep.points(book, {"n": [1, 2], "name": ["a", "b/c"]}, {"pause": 1})
-    assert [(p.parameters["n"], p.parameters["name"]) for p in grid] == [(1, "a"), (1, "b/c"), (2, "a"), (2, "b/c")]
+    assert [(p.parameters["n"], p.parameters["name"]) for p in grid] == [
+        (1, "a"),
+        (1, "b/c"),
+        (2, "a"),
+        (2, "b/c"),
+    ]
     assert all(p.parameters["pause"] == 1.0 and p.parameters["record"] == "book" for p in grid)
     assert grid[0].label == "n=1 name=a" and grid[1].name.startswith("n=1,pause=1.0,name=b_c-")
     assert len({p.name for p in grid}) == 4 and len({p.folder for p in grid}) == 1
-    listed = sweep.points(book, [{"n": 2, "name": "a"}, {"n": 1, "name": "a"}, {"n": 1, "name": "a"}], {"pause": 1.0})
-    assert [p.name for p in listed] == [grid[2].name, grid[0].name]  # each once; the same points wherever they come from
+    listed = sweep.points(
+        book, [{"n": 2, "name": "a"}, {"n": 1, "name": "a"}, {"n": 1, "name": "a"}], {"pause": 1.0}
+    )
+    assert [p.name for p in listed] == [
+        grid[2].name,
+        grid[0].name,
+    ]  # each once; the same points wherever they come from
     text = nbformat.read(book, as_version=4)
     text.cells[1].source += "\nprint()"
     nbformat.write(text, book)
@@ -83,13 +94,24 @@ def test_strict_before_anything_starts(book):
 
 
 def test_finished_failed_cached_retried_and_collected(book, capsys):
-    """One failing run of three leaves two results and a report; the next call runs that one alone."""
+    """One failing run of three leaves two results and a report; the next call runs that one
+    alone."""
     frame = sweep.sweep(book, {"n": [0, 1, 2]}, {"fail_below": 1.0}, workers=2)
-    assert frame["status"].tolist() == ["failed", "finished", "finished"] and frame["n"].tolist() == [0, 1, 2]
-    assert frame["error"].tolist() == ["cell 3: ValueError: last line", "", ""]  # papermill adds a cell
+    assert frame["status"].tolist() == ["failed", "finished", "finished"] and frame[
+        "n"
+    ].tolist() == [0, 1, 2]
+    assert frame["error"].tolist() == [
+        "cell 3: ValueError: last line",
+        "",
+        "",
+    ]  # papermill adds a cell
     assert list(frame.columns) == ["n", "pause", "name", "fail_below", "record", *sweep.OUTCOME]
     said = capsys.readouterr().out
-    assert said.count("  finished  ") == 2 and f"ValueError: last line; see {frame['output'][0]}" in said and "3/3" in said
+    assert (
+        said.count("  finished  ") == 2
+        and f"ValueError: last line; see {frame['output'][0]}" in said
+        and "3/3" in said
+    )
     rows = sweep.collect(frame)
     assert rows["seed"].tolist() == [1, 2] and rows["value"].tolist() == [0.5, 1.0]
     assert list(rows.columns) == [*recording.COLUMNS, "n", "pause", "name", "fail_below", "point"]
@@ -99,9 +121,16 @@ def test_finished_failed_cached_retried_and_collected(book, capsys):
     assert index["status"].tolist() == ["failed", "finished", "finished"]
     book.with_name("mended").touch()
     again = sweep.sweep(book, {"n": [0, 1, 2]}, {"fail_below": 1.0})
-    assert again["status"].tolist() == ["finished", "cached", "cached"] and started(book) == [0, 0, 1, 2]
+    assert again["status"].tolist() == ["finished", "cached", "cached"] and started(book) == [
+        0,
+        0,
+        1,
+        2,
+    ]
     assert again["seconds"].tolist()[1:] == frame["seconds"].tolist()[1:]
-    assert sweep.collect(pd.read_parquet(place / "runs.parquet"))["seed"].sort_values().tolist() == [0, 1, 2]
+    assert sweep.collect(pd.read_parquet(place / "runs.parquet"))[
+        "seed"
+    ].sort_values().tolist() == [0, 1, 2]
 
 
 def test_side_by_side_within_the_thread_budget(book, monkeypatch):
@@ -117,8 +146,20 @@ def test_side_by_side_within_the_thread_budget(book, monkeypatch):
 
 
 def test_a_killed_sweep_goes_on(book):
-    """SIGKILL after the first run has ended: its kernels end too, the next call runs what is left."""
-    command = [sys.executable, "-m", "m5lib.sweep", str(book), "--grid", "n=1,2,3", "--set", "pause=1.5", "--workers", "1"]
+    """SIGKILL after the first run has ended: its kernels end too, the next call runs what is
+    left."""
+    command = [
+        sys.executable,
+        "-m",
+        "m5lib.sweep",
+        str(book),
+        "--grid",
+        "n=1,2,3",
+        "--set",
+        "pause=1.5",
+        "--workers",
+        "1",
+    ]
     killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert "finished" in killed.stdout.readline()
     deadline = time.monotonic() + 60
@@ -129,22 +170,46 @@ def test_a_killed_sweep_goes_on(book):
     frame = sweep.sweep(book, {"n": [1, 2, 3]}, {"pause": 1.5}, workers=2)
     assert frame["status"].tolist() == ["cached", "finished", "finished"]
     assert started(book) == [1, 2, 2, 3] and sweep.collect(frame)["seed"].tolist() == [1, 2, 3]
-    assert len(pd.read_parquet(os.path.join(os.path.dirname(frame["output"][0]), "runs.parquet"))) == 3
+    assert (
+        len(pd.read_parquet(os.path.join(os.path.dirname(frame["output"][0]), "runs.parquet"))) == 3
+    )
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(book):
-    command = [sys.executable, "-m", "m5lib.sweep", str(book), "--grid", "n=1,2,3", "--set", "pause=600", "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "m5lib.sweep",
+        str(book),
+        "--grid",
+        "n=1,2,3",
+        "--set",
+        "pause=600",
+        "--workers",
+        "1",
+    ]
     sweep.sweep(book, {"n": [1]}, {"pause": 600.0}, executor=_Finishes())
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's background jobs are deaf to Ctrl-C
-    stopped = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heard)
+    heard = {
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    }  # a shell's background jobs are deaf to Ctrl-C
+    stopped = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heard
+    )
     deadline = time.monotonic() + 120
     while len(started(book)) < 1 and time.monotonic() < deadline:
         time.sleep(0.05)
     stopped.send_signal(signal.SIGINT)
-    out, err = stopped.communicate(timeout=300)  # half of what the run would have slept: the interrupt reached its kernel
+    out, err = stopped.communicate(
+        timeout=300
+    )  # half of what the run would have slept: the interrupt reached its kernel
     assert stopped.returncode == 130
-    assert "1/3  cached" in out and "stopped after 1 of 3 runs; the same call goes on from there" in err
-    statuses = [p.ended().get("status") for p in sweep.points(book, {"n": [1, 2, 3]}, {"pause": 600.0})]
+    assert (
+        "1/3  cached" in out
+        and "stopped after 1 of 3 runs; the same call goes on from there" in err
+    )
+    statuses = [
+        p.ended().get("status") for p in sweep.points(book, {"n": [1, 2, 3]}, {"pause": 600.0})
+    ]
     assert statuses == ["finished", None, None] and started(book) == [2]
 
 
@@ -152,7 +217,14 @@ class _Finishes:
     """Not of `concurrent.futures`, like submitit's; says at once that a run is finished."""
 
     def submit(self, function, notebook, output, parameters, environment, begun):
-        outcome = {"parameters": parameters, "status": "finished", "seconds": 1.0, "output": output, "error": "", "begun": begun}
+        outcome = {
+            "parameters": parameters,
+            "status": "finished",
+            "seconds": 1.0,
+            "output": output,
+            "error": "",
+            "begun": begun,
+        }
         files.write_json(output.replace(".ipynb", ".json"), outcome)
         return _Job(outcome)
 
@@ -182,31 +254,58 @@ class _Job:
 def test_other_executors(book):
     """Processes, and jobs like submitit's; a job that is lost is a failed run."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        assert sweep.sweep(book, {"n": [1]}, executor=pool, workers=1)["status"].tolist() == ["finished"]
+        assert sweep.sweep(book, {"n": [1]}, executor=pool, workers=1)["status"].tolist() == [
+            "finished"
+        ]
     frame = sweep.sweep(book, {"n": [1, 2]}, executor=_Lost())
-    assert frame["status"].tolist() == ["cached", "failed"] and frame["error"][1] == "RuntimeError: ran out of memory"
+    assert (
+        frame["status"].tolist() == ["cached", "failed"]
+        and frame["error"][1] == "RuntimeError: ran out of memory"
+    )
     with ThreadPoolExecutor(2) as pool:
-        assert sweep.sweep(book, {"n": [1, 2]}, executor=pool)["status"].tolist() == ["cached", "finished"]
+        assert sweep.sweep(book, {"n": [1, 2]}, executor=pool)["status"].tolist() == [
+            "cached",
+            "finished",
+        ]
 
 
 def test_dask(book):
-    distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'm5lib[cluster]'")
+    distributed = pytest.importorskip(
+        "distributed", reason="needs the extra: pip install 'm5lib[cluster]'"
+    )
     with (
-        distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster,
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, dashboard_address=None
+        ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        frame = sweep.sweep(book, {"n": [0, 1, 2]}, {"fail_below": 1.0}, executor=client.get_executor())
+        frame = sweep.sweep(
+            book, {"n": [0, 1, 2]}, {"fail_below": 1.0}, executor=client.get_executor()
+        )
         assert frame["status"].tolist() == ["failed", "finished", "finished"]
-        book.with_name("mended").touch()  # the same arguments once more: Dask must not answer from memory
-        frame = sweep.sweep(book, {"n": [0, 1, 2]}, {"fail_below": 1.0}, executor=client.get_executor())
-        assert frame["status"].tolist() == ["finished", "cached", "cached"] and started(book) == [0, 0, 1, 2]
+        book.with_name(
+            "mended"
+        ).touch()  # the same arguments once more: Dask must not answer from memory
+        frame = sweep.sweep(
+            book, {"n": [0, 1, 2]}, {"fail_below": 1.0}, executor=client.get_executor()
+        )
+        assert frame["status"].tolist() == ["finished", "cached", "cached"] and started(book) == [
+            0,
+            0,
+            1,
+            2,
+        ]
 
 
 def test_submitit(book):
-    submitit = pytest.importorskip("submitit", reason="needs the extra: pip install 'm5lib[cluster]'")
+    submitit = pytest.importorskip(
+        "submitit", reason="needs the extra: pip install 'm5lib[cluster]'"
+    )
     executor = submitit.AutoExecutor(book.with_name("jobs"), cluster="local")
     frame = sweep.sweep(book, {"n": [0, 1]}, {"fail_below": 1.0}, executor=executor)
-    assert frame["status"].tolist() == ["failed", "finished"] and sweep.collect(frame)["seed"].tolist() == [1]
+    assert frame["status"].tolist() == ["failed", "finished"] and sweep.collect(frame)[
+        "seed"
+    ].tolist() == [1]
 
 
 def test_shell(book, capsys, tmp_path):
@@ -252,9 +351,18 @@ def test_commands_of_the_readme(monkeypatch, tmp_path):
 
 def test_values_of_the_command_line():
     assert sweep._values("0,1", int) == [0, 1] and sweep._values("I,I+T", str) == ["I", "I+T"]
-    assert sweep._values('"a,b",c', str) == ['"a', 'b"', "c"] and sweep._values('"a,b","c"', str) == ["a,b", "c"]
-    assert sweep._values("1,2", str) == ["1", "2"] and sweep._values('["a"],["b","c"]', list) == [["a"], ["b", "c"]]
-    assert sweep._value("true", bool) is True and sweep._value("true", str) == "true" and sweep._value('"7"', str) == "7"
+    assert sweep._values('"a,b",c', str) == ['"a', 'b"', "c"] and sweep._values(
+        '"a,b","c"', str
+    ) == ["a,b", "c"]
+    assert sweep._values("1,2", str) == ["1", "2"] and sweep._values('["a"],["b","c"]', list) == [
+        ["a"],
+        ["b", "c"],
+    ]
+    assert (
+        sweep._value("true", bool) is True
+        and sweep._value("true", str) == "true"
+        and sweep._value('"7"', str) == "7"
+    )
 
 
 def test_results_may_lie_elsewhere(tmp_path, monkeypatch):
@@ -264,14 +372,17 @@ def test_results_may_lie_elsewhere(tmp_path, monkeypatch):
     assert len(recording.load_results(tmp_path / "here" / "rows.json")) == 1
 
 
-HOLD = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(1, flush=True); time.sleep(60)"
+HOLD = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(1, flush=True); time.sleep(60)"  # noqa: E501
 
 
 def test_a_run_is_trained_once(stream_set, tmp_path, monkeypatch):
-    """Two ask for it while another process holds it: both wait; then one trains, the other loads the same."""
+    """Two ask for it while another process holds it: both wait; then one trains, the other loads
+    the same."""
     monkeypatch.setenv("M5_HOME", str(tmp_path))
     job, trained, real = runs.Job(epochs=1), [], runs.pretrain
-    monkeypatch.setattr(runs, "pretrain", lambda *given, **named: (trained.append(1), real(*given, **named))[1])
+    monkeypatch.setattr(
+        runs, "pretrain", lambda *given, **named: (trained.append(1), real(*given, **named))[1]
+    )
     lock = job.folder(stream_set) / ".lock"
     lock.parent.mkdir(parents=True)
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE)
@@ -307,5 +418,7 @@ def test_one_at_a_time_behind_a_lock(tmp_path, capsys):
 
 def test_two_make_a_shop_once(tmp_path):
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: shop.make(40, folder=tmp_path / "shop", workers=1), range(2))
+        first, second = pool.map(
+            lambda _: shop.make(40, folder=tmp_path / "shop", workers=1), range(2)
+        )
     assert first.fingerprint == second.fingerprint and len(first) == 40
