@@ -29,13 +29,13 @@ environment: .venv/ready
 	@touch $@
 
 demo: environment
-	$(BIN)/python -m m5lib.notebooks --demo --profile $(PROFILE) --data "$(DATA)"
+	$(BIN)/python -m m5lib.lab.notebooks --demo --profile $(PROFILE) --data "$(DATA)"
 
 notebooks: environment
-	$(BIN)/python -m m5lib.notebooks --profile $(PROFILE) --data "$(DATA)"
+	$(BIN)/python -m m5lib.lab.notebooks --profile $(PROFILE) --data "$(DATA)"
 
 results: environment
-	$(BIN)/python -m m5lib.results --profile $(PROFILE) --seeds $(SEEDS) --data "$(DATA)"
+	$(BIN)/python -m m5lib.lab.results --profile $(PROFILE) --seeds $(SEEDS) --data "$(DATA)"
 
 doctor: environment
 	@$(BIN)/python -m m5lib doctor
@@ -43,6 +43,7 @@ doctor: environment
 lint: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 test: lint
 	$(BIN)/python -m pytest

@@ -13,7 +13,8 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from m5lib import files, recording
+from m5lib.data import files
+from m5lib.lab import recording
 from m5lib.layers import attention
 
 

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from m5lib import backbones, extractors, store
-from m5lib.data import Catalogue, MediaFile, Product
-from m5lib.media import in_parallel
+from m5lib.catalogue import Catalogue, MediaFile, Product
+from m5lib.data import backbones, extractors, store
+from m5lib.data.media import in_parallel
 from m5lib.streams import Streams, train_tokenizer
 
 HERE = Path(__file__).parent

@@ -13,7 +13,9 @@ from statistics import median
 
 import torch
 
-from m5lib import files, objectives, pretrain, recording, runs
+from m5lib import objectives, pretrain
+from m5lib.data import files
+from m5lib.lab import recording, runs
 from m5lib.masking import Vocabulary, mask
 
 

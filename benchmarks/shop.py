@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from m5lib import shop, store
-from m5lib.extractors import PLAIN
+from m5lib.data import store
+from m5lib.data.extractors import PLAIN
+from m5lib.shop import listings
 from m5lib.streams import Streams, train_tokenizer
 
 HERE = Path(__file__).parent
@@ -39,14 +40,14 @@ def main(scratch: Path) -> dict:
         }
     }
     sample = 480
-    one, _ = timed(lambda: shop.make(sample, 0, scratch / "one", workers=1))
-    every, _ = timed(lambda: shop.make(sample, 0, scratch / "all"))
+    one, _ = timed(lambda: listings.make(sample, 0, scratch / "one", workers=1))
+    every, _ = timed(lambda: listings.make(sample, 0, scratch / "all"))
     found["listings per second"] = {
         "one core": round(sample / one, 1),
         "all cores": round(sample / every, 1),
         "ratio": round(one / every, 2),
     }
-    seconds, catalogue = timed(lambda: shop.make("small", 0, scratch / "small"))
+    seconds, catalogue = timed(lambda: listings.make("small", 0, scratch / "small"))
     size = sum(path.stat().st_size for path in (scratch / "small").rglob("*") if path.is_file())
     found["small shop"] = {
         "listings": len(catalogue),
@@ -73,5 +74,5 @@ def main(scratch: Path) -> dict:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         result = main(Path(folder))
-    (HERE / "shop.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (HERE / "listings.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from m5lib import files, recording, runs
-from m5lib.sweep import collect
+from m5lib.data import files
+from m5lib.lab import recording, runs
+from m5lib.lab.sweep import collect
 
 HERE = Path(__file__).resolve()
 NOTEBOOK = HERE.parent.parent / "notebooks" / "04_pretrain.ipynb"
@@ -42,7 +43,7 @@ def start(folder: Path, workers: int, grid=GRID) -> subprocess.Popen:
         "-W",
         "ignore",
         "-m",
-        "m5lib.sweep",
+        "m5lib.lab.sweep",
         str(NOTEBOOK),
         *grid,
         "--set",

@@ -25,4 +25,15 @@ torchvision, torchaudio, PyAV, lmdb, captum, umap-learn and papermill are import
 that use them; importing any module of :mod:`m5lib` needs none of them.
 """
 
+import os
+from pathlib import Path
+
 __version__ = "0.1.0"
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def home(*parts: str) -> Path:
+    """A path below the folder for outputs: ``M5_HOME``, or the checkout that the library lies
+    in."""
+    return Path(os.environ.get("M5_HOME", ROOT)).joinpath(*parts)

@@ -1,10 +1,10 @@
 """``python -m m5lib doctor``. The other commands are modules of their own: ``python -m
-m5lib.notebooks``, ``m5lib.sweep``, …"""
+m5lib.lab.notebooks``, ``m5lib.lab.sweep``, …"""
 
 import argparse
 import sys
 
-from m5lib import doctor
+from m5lib.lab import doctor
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from m5lib.data import Rows
+from m5lib.catalogue import Rows
 from m5lib.model import Model, Output, first_token, mean_token
 from m5lib.objectives import scores
 from m5lib.streams import Streams

@@ -1,7 +1,7 @@
 """The table of modalities: five rows. Nothing else in the library asks for a modality by its name.
 
 Everything that is per modality travels in dicts keyed by ``name``, in the order of this table. To
-add a modality, add a row here and an extractor to :mod:`m5lib.extractors` (or, for words, the
+add a modality, add a row here and an extractor to :mod:`m5lib.data.extractors` (or, for words, the
 ``units`` function of the row): ``CONTRIBUTING.md`` has the steps and ``tests/test_modalities.py``
 does it.
 """

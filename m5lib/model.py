@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from m5lib import store
+from m5lib.data import store
 from m5lib.layers import AttentionBlock, Whitening
 from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
+from m5lib.spec import Spec, Stage
 from m5lib.streams import Batch, Stream, impute, load_tokenizer
-from m5lib.zoo import Spec, Stage
 
 #: Settings of the extractors that the model was trained with, beside its weights.
 EXTRACTORS = "preprocessor_config.json"
@@ -223,7 +223,7 @@ def _only_at(
 
 
 class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", "multimodal"]):
-    """A model of the zoo, built from its :class:`~m5lib.zoo.Spec`.
+    """A model of the zoo, built from its :class:`~m5lib.models.zoo.Spec`.
 
     An absent modality, and padding, take part in nothing: no token reads them, they are in no mean,
     no pair and no loss. What the model computes *at* such positions is finite and meaningless.

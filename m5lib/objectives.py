@@ -1,5 +1,5 @@
 """Masked losses, matching and harmony scores; :func:`total` is the one place that reduces and adds
-up. Contrast: :mod:`m5lib.contrast`."""
+up. Contrast: :mod:`m5lib.simcl`."""
 
 from collections.abc import Mapping
 
@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from m5lib import contrast
-from m5lib.contrast import at_least_float32
+from m5lib import simcl
 from m5lib.masking import Target
 from m5lib.modalities import MODALITIES, codes
 from m5lib.model import Model, Output
+from m5lib.simcl import at_least_float32
 from m5lib.streams import Batch
 
 
@@ -216,15 +216,13 @@ def _contrast(model: Model, output: Output) -> tuple[Tensor, dict[str, Tensor]]:
     found = scores(model, vectors, output.presence) if "contrast" in objective.harmony_on else None
     on_logits = found if objective.acts_on == "logits" else None
     bias = getattr(model, "contrast_bias", None)
-    values, count = contrast.FORMS[objective.contrast](
+    values, count = simcl.FORMS[objective.contrast](
         vectors, output.presence, model.temperature, on_logits, bias
     )
-    at_once = objective.contrast in contrast.AT_ONCE
+    at_once = objective.contrast in simcl.AT_ONCE
     if found is not None and on_logits is None:
         values = values * (
-            contrast.anchor_scores(found, output.presence)
-            if at_once
-            else contrast.pair_scores(found)
+            simcl.anchor_scores(found, output.presence) if at_once else simcl.pair_scores(found)
         )
     per_pair, here = values.sum(1) / count.sum(1).clamp(min=1), count.any(dim=1)
     sides = (

@@ -16,13 +16,13 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from m5lib import objectives
 from m5lib.masking import Vocabulary, mask
 from m5lib.model import Model
-from m5lib.progress import progress
+from m5lib.spec import Spec
 from m5lib.streams import Batch, Streams, impute
-from m5lib.zoo import Spec
 
 
 @dataclass(frozen=True)
@@ -224,13 +224,13 @@ def run_loop(
     todo = range(start, min(steps, stop_after or steps))
     with open(directory / "history.jsonl", "w") as log, interrupts_wait() as interrupted:
         log.writelines(json.dumps(line) + "\n" for line in history)
-        for step in progress(
-            todo, steps, label, "steps", lambda: f"loss {history[-1]['loss']:.3f}", start
-        ):
+        bar = tqdm(todo, label, steps, initial=start, unit=" steps")
+        for step in bar:
             line = train_step(model, losses, rows, training, optimizer, step, steps)
             if watch and (step + 1) * 4 // steps > step * 4 // steps:
                 line |= watch(model)
             history.append(line)
+            bar.set_postfix_str(f"loss {line['loss']:.3f}", refresh=False)
             log.write(json.dumps(line) + "\n")
             if (
                 interrupted()

@@ -7,6 +7,7 @@ starts with its summary token.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +16,25 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from m5lib.data import Catalogue, Rows
-from m5lib.media import Ragged
+from m5lib.catalogue import Catalogue, Rows
 from m5lib.modalities import MODALITIES, Modality, ordered
+
+
+class Ragged(NamedTuple):
+    """Features of N products one after another: those of product ``n`` are rows ``offsets[n]`` to
+    ``offsets[n + 1]``.
+
+    ``values`` (T, F) float16, ``boxes`` (T, 5) float16 or None, ``offsets`` (N + 1,) int64; an
+    absent modality has no rows. ``classes`` (T, K) are class probabilities, where there are any.
+    ``values`` and ``boxes`` are arrays, or :class:`m5lib.data.store.Mapped` files that are indexed
+    like arrays.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+    boxes: np.ndarray | None = None
+    classes: np.ndarray | None = None
+
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -211,8 +228,8 @@ class Streams:
     """All streams of a catalogue, in the order of its products.
 
     Args:
-        catalogue: the products; broken media already taken out (:func:`m5lib.media.extract`).
-        features: what :func:`m5lib.media.extract` returned for it.
+        catalogue: the products; broken media already taken out (:func:`m5lib.data.media.extract`).
+        features: what :func:`m5lib.data.media.extract` returned for it.
         tokenizer: for titles and tables.
         modalities: which streams to build; by default every one the catalogue has content and
             features for.

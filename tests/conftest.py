@@ -20,7 +20,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 
-from m5lib import media, readers, streams, zoo  # noqa: E402
+from m5lib import streams  # noqa: E402
+from m5lib.data import media, readers  # noqa: E402
+from m5lib.models import zoo  # noqa: E402
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]

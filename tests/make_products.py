@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m5lib import readers
+from m5lib.data import readers
 
 #: Of the products: share whose picture is deleted, whose cells of the picture, the title, an
 #: attribute are emptied.

@@ -5,13 +5,14 @@ import torch
 from conftest import make_five_batch
 from torch import nn
 
-from m5lib import contrast, objectives, zoo
+from m5lib import objectives, simcl
 from m5lib.embeddings import READOUTS, read_out
 from m5lib.layers import AttentionBlock, Block, Whitening, attention
 from m5lib.masking import Vocabulary, mask
 from m5lib.model import Model
+from m5lib.models import zoo
+from m5lib.spec import Objective, Spec, Stage
 from m5lib.streams import Batch, Stream
-from m5lib.zoo import Objective, Spec, Stage
 
 NAMES = ("image", "text", "table", "video", "audio")
 
@@ -120,7 +121,7 @@ def values(model, batch):
     output = model(batch)
     vectors = torch.stack(list(output.pooled.values()), 1)
     scores = objectives.harmony(objectives.agreement(vectors), output.presence)
-    found, _ = contrast.infonce(vectors, output.presence, torch.tensor(0.1), scores)
+    found, _ = simcl.infonce(vectors, output.presence, torch.tensor(0.1), scores)
     states = {
         f"fused_{n}": x[:, :9] * v[:, :9, None]
         for (n, x), v in zip(output.fused.items(), output.valid.values(), strict=True)

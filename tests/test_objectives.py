@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from conftest import make_five_batch
 
-from m5lib import contrast, objectives, zoo
+from m5lib import objectives, simcl
 from m5lib.embeddings import read_out
 from m5lib.masking import Target, Vocabulary, mask
 from m5lib.model import Model
+from m5lib.models import zoo
 from m5lib.streams import impute
 
 
@@ -181,10 +182,10 @@ def test_scores_act_where_they_are_told(five, five_batch, harmony, acts_on):
     }[harmony]
     pooled, summary = (torch.stack(list(x.values()), 1) for x in (output.pooled, output.summary))
     s = make(pooled)
-    values, count = contrast.infonce(
+    values, count = simcl.infonce(
         pooled, output.presence, model.temperature, s if acts_on == "logits" else None
     )
-    values = values if acts_on == "logits" else values * contrast.pair_scores(s)
+    values = values if acts_on == "logits" else values * simcl.pair_scores(s)
     torch.testing.assert_close(contrasts(parts), values.sum(1) / count.sum(1))
     s, text = make(summary)[:, 1, 1], targets["text"]
     prediction = model.predict(output, targets)["text"] * (
@@ -305,7 +306,7 @@ def test_every_form_trains_the_model(five, five_batch, form):
     model, output, targets = outputs(five, five_batch, {"contrast": form})
     loss, parts = objectives.total(model, output, targets)
     loss.backward()
-    assert len(contrasts(parts)) == (5 if form in contrast.AT_ONCE else 10) and torch.isfinite(loss)
+    assert len(contrasts(parts)) == (5 if form in simcl.AT_ONCE else 10) and torch.isfinite(loss)
     assert all(
         p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0
         for p in model.parameters()

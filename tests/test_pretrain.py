@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from m5lib import zoo
 from m5lib.model import Model
+from m5lib.models import zoo
 from m5lib.pretrain import Training, order, pretrain, schedule
 
 TRAINING = Training(steps=8, batch_size=32, learning_rate=1e-3, checkpoint_seconds=0.0)

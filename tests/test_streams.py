@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from m5lib import streams
-from m5lib.data import Catalogue, Product
+from m5lib.catalogue import Catalogue, Product
 from m5lib.masking import Vocabulary, mask
 from m5lib.modalities import MODALITIES
 
@@ -159,8 +159,8 @@ def test_same_seed_same_mask(five_batch):
 def test_class_probabilities_of_an_extractor_reach_the_loss(extracted, stream_set, tmp_path):
     """VL-BERT's and the released code's other targets: streams -> spec -> masks -> divergence, by
     one training step."""
-    from m5lib import zoo
     from m5lib.model import Model
+    from m5lib.models import zoo
     from m5lib.pretrain import Training, pretrain
 
     catalogue, features = extracted

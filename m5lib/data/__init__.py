@@ -1,0 +1,1 @@
+"""Media and records become a catalogue and features: readers, decoding, extractors, store."""

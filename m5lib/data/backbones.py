@@ -1,0 +1,204 @@
+"""Extractors with pre-trained weights: Faster R-CNN for regions of a picture, S3D for clips of a
+video.
+
+Weights come by torchvision's own download, or from a file of yours (``weights``, a state dict; read
+with ``weights_only``). torchvision is imported where it is used. The paper's own networks
+(ResNet-101 Faster R-CNN trained on Visual Genome; S3D-G trained on HowTo100M) are not among
+torchvision's: these are their nearest kin there, trained on COCO and Kinetics-400.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import ClassVar
+
+import numpy as np
+
+from m5lib.catalogue import DataError, MediaFile
+from m5lib.data.decoding import MediaError, frames, open_image, probe
+from m5lib.data.extractors import Features, locations
+
+_LOADING = Lock()
+
+
+def _state(weights: Path | None, published, owner: str) -> dict:
+    """A state dict, from a file or the library's download. Raises
+    :class:`~m5lib.catalogue.DataError` that says how to mend it."""
+    import torch
+
+    try:
+        if weights is None:
+            return published.get_state_dict(
+                progress=False, check_hash=True, weights_only=True, map_location="cpu"
+            )
+        return torch.load(weights, map_location="cpu", weights_only=True)
+    # no network, no file, a pickle: all end the extraction, none is a fault of the media
+    except Exception as error:
+        where = published.url if weights is None else weights
+        raise DataError(
+            f"{owner}: weights {where} cannot be read ({error}); give weights=<path of a state "
+            "dict>"
+        ) from error
+
+
+@lru_cache(maxsize=2)
+def _build(make: Callable, published, weights: Path | None, device: str):
+    model = make()
+    model.load_state_dict(_state(weights, published, make.__name__))
+    return model.eval().requires_grad_(False).to(device)
+
+
+def _model(make: Callable, published, weights: Path | None, device: str):
+    """The network, loaded once per process, by whichever thread comes first."""
+    with _LOADING:
+        return _build(make, published, weights, device)
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Region features of torchvision's Faster R-CNN: 10 to 36 boxes by score, 1,024 numbers each,
+    and 5-d locations.
+
+    As bottom-up attention does (section 5; the released code keeps exactly 36): a box is a
+    proposal, refined for its most likely class; suppression starts at an overlap of 0.3 and is
+    loosened in steps of 0.1 until ``most`` boxes are left; those that score at least ``score`` are
+    kept, no fewer than ``fewest`` and no more than ``most``. The vector is the box head's (the
+    paper's pooled ResNet has 2,048). The shorter side of the picture is brought to ``side`` pixels,
+    the longer to 5/3 of it at most.
+    """
+
+    fewest: int = 10
+    most: int = 36
+    score: float = 0.2
+    side: int = 600
+    weights: Path | None = None
+    device: str = field(default="cpu", compare=False)
+    width: ClassVar[int] = 1024
+    version: ClassVar[int] = 1
+
+    def network(self):
+        """The network, in eval mode. Raises :class:`~m5lib.catalogue.DataError` where the weights
+        cannot be had."""
+        from torchvision.models import detection
+
+        weights = detection.FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1
+        return _model(_faster_rcnn, weights, self.weights and Path(self.weights), self.device)
+
+    def __call__(self, file: MediaFile) -> Features:
+        """Regions of a picture, best first."""
+        import torch
+        from torchvision.models.detection.transform import GeneralizedRCNNTransform
+        from torchvision.transforms.functional import pil_to_tensor
+
+        picture = pil_to_tensor(open_image(file)).float().div(255).to(self.device)
+        net = self.network()
+        resize = GeneralizedRCNNTransform(
+            self.side, self.side * 5 // 3, net.transform.image_mean, net.transform.image_std
+        )
+        with torch.inference_mode():
+            images, _ = resize([picture])
+            height, width = images.image_sizes[0]
+            maps = net.backbone(images.tensors)
+            proposals, _ = net.rpn(images, maps)
+            heads = net.roi_heads
+            vectors = heads.box_head(heads.box_roi_pool(maps, proposals, images.image_sizes))
+            logits, deltas = heads.box_predictor(vectors)
+            scores, classes = logits.softmax(dim=1)[:, 1:].max(dim=1)  # 0 is the background
+            boxes = heads.box_coder.decode(deltas, proposals)[
+                torch.arange(len(scores)), classes + 1
+            ]
+            keep = self._keep(boxes, scores, height, width)
+            vectors, boxes = vectors[keep].float().cpu().numpy(), boxes[keep].cpu().numpy()
+        if not len(vectors):
+            raise MediaError("no region found")
+        boxes = np.clip(boxes, 0, [width, height, width, height])
+        return Features(vectors, locations(boxes, width, height))
+
+    def _keep(self, boxes, scores, height: int, width: int):
+        """Positions of the boxes to keep, best first."""
+        from torchvision.ops import clip_boxes_to_image, nms, remove_small_boxes
+
+        boxes = clip_boxes_to_image(boxes, (height, width))
+        big = remove_small_boxes(boxes, 1.0)
+        for overlap in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+            keep = big[nms(boxes[big], scores[big], overlap)]
+            if len(keep) >= self.most:
+                break
+        count = int((scores[keep] >= self.score).sum())
+        return keep[: min(max(count, self.fewest), self.most)]
+
+
+def _faster_rcnn():
+    from torchvision.models import detection
+
+    # The batch norm that the published weights were trained with, and no download of a backbone
+    # besides.
+    return detection.fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clip features of torchvision's S3D: 1,024 numbers for each 16 frames at 16 frames a second,
+    at most ``limit`` clips.
+
+    As the released extractor: shorter side ``side``, centre crop, one vector per second scaled to
+    unit length. It differs in the weights, in the colours (normalised as these weights expect), and
+    in the last clip: what it lacks is its last frame again, not black frames, which would look like
+    a cut. A clip of less than half a second is left out unless it is the only one.
+    """
+
+    limit: int = 12
+    side: int = 224
+    weights: Path | None = None
+    device: str = field(default="cpu", compare=False)
+    width: ClassVar[int] = 1024
+    version: ClassVar[int] = 1
+    rate: ClassVar[int] = 16
+
+    def network(self):
+        """The network, in eval mode. Raises :class:`~m5lib.catalogue.DataError` where the weights
+        cannot be had."""
+        from torchvision.models import video
+
+        return _model(
+            _s3d, video.S3D_Weights.KINETICS400_V1, self.weights and Path(self.weights), self.device
+        )
+
+    def __call__(self, file: MediaFile) -> Features:
+        """Clips of a video, one per second."""
+        import torch
+        from torchvision.models.video import S3D_Weights
+
+        track = probe(file).video
+        if track is None:
+            raise MediaError("no video track in it")
+        length = min(self.limit, track.seconds or self.limit)
+        count = max(1, int(length + 0.5))  # a last clip of half a second or more counts
+        times = (np.arange(count * self.rate) + 0.5) / self.rate
+        pixels, stamps = frames(file, times, self.side)
+        top, left = (pixels.shape[1] - self.side) // 2, (pixels.shape[2] - self.side) // 2
+        pixels = pixels[:, top : top + self.side, left : left + self.side]
+        recipe, net = S3D_Weights.KINETICS400_V1.transforms(), self.network()
+        mean, std = (
+            torch.tensor(x, device=self.device)[:, None, None, None]
+            for x in (recipe.mean, recipe.std)
+        )
+        vectors = []
+        with torch.inference_mode():
+            for clip in torch.from_numpy(pixels).split(self.rate):
+                clip = (clip.to(self.device).permute(3, 0, 1, 2) / 255 - mean) / std
+                vectors.append(net.features(clip[None]).mean(dim=(2, 3, 4))[0])
+            vectors = torch.nn.functional.normalize(torch.stack(vectors), dim=1).cpu().numpy()
+        # Of a video that does not say how long it is, no clip that is nothing but its last frame.
+        keep = [
+            n for n in range(count) if track.seconds or not n or stamps[n * self.rate] < stamps[-1]
+        ]
+        return Features(vectors[keep])
+
+
+def _s3d():
+    from torchvision.models import video
+
+    return video.s3d(weights=None)

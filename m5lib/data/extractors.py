@@ -1,0 +1,348 @@
+"""Extractors: one media file in, an array of feature vectors out.
+
+An extractor is a frozen dataclass, so that its settings can be saved beside a model, with a
+``width`` (F), and a callable::
+
+    extractor(file: MediaFile) -> Features(values (L, F) float32, boxes (L, 5) float32 or None)
+
+that raises :class:`~m5lib.data.decoding.MediaError` with a reason where the file cannot be used. A
+field with ``compare=False`` says how to compute, not what (a device). ``version`` counts changes of
+what a class computes; stored features of another version are made again. ``decodes = False`` marks
+one that reads finished features and no media (:mod:`m5lib.data.m5features`).
+
+==================== ====================================================== =======================
+plain, no weights    token                                                  F
+==================== ====================================================== =======================
+:class:`Crops`       a crop of the picture, at several scales               cells² (3 + directions)
+:class:`Pixels`      the whole picture, for controls                        3 width height
+:class:`Frames`      a frame of the video, one per second                   cells² (3 + directions)
+:class:`Mfcc`        0.16 s of sound, cepstral coefficients                 coefficients
+:class:`LogMel`      0.16 s of sound, decibels of mel bands                 bands
+:class:`ReleasedMel` a mel band over 12 s of sound (released layout)        751
+==================== ====================================================== =======================
+
+Pre-trained ones are in :mod:`m5lib.data.backbones`. torch and torchaudio are imported where they
+are used.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from threading import Lock
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from m5lib.catalogue import MediaFile
+from m5lib.data.decoding import MediaError, frames, open_image, probe, sound
+
+
+class Features(NamedTuple):
+    """Feature vectors of one file: ``values`` (L, F) float32, and ``boxes`` (L, 5) float32 for
+    regions of a picture."""
+
+    values: np.ndarray
+    boxes: np.ndarray | None = None
+
+
+def locations(boxes: np.ndarray, width: float | int = 1.0, height: float | int = 1.0) -> np.ndarray:
+    """5-d locations (L, 5) of boxes (L, 4) x1, y1, x2, y2: (x1/W, y1/H, x2/W, y2/H, area/WH), as
+    the released loader."""
+    boxes = np.asarray(boxes, dtype=np.float32) / np.array(
+        [width, height, width, height], dtype=np.float32
+    )
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return np.concatenate([boxes, area[:, None]], axis=1)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Plain region features that need no weights: crops at several scales, each described by its
+    colours and its edges.
+
+    ``levels`` ``(1, 2, 3)`` cuts the picture into 1 + 4 + 9 = 14 crops that overlap by ``margin``
+    of their side. Of each crop, a grid of ``cells`` x ``cells`` gives mean RGB and a histogram of
+    gradient directions (HOG: Dalal and Triggs, CVPR 2005; undirected, strongest channel, normalised
+    over the crop, square root), so F = cells² (3 + directions). Colours and histograms are shifted
+    and scaled to about zero mean and unit deviation. Raw pixels do worse by far, see ``LOG.md``.
+
+    Boxes: see :func:`locations`.
+    """
+
+    levels: tuple[int, ...] = (1, 2, 3)
+    margin: float = 0.15
+    version: ClassVar[int] = 2
+    cells: int = 4
+    directions: int = 8
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return self.cells**2 * (3 + self.directions)
+
+    def boxes(self) -> np.ndarray:
+        """(L, 5) boxes in fractions of the picture, the coarsest level first, then by rows."""
+        boxes = []
+        for level in self.levels:
+            grow = self.margin / level if level > 1 else 0.0
+            for row in range(level):
+                for column in range(level):
+                    x1, y1 = max(0.0, column / level - grow), max(0.0, row / level - grow)
+                    boxes.append(
+                        (
+                            x1,
+                            y1,
+                            min(1.0, (column + 1) / level + grow),
+                            min(1.0, (row + 1) / level + grow),
+                        )
+                    )
+        return locations(np.array(boxes))
+
+    def __call__(self, file: MediaFile) -> Features:
+        """Features and boxes of one picture. Raises :class:`MediaError`."""
+        image = open_image(file, longest=1024)
+        scale = np.array([image.width, image.height] * 2)
+        boxes, side = self.boxes(), 4 * self.cells
+        crops = [
+            np.asarray(
+                image.resize((side, side), Image.Resampling.BILINEAR, box=tuple(box * scale))
+            )
+            for box in boxes[:, :4]
+        ]
+        return Features(self.describe(np.stack(crops).astype(np.float32) / 255.0), boxes)
+
+    def describe(self, crops: np.ndarray) -> np.ndarray:
+        """(L, side, side, 3) in [0, 1] -> (L, F): colours, then histograms, cell by cell."""
+        n, side = len(crops), crops.shape[1]
+        grid = (n, self.cells, side // self.cells, self.cells, side // self.cells)
+        colours = crops.reshape(*grid, 3).mean((2, 4))
+        dx, dy = np.zeros_like(crops), np.zeros_like(crops)
+        dx[:, :, 1:-1] = crops[:, :, 2:] - crops[:, :, :-2]
+        dy[:, 1:-1] = crops[:, 2:] - crops[:, :-2]
+        strongest = np.hypot(dx, dy).argmax(-1, keepdims=True)
+        dx, dy = (np.take_along_axis(d, strongest, -1)[..., 0] for d in (dx, dy))
+        place = (
+            np.arctan2(dy, dx) % np.pi / np.pi * self.directions
+        )  # in bins; shared out between the two nearest
+        share = place % 1.0
+        lower = place.astype(int) % self.directions
+        bins = np.arange(self.directions)
+        vote = (lower[..., None] == bins) * (1 - share)[..., None] + (
+            (lower[..., None] + 1) % self.directions == bins
+        ) * share[..., None]
+        edges = (vote * np.hypot(dx, dy)[..., None]).reshape(*grid, self.directions).sum((2, 4))
+        edges = np.sqrt(edges / (edges.sum((1, 2, 3), keepdims=True) + 0.5))
+        scaled = [(colours - 0.75) / 0.3, (edges - 0.05) / 0.06]
+        return np.concatenate([part.reshape(n, -1) for part in scaled], axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The whole picture as one token of ``width x height`` RGB pixels in [-1, 1]: what a control
+    without learning sees."""
+
+    size: tuple[int, int] = (24, 32)
+    version: ClassVar[int] = 1
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return 3 * self.size[0] * self.size[1]
+
+    def __call__(self, file: MediaFile) -> Features:
+        """Pixels of one picture. Raises :class:`MediaError`."""
+        pixels = np.asarray(
+            open_image(file).resize(self.size, Image.Resampling.BILINEAR), dtype=np.float32
+        )
+        return Features(
+            pixels.reshape(1, -1) / 127.5 - 1.0, np.array([[0, 0, 1, 1, 1]], dtype=np.float32)
+        )
+
+
+@dataclass(frozen=True)
+class Frames:
+    """One frame per second (supplement E), at most ``limit``, each described by its colours and its
+    edges as a crop of :class:`Crops`.
+
+    F = cells² (3 + directions). The frame is the one in the middle of each second (the first of a
+    video is often black): token ``n`` shows second ``n`` + 0.5. A video shorter than that gives its
+    middle frame, so one of a single frame gives one token. The
+    released code differs: clips of 16 frames through S3D-G (:class:`m5lib.data.backbones.Clips`).
+    """
+
+    cells: int = 6
+    directions: int = 8
+    limit: int = 12
+    version: ClassVar[int] = 2
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return self.cells**2 * (3 + self.directions)
+
+    def __call__(self, file: MediaFile) -> Features:
+        """One frame per second of a video."""
+        track = probe(file).video
+        if track is None:
+            raise MediaError("no video track in it")
+        side = 4 * self.cells
+        pixels, stamps = frames(file, seconds_of(track.seconds, self.limit), (side, side))
+        keep = np.unique(stamps, return_index=True)[1] if track.seconds is None else slice(None)
+        describe = Crops(cells=self.cells, directions=self.directions).describe
+        return Features(describe(pixels[keep].astype(np.float32) / 255.0))
+
+
+def seconds_of(length: float | None, limit: int) -> list[float]:
+    """The middle of each of the first ``limit`` seconds of a video; its middle where it has no
+    whole half second."""
+    times = [n + 0.5 for n in range(limit) if length is None or n + 0.5 < length]
+    return times or [length / 2]
+
+
+RATE, WINDOW, HOP = 16_000, 1024, 256
+_IMPORTING = Lock()
+
+
+def _torchaudio(part: str):
+    """A module of torchaudio. They import each other, and extraction runs in threads: two that
+    begin at once would find half a module."""
+    with _IMPORTING:
+        return import_module(f"torchaudio.{part}")
+
+
+@lru_cache(maxsize=8)
+def _mel(bands: int):
+    """torchaudio's mel power spectrogram with the paper's window and hop (supplement E). Safe in
+    several threads: no state."""
+    return _torchaudio("transforms").MelSpectrogram(
+        RATE, n_fft=WINDOW, hop_length=HOP, n_mels=bands
+    )
+
+
+def _samples(file: MediaFile, seconds: float):
+    import torch
+
+    samples = sound(file, RATE, seconds)
+    if len(samples) < WINDOW:
+        raise MediaError(
+            f"{len(samples) / RATE:.3f} s of sound; one window is {WINDOW / RATE:.3f} s"
+        )
+    return torch.from_numpy(samples)
+
+
+def _pooled(frames: np.ndarray, group: int) -> np.ndarray:
+    """(T, F) -> (ceil(T / group), F): the mean of each ``group`` frames, the last group of what is
+    left."""
+    starts = np.arange(0, len(frames), group)
+    return np.add.reduceat(frames, starts, axis=0) / np.diff([*starts, len(frames)])[:, None]
+
+
+@dataclass(frozen=True)
+class LogMel:
+    """Decibels of mel bands, a token per ``group`` frames of 16 ms (10: 0.16 s), at most
+    ``seconds`` of sound.
+
+    Window 1,024, hop 256, 16 kHz (supplement E). A token is the *mean* of its frames, so that 12 s,
+    751 frames, make 76 tokens of the 80 that the paper allows; shorter sound makes fewer tokens of
+    the same length. Decibels are below the loudest of the file, at most 80, and are scaled to [-1,
+    1], the scale of the other features (losses of masked features are squared errors).
+    """
+
+    bands: int = 80
+    group: int = 10
+    seconds: float | int = 12.0
+    version: ClassVar[int] = 1
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return self.bands
+
+    def spectrogram(self, samples) -> np.ndarray:
+        """(T,) tensor of samples -> (frames, bands) decibels, as torchaudio's ``MelSpectrogram``
+        and ``AmplitudeToDB``."""
+        return (
+            _torchaudio("functional")
+            .amplitude_to_DB(_mel(self.bands)(samples), 10.0, 1e-10, 0.0, top_db=80.0)
+            .numpy()
+            .T
+        )
+
+    def __call__(self, file: MediaFile) -> Features:
+        """Sound of an audio or video file."""
+        decibels = self.spectrogram(_samples(file, self.seconds))
+        return Features(
+            _pooled((decibels - decibels.max()) / 40.0 + 1.0, self.group).astype(np.float32)
+        )
+
+
+@dataclass(frozen=True)
+class Mfcc:
+    """Mel-frequency cepstral coefficients, a token per ``group`` frames of 16 ms (10: 0.16 s), at
+    most ``seconds`` of sound.
+
+    The paper's audio features (supplement E; the released code has :class:`ReleasedMel`). Tokens as
+    in :class:`LogMel`. To come near the scale of the other features, coefficient 0 (loudness) is
+    divided by 40 sqrt(bands) and the others by 40; no mean is taken out, for the mean of a file is
+    its timbre.
+    """
+
+    coefficients: int = 40
+    bands: int = 80
+    group: int = 10
+    seconds: float | int = 12.0
+    version: ClassVar[int] = 1
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return self.coefficients
+
+    def spectrogram(self, samples) -> np.ndarray:
+        """(T,) tensor of samples -> (frames, coefficients), equal to torchaudio's ``MFCC``."""
+        decibels = LogMel(self.bands).spectrogram(samples)
+        return (
+            decibels
+            @ _torchaudio("functional").create_dct(self.coefficients, self.bands, "ortho").numpy()
+        )
+
+    def __call__(self, file: MediaFile) -> Features:
+        """Sound of an audio or video file."""
+        frames = self.spectrogram(_samples(file, self.seconds)) / 40.0
+        frames[:, 0] /= math.sqrt(self.bands)
+        return Features(_pooled(frames, self.group).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class ReleasedMel:
+    """The released layout: 80 mel bands are the tokens, their 751 values over 12 s the features.
+
+    Mel *power*, neither logarithm nor cosine transform (the paper says MFCC); sound under 12 s is
+    filled up with silence, so every file has 751 columns; each column is standardised over the
+    bands with the sample deviation, and a silent one is all zeros.
+    """
+
+    bands: int = 80
+    seconds: float | int = 12.0
+    version: ClassVar[int] = 1
+
+    @property
+    def width(self) -> int:
+        """F: 751."""
+        return round(self.seconds * RATE) // HOP + 1
+
+    def __call__(self, file: MediaFile) -> Features:
+        """Sound of an audio or video file."""
+        import torch
+
+        samples = _samples(file, self.seconds)
+        mel = _mel(self.bands)(
+            torch.nn.functional.pad(samples, (0, round(self.seconds * RATE) - len(samples)))
+        )
+        return Features(((mel - mel.mean(dim=0)) / (mel.std(dim=0) + 1e-9)).numpy())
+
+
+#: Extractors that need no weights, used where nothing else is asked for.
+PLAIN = {"image": Crops(), "video": Frames(), "audio": Mfcc()}

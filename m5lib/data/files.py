@@ -1,0 +1,107 @@
+"""Where outputs lie, files that are whole or not there, one process at a time, the version of the
+code. Imports nothing heavy."""
+
+import ast
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+LIBRARY = Path(__file__).resolve().parents[1]
+
+
+def write_json(path: str | Path, content) -> Path:
+    """Write JSON to a temporary name and rename, so that a reader never sees half a file. Lists of
+    objects have one to a line."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(_text(content) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _text(content) -> str:
+    if isinstance(content, dict) and any(_is_table(value) for value in content.values()):
+        return (
+            "{\n"
+            + ",\n".join(f"{json.dumps(key)}: {_text(value)}" for key, value in content.items())
+            + "\n}"
+        )
+    if _is_table(content):
+        return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in content) + "\n]"
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def _is_table(content) -> bool:
+    return (
+        isinstance(content, list)
+        and bool(content)
+        and all(isinstance(row, dict) for row in content)
+    )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process or thread at a time behind a file, whose folder is made where missing: others
+    wait, and say so. Ends with the process.
+
+    Where files cannot be locked (no POSIX system, or a network disk mounted without locks) nobody
+    waits: what is made twice is made to the same bytes, and files appear under their names only
+    when they are whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{path.parent}: another process is at work here; waiting for it", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError) as error:
+            if getattr(error, "errno", errno.ENOSYS) not in (
+                errno.ENOSYS,
+                errno.ENOTSUP,
+                errno.ENOLCK,
+            ):
+                raise
+        yield
+
+
+@cache
+def code_version() -> str:
+    """12 hex digits of what the code of a training run does: the core, ``data`` and ``models``.
+
+    Every definition counts as its syntax tree, without docstrings, in any order: comments, layout,
+    imports and the file that a definition stands in do not, so that they cost no finished run. The
+    synthetic shop has a ``VERSION`` of its own, in its catalogue's fingerprint.
+    """
+    folders = (LIBRARY, LIBRARY / "data", LIBRARY / "models")
+    sources = [path.read_text("utf-8") for folder in folders for path in folder.glob("*.py")]
+    return hashlib.blake2b("\n".join(_meaning(sources)).encode(), digest_size=6).hexdigest()
+
+
+def _meaning(sources: Iterable[str]) -> list[str]:
+    """The definitions of some modules as syntax trees without docstrings and imports, sorted."""
+    found = []
+    for source in sources:
+        for statement in ast.parse(source).body:
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                continue
+            for node in ast.walk(statement):
+                if isinstance(getattr(node, "body", None), list):
+                    node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
+            found += [] if _is_text(statement) else [ast.dump(statement)]
+    return sorted(found)
+
+
+def _is_text(statement: ast.AST) -> bool:
+    """A string that stands alone: a docstring."""
+    value = getattr(statement, "value", None)
+    return isinstance(statement, ast.Expr) and isinstance(getattr(value, "value", None), str)

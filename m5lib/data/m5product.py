@@ -1,0 +1,377 @@
+"""The official M5Product release on disk: annotation, id lists, labels and media; reading and
+writing.
+
+Layout (the released scripts' names; the files are theirs, the folder is your copy)::
+
+    <folder>/product5m_v2/*id_label.json   one object keyed by item id: title, pv, label, url, video
+    <folder>/product5m_v2/<split>_ids.json id lists, an array of ids or an object keyed by id
+    <folder>/images/<id>.jpg  videos/<id>.mp4  audios/<id>.mp3
+    <folder>/{tsv_features,lmdb_features,video_feature,audio_feature}/   see m5lib.data.m5features
+
+Text is UTF-8 and mostly Chinese: tokenise with ``load_tokenizer("bert-base-chinese")`` or a path to
+it.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from m5lib.catalogue import GIVEN, Catalogue, DataError, MediaFile, Product, Skip
+from m5lib.modalities import MODALITIES
+
+ANNOTATIONS = "product5m_v2"
+#: Folder and ending of each kind of media, and the annotation's field that says whether there
+#: should be any (sound: none).
+MEDIA = {
+    "image": ("images", ".jpg", "url"),
+    "video": ("videos", ".mp4", "video"),
+    "audio": ("audios", ".mp3", None),
+}
+PAIR, INSIDE = "#;#", "#:#"
+
+
+def parse_pv(text: str) -> tuple[tuple[str, str], ...]:
+    """``"brand#:#Acme#;#colour#:#red"`` -> pairs, in order, repeated properties kept.
+
+    A part without the inner separator, or with an empty side, is left out; a part is split at its
+    *first* separator. (The released loader splits at every one and fails on a part that has none.)
+    """
+    parts = (part.split(INSIDE, 1) for part in text.split(PAIR))
+    return tuple(
+        (part[0], part[1])
+        for part in parts
+        if len(part) == 2 and part[0].strip() and part[1].strip()
+    )
+
+
+def format_pv(table: Iterable[tuple[str, str]]) -> str:
+    """The inverse of :func:`parse_pv`. Raises ``ValueError`` for a table that the format, which has
+    no escaping, cannot hold."""
+    table = tuple(tuple(pair) for pair in table)
+    text = PAIR.join(INSIDE.join(pair) for pair in table)
+    if parse_pv(text) != table:
+        raise ValueError(
+            f"empty sides and the separators {PAIR} and {INSIDE} cannot be written; change them in "
+            f"{table}"
+        )
+    return text
+
+
+class _Reader:
+    """Values of a JSON file one by one, with no more of it in memory than one value and one
+    block."""
+
+    BLOCK, LONGEST = 1 << 18, 1 << 26
+    SPACE, AFTER, DECODER = re.compile(r"[ \t\r\n]*"), tuple(" \t\r\n,:]}"), json.JSONDecoder()
+
+    def __init__(self, path: Path):
+        self.path, self.text, self.at, self.passed, self.last = path, "", 0, 0, None
+        self.file = open(path, encoding="utf-8-sig")
+
+    def more(self, size: int) -> bool:
+        try:
+            block = self.file.read(size)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self.path}: not UTF-8 ({error.reason}); save the file as UTF-8"
+            ) from None
+        self.passed, self.text, self.at = self.passed + self.at, self.text[self.at :] + block, 0
+        return bool(block)
+
+    def fail(self, what: str) -> DataError:
+        where = f"character {self.passed + self.at}" + (
+            f", after {self.last!r}" if self.last is not None else ""
+        )
+        return DataError(f"{self.path}: {what} at {where}; is the file whole, and JSON?")
+
+    def token(self, expected: str) -> str:
+        """The next character that is no space, which must be one of those expected."""
+        while True:
+            self.at = self.SPACE.match(self.text, self.at).end()
+            if self.at < len(self.text):
+                break
+            if not self.more(self.BLOCK):
+                raise self.fail("the file ends too early")
+        if self.text[self.at] not in expected:
+            raise self.fail(f"found {self.text[self.at]!r}, expected one of {expected!r}")
+        self.at += 1
+        return self.text[self.at - 1]
+
+    def value(self) -> Any:
+        size = self.BLOCK
+        self.at = self.SPACE.match(self.text, self.at).end()
+        while True:
+            try:
+                value, end = self.DECODER.raw_decode(self.text, self.at)
+                # A number at the end of a block may go on: "1" of "1.5", or of "1e9", is a number
+                # too.
+                if (
+                    len(self.text) - end > 4
+                    or self.text[end : end + 1] in self.AFTER
+                    or not self.more(size)
+                ):
+                    self.at = end
+                    return value
+            except (ValueError, RecursionError):
+                if len(self.text) - self.at > self.LONGEST or not self.more(size):
+                    raise self.fail("a value that is cut short or no JSON") from None
+                size *= 2
+            self.at = self.SPACE.match(self.text, self.at).end()
+
+
+def entries(path: str | Path) -> Iterator[tuple[str | int, Any]]:
+    """Entries of a JSON file that is one object or one array, streamed: (key, value), or (position,
+    value).
+
+    The whole annotation is 5.8 GB in one object; no more than a few MB of it are in memory.
+
+    Raises:
+        DataError: no such file, not UTF-8, not JSON, cut short.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    reader = _Reader(path)
+    with reader.file:
+        keyed = reader.token("{[") == "{"
+        close, position = "}" if keyed else "]", 0
+        if reader.token(close + '"' if keyed else close + '"-0123456789{[tfn') == close:
+            return
+        reader.at -= 1
+        while True:
+            key = reader.value() if keyed else position
+            if keyed:
+                reader.token(":")
+            yield key, reader.value()
+            reader.last, position = key, position + 1
+            if reader.token("," + close) == close:
+                return
+
+
+def read_ids(path: str | Path) -> list[str]:
+    """An id list: an array of ids, or an object keyed by id. Some lists carry ``#…`` after an id,
+    which is cut off."""
+    found = [key if isinstance(key, str) else value for key, value in entries(path)]
+    if bad := [i for i in found if isinstance(i, bool) or not isinstance(i, str | int)]:
+        raise DataError(
+            f"{path}: {str(bad[0])[:80]!r} is no id; expected an array of ids or an object keyed "
+            "by id"
+        )
+    return [str(i).split("#")[0] for i in found]
+
+
+def read_labels(path: str | Path) -> list[str]:
+    """A label list: an array of texts; a label's class is its position."""
+    labels = [value for _, value in entries(path)]
+    if bad := [label for label in labels if not isinstance(label, str)]:
+        raise DataError(f"{path}: {str(bad[0])[:80]!r} is no text; expected an array of labels")
+    return labels
+
+
+def annotation_of(folder: Path) -> Path:
+    """The annotation file of a folder. Raises :class:`~m5lib.catalogue.DataError` where there is
+    none, or more than one."""
+    places = (folder / ANNOTATIONS, folder)
+    found = sorted(
+        {
+            path
+            for place in places
+            for name in ("*id_label.json", "id_info_dict.json")
+            for path in place.glob(name)
+        }
+    )
+    if len(found) != 1:
+        what = (
+            "no annotation (*id_label.json)"
+            if not found
+            else f"several annotations ({', '.join(p.name for p in found)})"
+        )
+        raise DataError(
+            f"{folder}: {what} in it or in {ANNOTATIONS}/; say which with annotation=<path>"
+        )
+    return found[0]
+
+
+def _listing(folder: Path) -> dict[str, MediaFile] | None:
+    """Files of a folder by id; None where there is no such folder. Listed, not looked up: no id can
+    lead out of the folder."""
+    if not folder.is_dir():
+        return None
+    paths = sorted(
+        path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
+    )
+    return {path.stem: MediaFile(path, size=path.stat().st_size) for path in paths}
+
+
+def _splits(
+    folder: Path, splits: Mapping[str, str | Path] | None, skipped: list[Skip]
+) -> dict[str, str]:
+    if splits is None:
+        splits = {
+            name: path
+            for name in GIVEN
+            if (path := folder / ANNOTATIONS / f"{name}_ids.json").is_file()
+        }
+    if unknown := set(splits) - set(GIVEN):
+        raise ValueError(f"unknown split {sorted(unknown)}: known are {list(GIVEN)}")
+    found: dict[str, str] = {}
+    for split, path in splits.items():
+        for i in read_ids(path):
+            if found.setdefault(i, split) != split:
+                skipped.append(Skip(i, "split", f"in {Path(path).name}, but taken as {found[i]}"))
+    return found
+
+
+def read_m5product(
+    folder: str | Path,
+    annotation: str | Path | None = None,
+    splits: Mapping[str, str | Path] | None = None,
+    only: str | Path | Iterable[str] | None = None,
+) -> Catalogue:
+    """The official release, or a part of it.
+
+    Args:
+        folder: the data root; media are found by id in ``images/``, ``videos/`` and ``audios/``,
+            whatever their ending. A folder
+            that is not there is no fault: that modality is absent, or comes from
+                :func:`m5lib.data.m5features.read_features`.
+        annotation: a file as ``subset_v2_id_label.json``; needed where the folder has several.
+        splits: split (:data:`m5lib.catalogue.GIVEN`) -> id list; by default
+            ``product5m_v2/<split>_ids.json`` where it exists. Products in no list are drawn by hash
+            of their id.
+        only: ids, or an id list, to read no others: 6.3 million products take tens of GB.
+
+    Raises:
+        DataError: no annotation, or one that is not JSON; a list that is none. What is wrong with a
+            single record is listed.
+    """
+    folder, skipped = Path(folder), []
+    path = Path(annotation) if annotation is not None else annotation_of(folder)
+    split = _splits(folder, splits, skipped)
+    wanted = None if only is None else set(read_ids(only) if isinstance(only, str | Path) else only)
+    media = {name: _listing(folder / place) for name, (place, _, _) in MEDIA.items()}
+    products: dict[str, Product] = {}
+    for key, record in entries(path):
+        if not isinstance(key, str):
+            raise DataError(
+                f"{path}: an array; expected one object keyed by item id, as in "
+                "product1m_product5m_id_label.json"
+            )
+        if wanted is not None and key not in wanted:
+            continue
+        if not isinstance(record, dict) or not key:
+            skipped.append(Skip(key, "record", "not an object of fields" if key else "empty id"))
+        elif key in products:
+            skipped.append(Skip(key, "id", "the id was seen before; the first product is kept"))
+        elif not (product := _product(key, record, media, split.get(key), skipped)).contents:
+            skipped.append(Skip(key, "record", "no modality at all"))
+        else:
+            products[key] = product
+    skipped += [
+        Skip(i, "split", f"listed as {name}, but not in {path.name}")
+        for i, name in split.items()
+        if i not in products and (wanted is None or i in wanted)
+    ]
+    return Catalogue("m5product", tuple(products.values()), tuple(skipped))
+
+
+def _product(
+    key: str, record: dict, media: Mapping[str, dict | None], split: str | None, skipped: list[Skip]
+) -> Product:
+    def text(field: str, modality: str) -> str:
+        if not isinstance(record.get(field, ""), str) or field not in record:
+            skipped.append(
+                Skip(
+                    key,
+                    modality,
+                    f"no field {field!r}" if field not in record else f"{field!r} is no text",
+                )
+            )
+            return ""
+        return record[field]
+
+    contents: dict[str, Any] = {}
+    title, pv = text("title", "text"), text("pv", "table")
+    for name, (place, _, field) in MEDIA.items():
+        found = media[name]
+        if found and key in found:
+            contents[name] = found[key]
+        elif found is not None and record.get(field):
+            skipped.append(Skip(key, name, f"no file of this id in {place}/"))
+    if title.strip():
+        contents["text"] = title
+    table = tuple((sys.intern(name), value) for name, value in parse_pv(pv))
+    if table:
+        contents["table"] = table
+    if (
+        len(pv) > 1 and len(table) < pv.rstrip("#;").count(PAIR) + 1
+    ):  # a single character is an empty table to the loaders
+        skipped.append(Skip(key, "pv", "parts without a property or a value"))
+    contents = {name: contents[name] for name in MODALITIES if name in contents}
+    return Product(key, contents, text("label", "label") or None, split)
+
+
+def export(catalogue: Catalogue, folder: str | Path) -> Path:
+    """Write a catalogue in the official layout; :func:`read_m5product` of it gives the same
+    products.
+
+    Media are copied byte by byte under the official endings, whatever they hold (they are decoded
+    by content). ``url`` and ``video`` hold the copies' paths.
+
+    Returns:
+        the annotation file.
+
+    Raises:
+        DataError: an id that cannot be part of a file name, or a table that the ``pv`` string
+            cannot hold.
+    """
+    folder = Path(folder)
+    for place in (ANNOTATIONS, *(place for place, _, _ in MEDIA.values())):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    lists: dict[str, list[str]] = {}
+    path = folder / ANNOTATIONS / "id_label.json"
+    with open(path, "w", encoding="utf-8") as file:
+        for number, product in enumerate(catalogue.products):
+            if (
+                Path(product.id).name != product.id
+                or product.id.startswith(".")
+                or re.search(r"[#\\\0,]", product.id)
+            ):
+                raise DataError(
+                    f"{catalogue.name}: id {product.id!r} cannot be part of an official file name; "
+                    "rename it"
+                )
+            try:
+                pv = format_pv(product.contents.get("table", ()))
+            except ValueError as error:
+                raise DataError(
+                    f"{catalogue.name}: product {product.id!r}, table: {error}"
+                ) from None
+            record = {
+                "title": product.contents.get("text", ""),
+                "pv": pv,
+                "label": product.label or "",
+            }
+            for name, (place, ending, field) in MEDIA.items():
+                copy = f"{place}/{product.id}{ending}"
+                if name in product.contents:
+                    (folder / copy).write_bytes(product.contents[name].read())
+                if field:
+                    record[field] = copy if name in product.contents else ""
+            file.write(
+                (",\n" if number else "{\n")
+                + f"{json.dumps(product.id)}: {json.dumps(record, ensure_ascii=False)}"
+            )
+            if product.split is not None:
+                lists.setdefault(product.split, []).append(product.id)
+        file.write("\n}\n")
+    lists = {f"{split}_ids.json": ids for split, ids in lists.items()}
+    lists["label_list.json"] = sorted({label for label in catalogue.labels if label is not None})
+    for name, content in lists.items():
+        (folder / ANNOTATIONS / name).write_text(
+            json.dumps(content, ensure_ascii=False), encoding="utf-8"
+        )
+    return path

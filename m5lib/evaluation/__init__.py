@@ -1,0 +1,1 @@
+"""Tasks on splits, statistics of comparisons, controls, probes, separation, maps."""

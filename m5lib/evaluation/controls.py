@@ -1,0 +1,81 @@
+"""Controls, so that numbers mean something: label-free vectors that need no model, fitted on the
+``train`` split like a model."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy import sparse
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.preprocessing import normalize
+
+from m5lib.catalogue import Catalogue
+from m5lib.data.media import Ragged
+from m5lib.modalities import MODALITIES
+
+
+def words_of(catalogue: Catalogue, names: tuple[str, ...]) -> list[str]:
+    """The words of the given modalities of each product, joined; empty where it has none."""
+    return [
+        " ".join(
+            text
+            for name in names
+            if name in p.contents
+            for text in MODALITIES[name].units(p.contents[name])
+        )
+        for p in catalogue.products
+    ]
+
+
+def tfidf(catalogue: Catalogue, names: tuple[str, ...]) -> sparse.csr_matrix:
+    """(N, V) TF-IDF of words (scikit-learn's defaults: smoothed idf, unit rows)."""
+    texts = words_of(catalogue, names)
+    vectorizer = TfidfVectorizer(dtype=np.float32).fit(
+        [texts[row] for row in catalogue.split("train")]
+    )
+    return vectorizer.transform(texts)
+
+
+def pca_pixels(catalogue: Catalogue, pixels: Ragged, k: int = 128, seed: int = 0) -> np.ndarray:
+    """(N, k) principal components of whole pictures (:class:`~m5lib.data.media.Pixels`), unit rows;
+    zeros without a picture."""
+    there = np.flatnonzero(np.diff(pixels.offsets))
+    values = np.asarray(pixels.values, dtype=np.float32)
+    train = np.isin(there, catalogue.split("train"))
+    k = min(k, int(train.sum()), values.shape[1])
+    vectors = np.zeros((len(catalogue), k), dtype=np.float32)
+    vectors[there] = normalize(
+        PCA(k, svd_solver="randomized", random_state=seed).fit(values[train]).transform(values)
+    )
+    return vectors
+
+
+def svd(catalogue: Catalogue, matrix: sparse.csr_matrix, k: int = 256, seed: int = 0) -> np.ndarray:
+    """(N, k) truncated SVD of a sparse matrix (latent semantic analysis), unit rows."""
+    train = matrix[catalogue.split("train")]
+    k = min(k, min(train.shape) - 1)
+    return normalize(TruncatedSVD(k, random_state=seed).fit(train).transform(matrix)).astype(
+        np.float32
+    )
+
+
+def controls(
+    catalogue: Catalogue, pixels: Mapping[str, Ragged], seed: int = 0
+) -> dict[str, tuple[tuple[str, ...], object]]:
+    """Every control that the catalogue allows: name -> (modalities that it reads, (N, D) vectors,
+    dense or sparse).
+
+    ``svd+pca`` puts the SVD of title TF-IDF beside the PCA of pixels, both of unit length.
+    """
+    found, text, table, image = {}, "text", "table", "image"
+    has = set(catalogue.modalities)
+    if text in has:
+        found["tfidf"] = ((text,), tfidf(catalogue, (text,)))
+    if {text, table} <= has:
+        found["tfidf_title+table"] = ((text, table), tfidf(catalogue, (text, table)))
+    if image in has & set(pixels):
+        found["pca_pixels"] = ((image,), pca_pixels(catalogue, pixels[image], seed=seed))
+    if {"tfidf", "pca_pixels"} <= set(found):
+        latent = svd(catalogue, found["tfidf"][1], seed=seed)
+        found["svd+pca"] = ((image, text), np.hstack([latent, found["pca_pixels"][1]]))
+    return found

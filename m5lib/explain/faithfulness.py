@@ -1,0 +1,353 @@
+"""Are attributions faithful? What happens to F when the tokens go that they point at, and does an
+attribution follow the weights at all.
+
+And, on the synthetic shop, the known answer: which tokens carry the category (:func:`carriers`),
+and whether the one with the highest score is among them (:func:`pointing`).
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
+from torch import Tensor
+
+from m5lib.data.extractors import HOP, PLAIN, RATE
+from m5lib.explain.attribution import STEPS, Path, Target, Tokens, content, fitting, integrated
+from m5lib.model import Model
+from m5lib.models.finetune import Classifier
+from m5lib.streams import Batch, Streams, with_summary, word_numbers
+
+#: Shares of the tokens that are deleted or inserted.
+SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+# --- deletion and insertion
+# ------------------------------------------------------------------------------------------------
+
+
+def left_with(batch: Batch, keep: Mapping[str, Tensor]) -> Batch:
+    """The products with only some of their tokens: the others are not valid, so nobody reads them.
+
+    The summary of a feature stream becomes the mean of what is left, and a modality of which no
+    token is left is absent, ``[CLS]`` and all: the model is given a product as there might be one.
+
+    Args:
+        keep: modality -> (B, L), for some of the modalities; only tokens with content are asked for
+            (:func:`m5lib.explain.attribution.content`).
+    """
+    streams = dict(batch.streams)
+    for name, kept in keep.items():
+        stream = streams[name]
+        own = content(stream)
+        valid = stream.valid & (~own | kept) & (own & kept).any(dim=1, keepdim=True)
+        tokens = stream.tokens if stream.entity is not None else with_summary(stream.tokens, valid)
+        streams[name] = replace(stream, valid=valid, tokens=tokens)
+    return replace(batch, streams=streams)
+
+
+class Curves(NamedTuple):
+    """F (B, K) when the best share of the tokens is deleted, and when all but the best share is;
+    columns follow :data:`SHARES`."""
+
+    deletion: Float[np.ndarray, "B K"]
+    insertion: Float[np.ndarray, "B K"]
+
+    def areas(self) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) mean height of each curve (trapezia). Faithful is low for deletion and high for
+        insertion."""
+        middle = lambda x: ((x[:, 1:] + x[:, :-1]) / 2).mean(axis=1)  # noqa: E731  (shares are evenly spaced)
+        return middle(self.deletion), middle(self.insertion)
+
+
+def ranks(
+    scores: Mapping[str, Tensor], batch: Batch
+) -> tuple[dict[str, Int[Tensor, "B L"]], Int[Tensor, " B"]]:
+    """Place of each token by its score, the highest 0, among those with content of all the
+    modalities given; and how many there are."""
+    own = torch.cat([content(batch.streams[name]) for name in scores], dim=1)
+    flat = torch.cat([x.float() for x in scores.values()], dim=1).masked_fill(~own, -torch.inf)
+    place = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    parts = place.split([x.shape[1] for x in scores.values()], dim=1)
+    return dict(zip(scores, parts, strict=True)), own.sum(1)
+
+
+def curves(target: Target, batch: Batch, scores: Mapping[str, Tensor]) -> Curves:
+    """Deletion and insertion curves (Petsiuk et al. 2018, arXiv 1806.07421) of each product, by the
+    scores of some modalities.
+
+    Tokens of the other modalities are held. A product without tokens of these modalities has flat
+    curves.
+    """
+    place, count = ranks(scores, batch)
+
+    def value(share: float, best: bool) -> Tensor:
+        cut = (share * count).round()[:, None]
+        return target.value(
+            left_with(batch, {name: (x < cut) == best for name, x in place.items()})
+        )
+
+    deleted, inserted = [target.value(batch)], [value(0.0, True)]
+    for share in SHARES[1:-1]:
+        deleted.append(value(share, False))
+        inserted.append(value(share, True))
+    deleted, inserted = [*deleted, inserted[0]], [*inserted, deleted[0]]
+    return Curves(*(torch.stack(x, dim=1).cpu().numpy() for x in (deleted, inserted)))
+
+
+def random_scores(batch: Batch, names: Iterable[str], seed: int) -> Tokens:
+    """A random order of the tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    device = batch.presence.device
+    return {
+        name: torch.rand(batch.streams[name].valid.shape, generator=generator).to(device)
+        for name in names
+    }
+
+
+def gains(scored: Curves, drawn: Sequence[Curves]) -> dict[str, np.ndarray]:
+    """By how much a scored order beats random ones (their mean), for each product, above 0 where it
+    does."""
+    random = [np.mean(x, axis=0) for x in zip(*(curve.areas() for curve in drawn), strict=True)]
+    deletion, insertion = scored.areas()
+    return {"deletion": random[0] - deletion, "insertion": insertion - random[1]}
+
+
+# --- infidelity, sensitivity, randomisation
+# ----------------------------------------------------------------------------------
+
+
+def infidelity(
+    whole: Path, scores: Mapping[str, Tensor], share: float = 0.5, samples: int = 10, seed: int = 0
+) -> float:
+    """Infidelity (Yeh et al. 2019, arXiv 1901.09392; Captum's ``infidelity``), relative to that of
+    an attribution of nothing.
+
+    Tokens are set to their baseline at random, each with the chance ``share``; an attribution that
+    adds up says by how much F falls: the scores of these tokens. Mean over products and draws of
+    (sum of these scores - fall)², over that of fall²: 0 is exact, 1 no better than saying nothing.
+    """
+    from captum.metrics import infidelity as measure
+
+    def hide(inputs: tuple[Tensor, ...], baselines: tuple[Tensor, ...]) -> tuple[tuple, tuple]:
+        draws = [
+            (torch.rand(x.shape[:2], generator=generator) < share)
+            .to(x.device)[..., None]
+            .expand_as(x)
+            for x in inputs
+        ]
+        hidden = tuple(
+            torch.where(d, b, x) for d, x, b in zip(draws, inputs, baselines, strict=True)
+        )
+        return tuple(d.to(x.dtype) for d, x in zip(draws, inputs, strict=True)), hidden
+
+    found = []
+    for factor in (1.0, 0.0):
+        generator = torch.Generator().manual_seed(seed)
+        # a token's score is dealt out over its width: only the sum is read
+        dealt = tuple(
+            factor * scores[n][..., None].expand_as(x) / x.shape[-1]
+            for n, x in zip(whole.names, whole.inputs, strict=True)
+        )
+        more = {
+            "baselines": whole.baselines,
+            "additional_forward_args": whole.rest,
+            "n_perturb_samples": samples,
+        }
+        found.append(
+            float(
+                measure(
+                    whole.forward,
+                    hide,
+                    whole.inputs,
+                    dealt,
+                    max_examples_per_batch=4 * len(dealt[0]),
+                    **more,
+                ).mean()
+            )
+        )
+    return found[0] / max(found[1], 1e-12)
+
+
+def sensitivity(
+    whole: Path,
+    radius: float = 0.02,
+    samples: int = 4,
+    steps: int = STEPS,
+    at_once: int = 512,
+    seed: int = 0,
+) -> np.ndarray:
+    """Maximal sensitivity of integrated gradients (Yeh et al. 2019; Captum's ``sensitivity_max``):
+    (B,) the largest relative change of the attribution when all inputs are moved by at most
+    ``radius``."""
+    from captum.metrics import sensitivity_max
+
+    def explain(inputs, baselines, additional_forward_args):
+        moved = whole._replace(
+            inputs=tuple(inputs), baselines=baselines, rest=additional_forward_args
+        )
+        parts = list(fitting(lambda part, size: integrated(part, steps, size), moved, at_once))
+        return tuple(torch.cat(x) for x in zip(*parts, strict=True))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        more = {
+            "perturb_radius": radius,
+            "n_perturb_samples": samples,
+            "baselines": whole.baselines,
+        }
+        return (
+            sensitivity_max(explain, whole.inputs, additional_forward_args=whole.rest, **more)
+            .cpu()
+            .numpy()
+        )
+
+
+def randomised(classifier: Classifier, seed: int = 0) -> Iterator[tuple[str, Classifier]]:
+    """The classifier with ever more of its weights drawn anew, from the top down: the cascade of
+    Adebayo et al. 2018, arXiv 1810.03292.
+
+    Yields what was added (``out``, ``hidden``, each stage's layers, ``embeddings``) and a copy with
+    all parts up to it drawn anew.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(2**31 + seed)  # not the seed that the weights themselves began with
+        fresh = Classifier(
+            Model(classifier.model.spec),
+            classifier.labels,
+            classifier.hidden.out_features,
+            classifier.dropout.p,
+        )
+    found, fresh = copy.deepcopy(classifier), fresh.to(next(classifier.parameters()).device)
+    parts: list[tuple[str, list[str]]] = [("out", ["out."]), ("hidden", ["hidden."])]
+    for number, stack in reversed(list(enumerate(classifier.model.stages))):
+        for layer in reversed(range(stack.stage.layers)):
+            names = [f"model.stages.{number}.blocks.{owner}.{layer}." for owner in stack.blocks]
+            parts.append((f"{stack.stage.kind} {layer + 1}", names))
+    parts.append(("embeddings", ["model.embeddings."]))
+    new = fresh.state_dict()
+    for label, prefixes in parts:
+        drawn = {key: value for key, value in new.items() if key.startswith(tuple(prefixes))}
+        found.load_state_dict(drawn, strict=False)
+        yield label, copy.deepcopy(found)
+
+
+def rank_correlation(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], batch: Batch, absolute: bool = False
+) -> np.ndarray:
+    """(B,) Spearman's rank correlation of two scorings of the tokens with content, within each
+    modality; the mean over modalities.
+
+    Across modalities any two scorings agree that some modality has the larger numbers. Modalities
+    with fewer than three tokens, or with constant scores, do not count; NaN where none is left.
+    """
+    found = {name: np.full(len(batch.rows), np.nan) for name in a}
+    for name, values in found.items():
+        own = content(batch.streams[name]).cpu().numpy()
+        sides = [x[name].float().cpu().numpy() for x in (a, b)]
+        for n in np.flatnonzero(own.sum(1) > 2):
+            x, y = (
+                rankdata(np.abs(side[n, own[n]]) if absolute else side[n, own[n]]) for side in sides
+            )
+            if x.std() > 0 and y.std() > 0:
+                values[n] = np.corrcoef(x, y)[0, 1]
+    whole = np.stack(list(found.values()))
+    known = np.isfinite(whole)
+    return np.where(
+        known.any(0), np.where(known, whole, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan
+    )
+
+
+# --- the known answer
+# ------------------------------------------------------------------------------------------------
+
+
+def _regions(streams: Streams, name: str, row: int, batch: Batch, place: int, box) -> np.ndarray:
+    """A region points at its middle: it carries the category where that lies on the product."""
+    x1, y1, x2, y2 = batch.streams[name].boxes[place, :, :4].cpu().numpy().T
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    return (box[0] <= x) & (x <= box[2]) & (box[1] <= y) & (y <= box[3])
+
+
+def _words(streams: Streams, name: str, row: int, batch: Batch, place: int, words) -> np.ndarray:
+    """Pieces of the words that name the category."""
+    numbers = word_numbers(streams.catalogue.products[row].contents[name], streams.tokenizer)
+    found = np.zeros(batch.streams[name].valid.shape[1], dtype=bool)
+    keep = min(len(numbers), len(found) - 1)
+    found[1 : keep + 1] = np.isin(numbers[:keep], list(words))
+    return found
+
+
+def _pairs(streams: Streams, name: str, row: int, batch: Batch, place: int, pairs) -> np.ndarray:
+    """Pieces of property and value of the pairs that name the category."""
+    return np.isin(batch.streams[name].entity[place].cpu().numpy() // 2, list(pairs))
+
+
+def _spans(streams: Streams, name: str, row: int, batch: Batch, place: int, spans) -> np.ndarray:
+    """Tokens whose middle lies in the seconds in which making or using is shown or heard; a token
+    of frames is a second."""
+    step = getattr(PLAIN[name], "group", RATE / HOP) * HOP / RATE
+    middle = (
+        np.arange(batch.streams[name].valid.shape[1]) - 0.5
+    ) * step  # the summary stands first
+    return np.any([(a <= middle) & (middle < b) for a, b in spans], axis=0)
+
+
+#: Ending of the truth's column -> what it says of tokens.
+TRUTHS = {"box": _regions, "words": _words, "pairs": _pairs, "spans": _spans}
+
+
+def carriers(
+    streams: Streams, batch: Batch, truth: pd.DataFrame
+) -> dict[str, Bool[np.ndarray, "B L"]]:
+    """Which tokens of a shop's products carry the category, by its truth
+    (:func:`m5lib.shop.listings.truth`), for plain extractors.
+
+    Known: the box of the product, the words and pairs that name the category, the seconds of making
+    and using. Not known: which corner of the box tells most. Other words (usage, material) hint at
+    the category too, and do not count; a product whose title or table does not name it, or names
+    another, carries it in no token of that modality.
+    """
+    columns = {
+        name: (f"{name}_{end}", read)
+        for name in batch.streams
+        for end, read in TRUTHS.items()
+        if f"{name}_{end}" in truth
+    }
+    found = {}
+    for name, (column, read) in columns.items():
+        own = content(batch.streams[name]).cpu().numpy()
+        found[name] = np.zeros_like(own)
+        for place, row in enumerate(batch.rows):
+            told = truth.at[streams.catalogue.ids[row], column]
+            if own[place].any() and len(told):
+                found[name][place] = read(streams, name, int(row), batch, place, told) & own[place]
+    return found
+
+
+def pointing(
+    scores: Mapping[str, Tensor], carrying: Mapping[str, np.ndarray], batch: Batch
+) -> dict[str, tuple[Float[np.ndarray, " B"], Float[np.ndarray, " B"]]]:
+    """The pointing game (Zhang et al. 2018, arXiv 1608.00507) on tokens: whether the one with the
+    highest score carries the category.
+
+    Returns:
+        modality -> (B,) hits, with ties the share of them that carry; (B,) chance, the share of the
+        tokens that carry. NaN where there is
+        nothing to choose: no token carries the category, or all do.
+    """
+    found = {}
+    for name, right in carrying.items():
+        own, value = content(batch.streams[name]).cpu().numpy(), scores[name].float().cpu().numpy()
+        count = np.maximum(own.sum(1), 1)
+        chance = (right & own).sum(1) / count
+        top = own & (value >= np.where(own, value, -np.inf).max(axis=1, keepdims=True))
+        hit = (top & right).sum(1) / np.maximum(top.sum(1), 1)
+        contest = (chance > 0) & (chance < 1)
+        found[name] = np.where(contest, hit, np.nan), np.where(contest, chance, np.nan)
+    return found

@@ -1,0 +1,1 @@
+"""Runs, recording, studies, claims, sweeps, the notebook runner, doctor."""

@@ -1,0 +1,390 @@
+"""Profiles, and what a run is: trained, resumed or only loaded.
+
+A run is a function of its settings: its folder's name holds a hash of the settings, the data's
+fingerprint and the library's source. A finished run is not run again, an interrupted one resumes.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from m5lib import home
+from m5lib.catalogue import Catalogue, Rows, split_of
+from m5lib.data import readers, store
+from m5lib.data.files import code_version, locked, write_json
+from m5lib.data.media import PLAIN, Pixels, Ragged
+from m5lib.embeddings import READOUTS, embeddings, fit_whitening, mean_harmony
+from m5lib.evaluation.evaluate import retrieval
+from m5lib.layers import check_choices
+from m5lib.modalities import MODALITIES, codes, from_codes
+from m5lib.model import Model
+from m5lib.models.finetune import Classifier, classify, finetune, labels_of
+from m5lib.models.weights import start_from_bert
+from m5lib.models.zoo import build
+from m5lib.pretrain import Training, pretrain
+from m5lib.shop import listings
+from m5lib.spec import Spec, change
+from m5lib.streams import Streams, load_tokenizer, train_tokenizer
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size of everything: ``tiny`` (CI: seconds, shows mechanisms), ``small`` (two cores:
+    minutes), ``full`` (the paper's, CUDA).
+
+    ``training`` is pre-training's, ``tuning`` fine-tuning's. ``products`` caps how many products
+    are read (0: all), evenly over the splits. ``few`` is for catalogues of fewer than so many
+    training products: a smaller model that takes more and larger steps (``LOG.md``).
+    """
+
+    name: str
+    width: int
+    layers: int
+    heads: int
+    training: Training
+    tuning: Training
+    vocabulary: int
+    products: int = 0
+    few: tuple[int, "Profile"] | None = None
+
+    def for_products(self, count: int) -> "Profile":
+        """The profile for so many training products."""
+        return self.few[1] if self.few and count < self.few[0] else self
+
+
+FEW = Profile(
+    "small",
+    128,
+    1,
+    4,
+    Training(batch_size=32, learning_rate=2e-3, steps=500),
+    Training(6, 32, 1e-3),
+    vocabulary=8000,
+)
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            "tiny",
+            32,
+            1,
+            2,
+            Training(4, 32, 3e-3),
+            Training(4, 32, 3e-3),
+            vocabulary=800,
+            products=400,
+        ),
+        Profile(
+            "small",
+            256,
+            1,
+            4,
+            Training(5, 128, 1e-3),
+            Training(3, 64, 1e-3),
+            vocabulary=8000,
+            few=(4000, FEW),
+        ),
+        Profile("full", 768, 6, 12, Training(5, 64, 1e-4), Training(5, 64, 1e-4), vocabulary=21128),
+    )
+}
+
+
+def profile_of(name: str) -> Profile:
+    """The profile of a name. Raises ``ValueError`` for an unknown one."""
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}: known are {list(PROFILES)}")
+    return PROFILES[name]
+
+
+def best_device() -> torch.device:
+    """CUDA where there is one, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def thin(catalogue: Catalogue, products: int) -> Catalogue:
+    """At most so many products, the same share of each split, in the catalogue's order; 0 keeps
+    all."""
+    if not 0 < products < len(catalogue):
+        return catalogue
+    step = len(catalogue) / products
+    order = sorted(range(len(catalogue)), key=lambda row: (split_of(catalogue.products[row]), row))
+    return catalogue.take(sorted(order[int(n * step)] for n in range(products)))
+
+
+def load(data: str, profile: Profile, seed: int = 0) -> tuple[Catalogue, dict[str, Ragged]]:
+    """Read, thin and extract: the catalogue without broken media, and its features.
+
+    ``shop`` is the synthetic shop, of the profile's size.
+    """
+    if data == "shop":
+        catalogue = listings.make(size=profile.name, seed=seed)
+    else:
+        catalogue = thin(readers.read(data), profile.products)
+    return store.extract(
+        catalogue, PLAIN, home("cache", f"{catalogue.name}-{catalogue.fingerprint}")
+    )
+
+
+def pixels(catalogue: Catalogue) -> dict[str, Ragged]:
+    """What a control without learning sees of the pictures: their pixels
+    (:class:`~m5lib.data.media.Pixels`)."""
+    where = home("cache", f"{catalogue.name}-{catalogue.fingerprint}-pixels")
+    return store.extract(catalogue, {next(iter(MODALITIES)): Pixels()}, where)[1]
+
+
+def streams_of(
+    catalogue: Catalogue, features, profile: Profile, modalities: str = "", tokenizer: str = ""
+) -> Streams:
+    """Streams with the given modality codes (all, if empty) and a tokenizer by name or path
+    (trained on the catalogue, if empty)."""
+    words = (
+        load_tokenizer(tokenizer) if tokenizer else train_tokenizer(catalogue, profile.vocabulary)
+    )
+    return Streams(catalogue, features, words, from_codes(modalities) if modalities else None)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pre-training run: everything it depends on besides the data and the code.
+
+    ``settings`` are further arguments of the model's row, such as ``(("text_table", "one"),)``;
+    ``bert`` is the name or path of a BERT to start titles from; ``changes`` are those of
+    :func:`m5lib.models.zoo.change`, such as ``(("objective.contrast", "siglip"),)``.
+    ``learning_rate`` is the highest of pre-training (0: the profile's). ``products`` says which of
+    the training products pre-train: ``all``, or those that are ``complete``, with every modality of
+    the model (Table 10),
+    or ``none``: fine-tuning then starts from random weights.
+
+    Raises:
+        ValueError: ``products`` is none of these, or the rate is negative.
+    """
+
+    profile: str = "tiny"
+    model: str = "scale"
+    seed: int = 0
+    epochs: int | float = 0
+    learning_rate: float = 0.0
+    tokenizer: str = ""
+    bert: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
+    changes: tuple[tuple[str, Any], ...] = ()
+    products: Literal["all", "complete", "none"] = "all"
+
+    def __post_init__(self):
+        check_choices(self)
+        if self.learning_rate < 0:
+            raise ValueError(
+                f"learning_rate {self.learning_rate} is below 0; 0 means the profile's"
+            )
+
+    def rows(self, streams: Streams) -> np.ndarray:
+        """The products to pre-train on."""
+        rows = streams.catalogue.split("train")
+        if self.products == "complete":
+            rows = rows[
+                streams.catalogue.presence[list(streams.modalities)].to_numpy()[rows].all(axis=1)
+            ]
+        return rows[:0] if self.products == "none" else rows
+
+    def size(self, streams: Streams) -> Profile:
+        """The profile for these products."""
+        return profile_of(self.profile).for_products(len(streams.catalogue.split("train")))
+
+    def training(self, streams: Streams) -> Training:
+        """The profile's settings with this job's seed, epochs and rate. On a part of the products
+        as many steps as on all."""
+        training = replace(self.size(streams).training, seed=self.seed)
+        if self.epochs:
+            training = replace(training, epochs=self.epochs, steps=None)
+        if self.learning_rate:
+            training = replace(training, learning_rate=self.learning_rate)
+        if self.products == "complete":
+            return replace(
+                training, steps=training.total_steps(len(streams.catalogue.split("train")))
+            )
+        return training
+
+    def spec(self, streams: Streams) -> Spec:
+        """The model's row at the profile's size, with the changes, for these streams.
+
+        Raises:
+            ValueError: an unknown model, field or value; the message lists the known ones.
+        """
+        size = self.size(streams)
+        own = dict(self.settings) | ({"bert": True} if self.bert and self.model == "scale" else {})
+        return change(
+            build(self.model, width=size.width, layers=size.layers, heads=size.heads, **own),
+            self.changes,
+        ).fit(streams)
+
+    def folder(self, streams: Streams) -> Path:
+        """``runs/<model>-<codes>-<hash>`` of this job on this data with this code."""
+        spec = self.spec(streams)
+        what = {
+            "job": asdict(self),
+            "training": asdict(self.training(streams)),
+            "spec": spec.to_dict(),
+        }
+        what |= {"data": streams.catalogue.fingerprint, "code": code_version()}
+        digest = hashlib.blake2b(
+            json.dumps(what, sort_keys=True).encode(), digest_size=5
+        ).hexdigest()
+        return home("runs", f"{self.model}-{codes(spec.modalities)}-{digest}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pre-trained model with the folder it lies in and its history."""
+
+    model: Model
+    folder: Path
+    history: list[dict]
+
+    @property
+    def name(self) -> str:
+        """What result rows call it."""
+        return self.folder.name
+
+    def context(self, notebook: str, job: Job, catalogue: Catalogue) -> dict:
+        """The columns that all result rows of a notebook share."""
+        return {
+            "notebook": notebook,
+            "run": self.name,
+            "data": catalogue.name,
+            "profile": job.profile,
+            "seed": job.seed,
+            "model": job.model,
+            "modalities": codes(self.model.spec.modalities),
+        }
+
+
+def vectors(
+    model: Model,
+    streams: Streams,
+    wanted: Rows,
+    modalities: Iterable[str] | None = None,
+    readouts: Iterable[str] = READOUTS,
+) -> dict[str, np.ndarray]:
+    """Embeddings of the wanted rows by every read-out, as (N, D) arrays over the whole catalogue;
+    other rows are NaN."""
+    found = {}
+    for readout, part in embeddings(model, streams, wanted, modalities, readouts).items():
+        found[readout] = np.full((len(streams), part.shape[1]), np.nan, dtype=np.float32)
+        found[readout][wanted] = part
+    return found
+
+
+def untrained(job: Job, streams: Streams) -> Model:
+    """The model as :func:`pretrained` starts it: the control of every claim about pre-training."""
+    torch.manual_seed(job.seed)
+    model = Model(job.spec(streams)).to(best_device())
+    if job.bert:
+        start_from_bert(model, job.bert)
+    model.tokenizer = streams.tokenizer
+    model.extractors = {name: PLAIN[name] for name in model.spec.modalities if name in PLAIN}
+    fit_whitening(model, streams, streams.catalogue.split("train"))
+    return model.eval()
+
+
+def glance(model: Model, streams: Streams) -> dict:
+    """A look at a model on validation products: mAP@10 (min(K, R)) of each read-out, and the mean
+    harmony scores before the fusion.
+
+    Fits the model's whitening on the training products on the way.
+    """
+    catalogue = streams.catalogue
+    fit_whitening(model, streams, catalogue.split("train"))
+    asked, _ = catalogue.queries("validation")
+    found = {}
+    for readout, part in vectors(
+        model, streams, np.concatenate([asked, catalogue.split("gallery")])
+    ).items():
+        for number in retrieval(
+            catalogue, part, "validation"
+        ):  # none, where products have no labels
+            if (number["metric"], number["convention"]) == ("mAP@10", "min_k_r"):
+                found[readout] = number["value"]
+    return {"validation": found, "harmony": mean_harmony(model, streams, asked).tolist()}
+
+
+def pretrained(job: Job, streams: Streams) -> Run:
+    """Pre-train, resume, or only load: whatever is left to do. The folder then holds config,
+    history and ``model.safetensors``.
+
+    Two processes never train the same run: the second waits, then loads.
+    """
+    folder = job.folder(streams)
+    with locked(folder / ".lock"):
+        if (folder / "model.safetensors").exists():
+            history = [
+                json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()
+            ]
+            return Run(Model.from_pretrained(folder).to(best_device()), folder, history)
+        model = untrained(job, streams)
+        training = job.training(streams)
+        write_json(
+            folder / "job.json",
+            {
+                "job": asdict(job),
+                "training": asdict(training),
+                "data": streams.catalogue.fingerprint,
+            },
+        )
+        history = []
+        if job.products != "none":
+            start = glance(model, streams)
+            history = pretrain(
+                model,
+                streams,
+                training,
+                folder,
+                job.rows(streams),
+                watch=lambda m: glance(m, streams),
+            )
+            history[0] |= {"before": start}
+        (folder / "history.jsonl").write_text(
+            "".join(json.dumps(entry) + "\n" for entry in history)
+        )
+        model.save_pretrained(folder)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return Run(model.eval(), folder, history)
+
+
+def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
+    """The run's model fine-tuned with the profile's settings: trained, resumed or only loaded, in
+    ``finetuned`` of its folder.
+
+    Two processes never train the same classifier: the second waits, then loads.
+    """
+    folder = run.folder / "finetuned"
+    with locked(folder / ".lock"):
+        if (folder / "classifier.safetensors").exists():
+            return Classifier.from_pretrained(folder).to(best_device())
+        torch.manual_seed(job.seed)
+        classifier = Classifier(copy.deepcopy(run.model), labels_of(streams)).to(best_device())
+        finetune(classifier, streams, replace(job.size(streams).tuning, seed=job.seed), folder)
+        classifier.save_pretrained(folder)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return classifier.eval()
+
+
+def tuned_vectors(
+    classifier: Classifier, streams: Streams, wanted: Rows, modalities: Iterable[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fine-tuned features (N, H) and the five likeliest labels (N, 5) of the wanted rows over the
+    whole catalogue; others NaN and None.
+
+    For ``evaluate(catalogue, features, predicted=labels)``, state ``finetuned``.
+    """
+    hidden, predicted = classify(classifier, streams, wanted, modalities)
+    features = np.full((len(streams), hidden.shape[1]), np.nan, dtype=np.float32)
+    labels = np.full((len(streams), predicted.shape[1]), None, dtype=object)
+    features[wanted], labels[wanted] = hidden, predicted
+    return features, labels

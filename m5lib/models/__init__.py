@@ -1,0 +1,1 @@
+"""The rows of the zoo, released checkpoints, fine-tuning, anatomy."""

@@ -1,0 +1,324 @@
+"""Weights from elsewhere: the authors' checkpoints by their parameter names, there and back, and
+BERT's."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from m5lib.modalities import MODALITIES
+from m5lib.model import Model
+from m5lib.models import zoo
+from m5lib.models.finetune import Classifier
+
+State = Mapping[str, Tensor]
+
+#: The released order of the joint encoder's tokens and of the classifier's input, and how many
+#: tokens each stream has there.
+RELEASED_LENGTHS = {"text": 36, "table": 64, "image": 37, "video": 13, "audio": 81}
+
+_EMBEDDINGS = {
+    "text+table": "embeddings",
+    "image": "v_embeddings",
+    "video": "video_embeddings",
+    "audio": "audio_embedding",
+}
+_FEATURES = {"image": "image_embeddings", "video": "video_embeddings", "audio": "audio_embeddings"}
+_LAYERS = {"text+table": "layer", "image+video": "v_layer", "audio": "audio_layer"}
+_POOLERS = {"text": "t", "table": "pv", "image": "v", "video": "video", "audio": "audio"}
+_HEADS = {
+    "text+table": "predictions",
+    "image": "imagePredictions",
+    "video": "videoPredictions",
+    "audio": "audioPredictions",
+}
+_BERT_LAYER = {
+    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "out": ("attention.output.dense",),
+    "norm_attention": ("attention.output.LayerNorm",),
+    "up": ("intermediate.dense",),
+    "down": ("output.dense",),
+    "norm_feed": ("output.LayerNorm",),
+}
+_JOINT_LAYER = {
+    "out": "attn.out_proj",
+    "norm_attention": "ln_1",
+    "norm_feed": "ln_2",
+    "up": "mlp.c_fc",
+    "down": "mlp.c_proj",
+}
+_TRANSFORM = {"0": "dense", "2": "LayerNorm"}
+
+
+def released_names(name: str) -> tuple[str, ...]:
+    """Where a parameter of ours lies in the released checkpoints: the names whose rows, one after
+    another, make it up."""
+    match name.split("."):
+        case ["embeddings", owner, "words" | "position" | "kind" as part, "weight"] if (
+            MODALITIES[owner.split("+")[0]].position == "index"
+        ):
+            part = {
+                "words": "word_embeddings",
+                "position": "position_embeddings",
+                "kind": "token_type_embeddings",
+            }[part]
+            return (f"bert.{_EMBEDDINGS[owner]}.{part}.weight",)
+        case ["embeddings", owner, "position", kind]:
+            return (f"bert.{_EMBEDDINGS[owner]}.image_location_embeddings.{kind}",)
+        case ["embeddings", owner, "project", kind]:
+            return (f"bert.{_EMBEDDINGS[owner]}.{_FEATURES[owner]}.{kind}",)
+        case ["embeddings", owner, "norm", kind]:
+            return (f"bert.{_EMBEDDINGS[owner]}.LayerNorm.{kind}",)
+        case ["stages", "0", "blocks", owner, layer, part, kind]:
+            return tuple(
+                f"bert.encoder.{_LAYERS[owner]}.{layer}.{piece}.{kind}"
+                for piece in _BERT_LAYER[part]
+            )
+        case ["stages", "1", "blocks", _, layer, "qkv", kind]:
+            return (f"bert.cross_encoder.transformer.resblocks.{layer}.attn.in_proj_{kind}",)
+        case ["stages", "1", "blocks", _, layer, part, kind]:
+            return (
+                f"bert.cross_encoder.transformer.resblocks.{layer}.{_JOINT_LAYER[part]}.{kind}",
+            )
+        case ["stages", "1", "positions", _, "weight"]:
+            return ("bert.cross_encoder.embeddings.position_embeddings.weight",)
+        case ["poolers", owner, kind]:
+            return (f"bert.encoder.{_POOLERS[owner]}_pooler.dense.{kind}",)
+        case ["heads", owner, "transform", number, kind]:
+            return (f"cls.{_HEADS[owner]}.transform.{_TRANSFORM[number]}.{kind}",)
+        case ["heads", owner, "bias"]:
+            return (f"cls.{_HEADS[owner]}.bias",)
+        case ["heads", owner, "features", kind]:
+            return (f"cls.{_HEADS[owner]}.decoder.{kind}",)
+        case ["hidden" | "out" as layer, kind]:
+            return ({"hidden": "dense1", "out": "dense2"}[layer] + f".{kind}",)
+        case ["model", *rest]:
+            return released_names(".".join(rest))
+    raise ValueError(
+        f"{name} has no place in the released model; this needs the row 'released' with all five "
+        "modalities"
+    )
+
+
+def _slices(name: str, ours: Tensor, theirs: Sequence[Tensor], lengths: Mapping[str, int]):
+    """Rows of ours and of theirs that hold the same numbers, for each of their tensors.
+
+    Tables of positions and types are longer there than we can use (ours is longer than a toy's).
+    Positions of the joint encoder belong to places in the concatenation there, and to a modality
+    and its place here.
+    """
+    if ".positions." in name:
+        order, modality = list(lengths), name.split(".")[-2]
+        start, count = (
+            sum(lengths[other] for other in order[: order.index(modality)]),
+            min(lengths[modality], len(ours)),
+        )
+        yield slice(0, count), slice(start, start + count)
+    elif (
+        name.endswith(("position.weight", "kind.weight"))
+        and ours.shape[1:] == theirs[0].shape[1:]
+        and len(ours) != len(theirs[0])
+    ):
+        count = min(len(ours), len(theirs[0]))
+        yield slice(0, count), slice(0, count)
+    else:
+        start = 0
+        for part in theirs:
+            yield slice(start, start + len(part)), slice(0, len(part))
+            start += len(part)
+
+
+def _columns(
+    module: Model | Classifier, weight: Tensor, lengths: Mapping[str, int], back: bool = False
+) -> Tensor:
+    """The classifier's input in the order of our modalities; ``back``: in theirs."""
+    ours, theirs = list(module.model.spec.modalities), list(lengths)
+    parts = weight.chunk(len(ours), dim=1)
+    return torch.cat(
+        [parts[(ours if back else theirs).index(name)] for name in (theirs if back else ours)],
+        dim=1,
+    )
+
+
+def import_released(
+    module: Model | Classifier, state: State, lengths: Mapping[str, int] = RELEASED_LENGTHS
+) -> None:
+    """Copy a released state dict into a model of the row ``released`` or a classifier on it, in
+    place. What never trains there has no place here.
+
+    Raises:
+        ValueError: a parameter is missing, or the checkpoint is of another width.
+    """
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    if isinstance(module, Classifier):
+        state["dense1.weight"] = _columns(module, state["dense1.weight"], lengths)
+    with torch.no_grad():
+        for name, ours in module.named_parameters():
+            wanted = released_names(name)
+            if missing := [source for source in wanted if source not in state]:
+                raise ValueError(f"not a released checkpoint of this model: {missing} missing")
+            theirs, fresh = [state[source] for source in wanted], torch.zeros_like(ours)
+            for part, (here, there) in zip(
+                theirs, _slices(name, ours, theirs, lengths), strict=True
+            ):
+                if fresh[here].shape != part[there].shape:
+                    raise ValueError(
+                        f"{wanted[0]}: the checkpoint has {tuple(part.shape)}, the model's {name} "
+                        f"is {tuple(ours.shape)}"
+                    )
+                fresh[here] = part[there].to(ours.dtype)
+            ours.copy_(fresh)
+
+
+def export_released(
+    module: Model | Classifier,
+    like: State,
+    lengths: Mapping[str, int] = RELEASED_LENGTHS,
+    gradients: bool = False,
+) -> dict[str, Tensor]:
+    """Our parameters (or their gradients) under the released names.
+
+    Args:
+        like: a released state dict; what has no counterpart here (stacks that never train, unused
+            positions) is taken from it.
+    """
+    state = {name: value.clone() for name, value in like.items()}
+    for name, parameter in module.named_parameters():
+        ours = parameter.grad if gradients else parameter.detach()
+        if ours is None:
+            continue
+        if name == "hidden.weight":
+            ours = _columns(module, ours, lengths, back=True)
+        theirs = [state[source] for source in released_names(name)]
+        for part, (here, there) in zip(theirs, _slices(name, ours, theirs, lengths), strict=True):
+            part[there] = ours[here].to(part.dtype)
+    tied = "cls.predictions.decoder.weight"
+    return state | (
+        {tied: state["bert.embeddings.word_embeddings.weight"]} if tied in state else {}
+    )
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """A state dict from a ``safetensors`` or a PyTorch file; nothing else in such a file is
+    executed."""
+    if Path(path).suffix == ".safetensors":
+        return load_file(str(path))
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def released_spec(state: State, **heads) -> zoo.Spec:
+    """The row ``released`` at the sizes of a state dict. Heads cannot be read from weights: by
+    default the published 12, 8 and 8."""
+    words, up = (
+        state["bert.embeddings.word_embeddings.weight"],
+        "bert.encoder.{}.0.intermediate.dense.bias",
+    )
+    width = words.shape[1]
+    layers = sum(
+        name.startswith("bert.encoder.layer.") and name.endswith("intermediate.dense.bias")
+        for name in state
+    )
+    spec = zoo.released(
+        width=width,
+        layers=layers,
+        hidden=len(state[up.format("layer")]) / width,
+        feature_hidden=len(state[up.format("v_layer")]) / width,
+        projection=len(state["bert.encoder.t_pooler.dense.bias"]),
+        **heads,
+    )
+    widths = tuple(
+        (n, state[f"bert.{_EMBEDDINGS[n]}.{part}.weight"].shape[1]) for n, part in _FEATURES.items()
+    )
+    # the tokenizer of the release is bert-base-chinese, in which an empty string is [CLS] [SEP] =
+    # 101, 102
+    known = tuple(name for name in MODALITIES if name in RELEASED_LENGTHS)
+    return zoo.change(
+        spec,
+        (
+            ("modalities", known),
+            ("widths", widths),
+            ("vocabulary", len(words)),
+            ("empty", (101, 102)),
+        ),
+    )
+
+
+def load_released(
+    path: str | Path, lengths: Mapping[str, int] = RELEASED_LENGTHS, **heads
+) -> Model | Classifier:
+    """The authors' checkpoint as a model of ours, or as a classifier where it is one, in evaluation
+    mode.
+
+    It brings no tokenizer: theirs is ``bert-base-chinese`` (:func:`m5lib.streams.load_tokenizer`).
+
+    Args:
+        lengths: tokens of each stream in the joint encoder's concatenation, in its order.
+        heads: ``heads``, ``feature_heads``, ``joint_heads``, where they are not the published ones.
+    """
+    state = read_state(path)
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    found = Model(released_spec(state, **heads))
+    if (
+        "dense1.weight" in state
+    ):  # their labels are numbers in the order of a file that is not in the checkpoint
+        labels = [str(n) for n in range(len(state["dense2.bias"]))]
+        found = Classifier(found, labels, hidden=len(state["dense1.bias"]))
+    import_released(found, state, lengths)
+    return found.eval()
+
+
+def start_from_bert(model: Model, source: str | Path) -> None:
+    """Start the title's path from a BERT, by name or path, in place: embeddings, and the first
+    layers, as many as fit.
+
+    The layers go into the ``solo`` blocks that titles run through, in order, or into the ``joint``
+    ones of a model that starts with these; a fusion that follows encoders stays random (section
+    4.1). Needs BERT's form of layer: ``scale(bert=True)`` and the baselines.
+
+    Raises:
+        ValueError: the widths differ, the vocabulary does, or a layer of ours is not BERT's.
+    """
+    from transformers import BertModel
+
+    source = BertModel.from_pretrained(str(source))
+    spec, name = model.spec, "text"
+    words, ours = source.embeddings.word_embeddings.weight, model.embeddings[spec.owner(name)]
+    if words.shape != ours.words.weight.shape:
+        raise ValueError(
+            f"BERT's word embeddings are {tuple(words.shape)}, the model's "
+            f"{tuple(ours.words.weight.shape)}"
+        )
+    with torch.no_grad():
+        ours.words.weight.copy_(words)
+        known = source.embeddings.position_embeddings.weight[: len(ours.position.weight)]
+        ours.position.weight[: len(known)] = known
+        if ours.kind is not None:
+            ours.kind.weight.copy_(source.embeddings.token_type_embeddings.weight[:1])
+        ours.norm.load_state_dict(source.embeddings.LayerNorm.state_dict())
+        stages = [stack for stack in model.stages if name in stack.stage.takes(spec.modalities)]
+        kind = stages[0].stage.kind
+        blocks = [
+            block
+            for stack in stages
+            if stack.stage.kind == kind
+            for block in stack.blocks[stack.stage.owner(name)]
+        ]
+        if kind == "joint":
+            blocks = list(stages[0].blocks["joint"])
+        for block, layer in zip(blocks, source.encoder.layer, strict=False):
+            _copy_layer(block, layer.state_dict())
+
+
+def _copy_layer(block, layer: State) -> None:
+    if block.block.norm != "post" or len(block.up.bias) != len(layer["intermediate.dense.bias"]):
+        raise ValueError(
+            "not BERT's form of layer (norm after each part, the same feed-forward width): use "
+            "scale(bert=True) or a baseline"
+        )
+    for part, sources in _BERT_LAYER.items():
+        for kind in ("weight", "bias"):
+            getattr(getattr(block, part), kind).copy_(
+                torch.cat([layer[f"{source}.{kind}"] for source in sources])
+            )

@@ -1,0 +1,1 @@
+"""The synthetic five-modality shop, with known truth."""

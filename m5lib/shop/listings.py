@@ -1,0 +1,385 @@
+"""The synthetic shop: products with real JPEG, MP4 and MP3 files, known to the last fact, written
+in the official layout.
+
+A product (an *instance*) is drawn from facets (:mod:`m5lib.shop.facets`) and listed by one or
+several merchants, each with other words, another view and another background; each listing is a
+product of the catalogue. :func:`make` writes the listings as :func:`m5lib.data.m5product.export`
+would write the official release, so that they are read, decoded and extracted like it, and beside
+them ``truth.parquet`` (:data:`TRUTH`). Nothing of it is used in training.
+
+From the shell: ``python -m m5lib.shop.listings small --seed 0``.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from m5lib import home
+from m5lib.catalogue import Catalogue, DataError
+from m5lib.data import m5product
+from m5lib.data.files import locked
+from m5lib.shop import facets as shelf
+from m5lib.shop import rendering
+from m5lib.shop.facets import Facets
+
+#: Listings and categories of each size; any number of listings may be given instead.
+SIZES = {"tiny": (240, 12), "small": (2400, 48), "full": (100_000, 624)}
+
+#: Share of the listings that have only these modalities; the rest has all five. About a fifth is
+#: incomplete (supplement F: 18.6 % without video or audio, 1.3 % without image, 0.1 % without
+#: table), and 1 % has one modality alone. In a fifth of the complete ones the sound lies in the
+#: video only.
+GAPS = {
+    "image+text+table": 0.13,
+    "image+text+table+video": 0.03,
+    "text+table+video+audio": 0.015,
+    "image+text+video+audio": 0.01,
+    "image+text": 0.005,
+    "text": 0.005,
+    "image": 0.003,
+    "video": 0.002,
+}
+SOUND_IN_VIDEO_ONLY = 0.2
+#: Merchants that list one instance, and the splits: an instance's listings share a split, save that
+#: of an instance of the fine-grained sets one listing asks (``fine_query``) and the others are to
+#: be found (``fine_gallery``).
+LISTED = {1: 0.74, 2: 0.13, 3: 0.07, 4: 0.04, 5: 0.02}
+SHARES = {"train": 0.54, "validation": 0.11, "gallery": 0.24, "query": 0.11}
+FINE = {True: 0.35, False: 0.06}  # of the instances listed several times, and once (distractors)
+#: Every so many categories one is never asked for: its products in the gallery are distractors.
+UNASKED = 6
+
+#: Columns of ``truth.parquet``, one row per listing. Boxes are x1, y1, x2, y2 in fractions of the
+#: picture; words count in ``title.split()``, properties in the table's order; spans are seconds.
+#: Empty where the modality is absent or does not tell.
+TRUTH = (
+    "id",
+    "instance",
+    "merchant",
+    "split",
+    "category",
+    "shape",
+    "colour",
+    "accent",
+    "pattern",
+    "usage",
+    "material",
+    "production",
+    "points",
+    "grams",
+    "brand",
+    "match",
+    "image_box",
+    "text_words",
+    "table_pairs",
+    "video_spans",
+    "audio_spans",
+)
+VERSION = 1
+CHUNK = 48
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One listing: which instance, by which merchant, in which split."""
+
+    number: int
+    instance: int
+    merchant: int
+    split: str
+
+    @property
+    def id(self) -> str:
+        """Digits as in the official release; they say nothing of the product."""
+        return str(int(hashlib.blake2b(str(self.number).encode(), digest_size=6).hexdigest(), 16))
+
+
+def _choice(rng: np.random.Generator, shares: dict):
+    return list(shares)[
+        int(rng.choice(len(shares), p=np.array(list(shares.values())) / sum(shares.values())))
+    ]
+
+
+def _instance(instance: int, seed: int, weights: np.ndarray) -> tuple[int, str, int]:
+    """Category, split and number of listings of an instance: a function of the three arguments."""
+    rng = np.random.default_rng([seed, 1, instance])
+    category, listings = int(rng.choice(len(weights), p=weights)), _choice(rng, LISTED)
+    split = "fine" if rng.random() < FINE[listings > 1] else _choice(rng, SHARES)
+    if category % UNASKED == UNASKED - 1 and split in ("query", "validation"):
+        split = "gallery"
+    return category, split, listings
+
+
+def listings(products: int, kinds: int, seed: int) -> Iterator[tuple[Listing, int]]:
+    """The listings of a shop, each with its category, in the order of their numbers."""
+    weights, number, instance = shelf.shares(kinds, seed), 0, 0
+    while number < products:
+        category, split, times = _instance(instance, seed, weights)
+        rng = np.random.default_rng([seed, 2, instance])
+        # few merchants list much, most a little; the same merchant does not list a product twice
+        merchants = dict.fromkeys(int(products**0.8 * rng.power(0.5)) for _ in range(times))
+        for place, merchant in enumerate(merchants):
+            role = {
+                "fine": "fine_query" if place == 0 and len(merchants) > 1 else "fine_gallery"
+            }.get(split, split)
+            if number < products:
+                yield Listing(number, instance, merchant, role), category
+                number += 1
+        instance += 1
+
+
+def _presence(rng: np.random.Generator) -> tuple[str, bool]:
+    """Modalities of a listing, joined by ``+``, and whether its sound is a file of its own."""
+    gap = _choice(rng, GAPS | {"": 1 - sum(GAPS.values())}) or "image+text+table+video+audio"
+    return gap, rng.random() >= SOUND_IN_VIDEO_ONLY
+
+
+def write_listing(
+    folder: Path, listing: Listing, category: int, kinds: tuple, seed: int
+) -> tuple[dict, dict]:
+    """Write a listing's media; returns its record of the annotation and its row of the truth."""
+    thing = shelf.draw(kinds, category, np.random.default_rng([seed, 3, listing.instance]))
+    rng, looks = (np.random.default_rng([seed, purpose, listing.number]) for purpose in (4, 5))
+    there, own_file = _presence(rng)
+    seen = replace(thing, aspect=thing.aspect * float(np.exp(rng.normal(0, 0.05))))
+    record, truth = (
+        {"title": "", "pv": "", "label": kinds[category].name, "url": "", "video": ""},
+        {},
+    )
+    if "text" in there.split("+"):
+        words = shelf.title(thing, kinds, rng)
+        record["title"], truth["text_words"], truth["match"] = (
+            words.text,
+            list(words.words),
+            words.match,
+        )
+    if "table" in there:
+        rows = shelf.table(thing, kinds, rng)
+        record["pv"], truth["table_pairs"] = m5product.format_pv(rows.pairs), list(rows.naming)
+    if "image" in there:
+        other = (
+            shelf.draw(kinds, int(rng.integers(len(kinds))), rng) if rng.random() < 0.3 else None
+        )
+        image, box = rendering.picture(seen, listing.merchant, looks, other)
+        record["url"], truth["image_box"] = (
+            f"images/{listing.id}.jpg",
+            [round(side, 4) for side in box],
+        )
+        rendering.save_picture(folder / record["url"], image, int(looks.integers(70, 93)))
+    if "video" in there:
+        truth |= _film(
+            folder, listing, seen, looks, "audio" in there, own_file or "image" not in there
+        )
+        record["video"] = f"videos/{listing.id}.mp4"
+    return record, _truth(listing, category, kinds, thing) | truth
+
+
+def _film(
+    folder: Path,
+    listing: Listing,
+    seen: Facets,
+    rng: np.random.Generator,
+    sounding: bool,
+    own_file: bool,
+) -> dict:
+    plan = rendering.timeline(rng)
+    samples = rendering.track(seen, listing.merchant, plan, rng) if sounding else None
+    rendering.save_film(
+        folder / "videos" / f"{listing.id}.mp4",
+        rendering.film(seen, listing.merchant, plan, rng),
+        samples,
+    )
+    spans = sorted([list(plan.making), list(plan.using)])
+    if samples is None:
+        return {"video_spans": spans}
+    if own_file:
+        rendering.save_track(folder / "audios" / f"{listing.id}.mp3", samples)
+    return {"video_spans": spans, "audio_spans": spans}
+
+
+def _truth(listing: Listing, category: int, kinds: tuple, thing: Facets) -> dict:
+    facts = {name: value for name, value in asdict(thing).items() if name in TRUTH}
+    row = (
+        dict.fromkeys(TRUTH)
+        | facts
+        | {"id": listing.id, "category": kinds[category].name, "points": list(thing.points)}
+    )
+    empty = {
+        name: []
+        for name in ("image_box", "text_words", "table_pairs", "video_spans", "audio_spans")
+    }
+    return (
+        row
+        | empty
+        | {
+            "instance": str(listing.instance),
+            "merchant": str(listing.merchant),
+            "split": listing.split,
+        }
+    )
+
+
+def _write_chunk(
+    folder: str, place: int, chunk: list[tuple[Listing, int]], count: int, seed: int
+) -> None:
+    """Write some listings; the part file comes last and says that they are there."""
+    kinds = shelf.categories(count)
+    found = [
+        (listing.id, *write_listing(Path(folder), listing, category, kinds, seed))
+        for listing, category in chunk
+    ]
+    part = Path(folder) / "parts" / f"{place:06d}.json"
+    part.with_suffix(".tmp").write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    os.replace(part.with_suffix(".tmp"), part)
+
+
+def size_of(size: str | int) -> tuple[int, int]:
+    """Listings and categories of a size. Raises :class:`~m5lib.catalogue.DataError`: not known, or
+    under 40 listings."""
+    if isinstance(size, str) and size in SIZES:
+        return SIZES[size]
+    if isinstance(size, str) or size < 40:
+        raise DataError(
+            f"shop: no size {size!r}; give one of {list(SIZES)} or a number of products, 40 at "
+            "least"
+        )
+    return size, int(np.clip(size // 50, 12 if size >= 240 else 6, SIZES["full"][1]))
+
+
+def folder_of(size: str | int, seed: int = 0) -> Path:
+    """Where the shop of a size and seed is kept: ``cache/shop-<listings>-<seed>`` below the
+    project."""
+
+    return home("cache", f"shop-{size_of(size)[0]}-{seed}")
+
+
+def make(
+    size: str | int = "tiny",
+    seed: int = 0,
+    folder: str | Path | None = None,
+    workers: int | None = None,
+) -> Catalogue:
+    """The shop of a size, written on first use by all cores, then read. What was begun is gone on
+    with; a second process waits.
+
+    The same size and seed give the same files, whatever the number of workers. Times and disk space
+    are in ``benchmarks/shop.json``.
+
+    Args:
+        size: ``tiny``, ``small``, ``full`` (:data:`SIZES`) or a number of listings.
+        folder: by default :func:`folder_of` size and seed.
+
+    Raises:
+        DataError: the size is not known, or the folder holds something else.
+    """
+    products, count = size_of(size)
+    folder = Path(folder) if folder is not None else folder_of(size, seed)
+    what = {"version": VERSION, "products": products, "categories": count, "seed": seed}
+    with locked(
+        folder.absolute().with_name(f".{folder.name}.lock")
+    ):  # beside it: a shop's folder must be empty, or a shop
+        _prepare(folder, what)
+        if not (folder / "truth.parquet").exists():
+            _write(folder, products, count, seed, workers)
+    return read(folder)
+
+
+def _prepare(folder: Path, what: dict) -> None:
+    """Make the folder ready: a shop of an older version gives way, another shop or other files do
+    not."""
+    sign = folder / "shop.json"
+    found = json.loads(sign.read_text(encoding="utf-8")) if sign.exists() else None
+    if found is not None and found != what:
+        if {**found, "version": VERSION} != what:
+            raise DataError(
+                f"{folder}: holds another shop ({found}); give another folder, or delete it"
+            )
+        shutil.rmtree(folder)
+    elif found is None and folder.exists() and any(folder.iterdir()):
+        raise DataError(f"{folder}: is not empty and holds no shop; give another folder")
+    for place in ("parts", m5product.ANNOTATIONS, "images", "videos", "audios"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    sign.write_text(json.dumps(what), encoding="utf-8")
+
+
+def _write(folder: Path, products: int, count: int, seed: int, workers: int | None) -> None:
+    from joblib import Parallel, delayed  # its processes need no main guard in the caller's script
+
+    plan = list(listings(products, count, seed))
+    chunks = [plan[start : start + CHUNK] for start in range(0, len(plan), CHUNK)]
+    left = [
+        place
+        for place in range(len(chunks))
+        if not (folder / "parts" / f"{place:06d}.json").exists()
+    ]
+    work = Parallel(n_jobs=workers or -1, return_as="generator_unordered")
+    jobs = (delayed(_write_chunk)(str(folder), place, chunks[place], count, seed) for place in left)
+    done = len(chunks) - len(left)
+    for _ in tqdm(work(jobs), "shop", len(chunks), initial=done, unit=f" x {CHUNK} products"):
+        pass
+    parts = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((folder / "parts").glob("*.json"))
+    ]
+    rows = [row for part in parts for row in part]
+    place = folder / m5product.ANNOTATIONS
+    (place / "id_label.json").write_text(
+        json.dumps({i: record for i, record, _ in rows}, ensure_ascii=False, indent=0),
+        encoding="utf-8",
+    )
+    truth = pd.DataFrame([row for *_, row in rows], columns=list(TRUTH))
+    for split, ids in truth.groupby("split")["id"]:
+        (place / f"{split}_ids.json").write_text(json.dumps(list(ids)), encoding="utf-8")
+    truth.to_parquet(folder / "truth.tmp", index=False)
+    os.replace(folder / "truth.tmp", folder / "truth.parquet")
+    shutil.rmtree(folder / "parts")
+
+
+def truth(folder: str | Path) -> pd.DataFrame:
+    """What is true of each listing of a finished shop (:data:`TRUTH`), indexed by id."""
+    path = Path(folder) / "truth.parquet"
+    if not path.exists():
+        raise DataError(f"{path}: no such file; a shop is made by m5lib.shop.listings.make")
+    return pd.read_parquet(path).set_index("id", drop=False)
+
+
+def read(folder: str | Path) -> Catalogue:
+    """A finished shop as a catalogue: the official layout's, with the instance of each listing."""
+    facts = truth(folder)
+    found = m5product.read_m5product(folder)
+    products = tuple(replace(p, instance=facts.at[p.id, "instance"]) for p in found.products)
+    return Catalogue("shop", products, found.skipped)
+
+
+def main() -> None:
+    """``python -m m5lib.shop.listings <size> [--seed N] [--folder DIR]``: make a shop and say what
+    is in it."""
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="python -m m5lib.shop.listings", description="Make a synthetic five-modality shop."
+    )
+    parser.add_argument(
+        "size", nargs="?", default="small", help="tiny, small, full or a number of products"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder")
+    given = parser.parse_args()
+    shop = make(int(given.size) if given.size.isdigit() else given.size, given.seed, given.folder)
+    lacking = 1 - shop.presence.all(axis=1).mean()
+    print(
+        f"{len(shop):,} products of {len(set(shop.labels)):,} categories; {lacking:.0%} lack a "
+        "modality"
+    )
+
+
+if __name__ == "__main__":
+    main()

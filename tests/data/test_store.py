@@ -1,0 +1,318 @@
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from make_media import Slow, file_of, pictures, tone, write_image, write_sound, write_video
+
+from m5lib.catalogue import Catalogue, DataError, MediaFile, Product
+from m5lib.data import media, store
+from m5lib.data.extractors import PLAIN, Crops, Frames
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def same(a: dict, b: dict) -> bool:
+    return list(a) == list(b) and all(
+        np.array_equal(a[n].offsets, b[n].offsets)
+        and np.array_equal(np.asarray(a[n].values), np.asarray(b[n].values))
+        and (a[n].boxes is None) == (b[n].boxes is None)
+        and (a[n].boxes is None or np.array_equal(np.asarray(a[n].boxes), np.asarray(b[n].boxes)))
+        for n in a
+    )
+
+
+@pytest.fixture
+def mixed(tmp_path) -> Catalogue:
+    """Pictures, videos with and without sound, sounds; some broken, one product with nothing
+    else."""
+    video, silent = (
+        write_video(tmp_path / "a.mp4", 25, sound=2.5),
+        write_video(tmp_path / "b.mp4", 15),
+    )
+    own = write_sound(tmp_path / "c.wav", tone(1.5))
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    extra = [
+        {"video": file_of(video)},
+        {"video": file_of(silent)},
+        {"audio": file_of(own)},
+        {"video": file_of(tmp_path / "bad.mp4")},
+    ]
+    products = list(pictures(tmp_path / "pictures", 10).products)
+    products = [replace(p, contents={**p.contents, **extra[n % 4]}) for n, p in enumerate(products)]
+    products.insert(4, Product("alone", extra[3]))
+    return Catalogue("mixed", tuple(products))
+
+
+def test_store_gives_what_memory_gives(mixed, tmp_path):
+    clean, features = media.extract(mixed)
+    stored, lazily = store.extract(mixed, PLAIN, tmp_path / "s", shard=3)
+    assert stored == clean and same(features, lazily) and len(clean) == len(mixed) - 1
+    assert {n: ragged.values.shape for n, ragged in lazily.items()} == {
+        n: ragged.values.shape for n, ragged in features.items()
+    }
+    assert same(features, store.extract(mixed, PLAIN, tmp_path / "s", shard=3)[1])
+    index = json.loads((tmp_path / "s" / "video.json").read_text())
+    assert index["settings"] == {
+        "extractor": "Frames",
+        "version": 2,
+        "width": 396,
+        "cells": 6,
+        "directions": 8,
+        "limit": 12,
+    }
+    assert (
+        index["rows"] == len(features["video"].values)
+        and str(tmp_path) not in (tmp_path / "s" / "video.json").read_text()
+    )
+
+
+def test_streams_do_not_tell_the_difference(mixed, tmp_path):
+    from m5lib.streams import Streams, train_tokenizer
+
+    clean, features = media.extract(mixed)
+    tokenizer = train_tokenizer(clean)
+    a = Streams(clean, features, tokenizer)
+    b = pickle.loads(
+        pickle.dumps(
+            Streams(clean, store.extract(mixed, PLAIN, tmp_path / "s", shard=3)[1], tokenizer)
+        )
+    )
+    assert a.widths == b.widths
+    for rows in ([0], [3, 1, 8], range(len(clean))):
+        x, y = a.batch(rows), b.batch(rows)
+        assert all(
+            x.streams[n].tokens.equal(y.streams[n].tokens)
+            and x.streams[n].valid.equal(y.streams[n].valid)
+            for n in x.streams
+        )
+        assert x.streams["image"].boxes.equal(y.streams["image"].boxes)
+
+
+def test_work_that_is_done_is_not_done_again(tmp_path, monkeypatch):
+    catalogue, seen = pictures(tmp_path / "p"), []
+    call = Crops.__call__
+    monkeypatch.setattr(
+        Crops, "__call__", lambda self, file: seen.append(file.path.stem) or call(self, file)
+    )
+
+    def run(products, extractor=Crops()) -> int:  # noqa: B008
+        seen.clear()
+        store.extract(
+            replace(catalogue, products=tuple(products)),
+            {"image": extractor},
+            tmp_path / "s",
+            shard=5,
+        )
+        return len(seen)
+
+    products = catalogue.products
+    assert run(products[:20]) == 20 and run(products[:20]) == 0
+    assert run(products) == 4  # more products: only theirs
+    write_image(tmp_path / "p" / "7.png", 99)  # another picture under an old name: its shard
+    assert run(products) == 5
+    assert run(products, Crops(cells=2)) == 24 and run(products, Crops(cells=2)) == 0
+    assert run(products) == 0  # and back: still there
+    first = json.loads((tmp_path / "s" / "image.json").read_text())["shards"][0]
+    (tmp_path / "s" / "image" / f"{first}.json").write_text("{")
+    assert run(products) == 5
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_do_not_change_a_byte(mixed, tmp_path, workers):
+    store.extract(mixed, PLAIN, tmp_path / "a", workers=1, shard=3)
+    store.extract(mixed, PLAIN, tmp_path / "b", workers=workers, shard=3)
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
+
+
+def test_ended_at_every_step_and_started_again_it_is_the_same_store(tmp_path, monkeypatch):
+    catalogue = pictures(tmp_path / "p", 12)
+    _, whole = store.extract(catalogue, {"image": Crops()}, tmp_path / "whole", shard=4)
+    expected, really = bytes_of(tmp_path / "whole"), os.replace
+    for step in range(sum(not name.startswith(".") for name in expected)):
+        steps = iter(range(step + 1))
+
+        def stop(*paths, steps=steps, step=step):
+            if next(steps) == step:
+                raise KeyboardInterrupt
+            really(*paths)
+
+        folder = tmp_path / f"s{step}"
+        monkeypatch.setattr(os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            store.extract(catalogue, {"image": Crops()}, folder, shard=4)
+        monkeypatch.setattr(os, "replace", really)
+        assert any(folder.rglob("*.part"))
+        clean, features = store.extract(catalogue, {"image": Crops()}, folder, shard=4)
+        assert (
+            bytes_of(folder) == expected
+            and same(features, {"image": whole["image"]})
+            and len(clean.skipped) == 2
+        )
+
+
+KILLED = """
+import sys; sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+from make_media import Slow, pictures
+from m5lib.data import store
+store.extract(pictures(Path({folder!r}) / "p"), {{"image": Slow()}}, Path({folder!r}) / "s", workers=1, shard=2)
+"""  # noqa: E501
+
+
+def test_killed_at_a_random_moment_and_started_again_it_is_the_same_store(tmp_path):
+    catalogue = pictures(tmp_path / "p")
+    tests = Path(__file__).parents[1]
+    code = KILLED.format(tests=str(tests), root=str(tests.parent), folder=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    count, patience = random.randint(1, 8), time.monotonic() + 60
+    while len(list((tmp_path / "s").glob("image/*.json"))) < count and process.poll() is None:
+        assert time.monotonic() < patience
+        time.sleep(0.002)
+    time.sleep(random.uniform(0, 0.03))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = len(list((tmp_path / "s").glob("image/*.json")))
+    assert count <= done < 12 and not (tmp_path / "s" / "image.json").exists()
+    clean, features = store.extract(catalogue, {"image": Slow()}, tmp_path / "s", shard=2)
+    other, expected = store.extract(catalogue, {"image": Slow()}, tmp_path / "undisturbed", shard=2)
+    assert bytes_of(tmp_path / "s") == bytes_of(tmp_path / "undisturbed")
+    assert clean == other and same(features, expected)
+
+
+def test_a_fault_that_may_pass_is_tried_again(tmp_path, monkeypatch):
+    catalogue, call, broken = pictures(tmp_path / "p", 3), Crops.__call__, [True]
+
+    def flaky(self, file):
+        if broken and file.path.stem == "1":
+            raise OSError(5, "Input/output error")
+        return call(self, file)
+
+    monkeypatch.setattr(Crops, "__call__", flaky)
+    clean, _ = store.extract(catalogue, {"image": Crops()}, tmp_path / "s")
+    assert [(s.where, s.reason) for s in clean.skipped] == [
+        ("p1", "cannot be read: Input/output error")
+    ]
+    broken.clear()
+    clean, features = store.extract(catalogue, {"image": Crops()}, tmp_path / "s")
+    assert not clean.skipped and np.diff(features["image"].offsets).tolist() == [14, 14, 14]
+
+
+def test_features_are_read_without_the_media(mixed, tmp_path):
+    store.extract(mixed, PLAIN, tmp_path / "s", shard=3)
+    clean, features = media.extract(mixed)
+    (tmp_path / "s").rename(tmp_path / "moved")
+    for path in (*tmp_path.glob("*.mp4"), *tmp_path.glob("*.wav"), *tmp_path.glob("pictures/*")):
+        path.unlink()
+    again, read = store.load(tmp_path / "moved", mixed)
+    assert again.fingerprint == clean.fingerprint and same(read, features)
+    assert {(s.where, s.reason) for s in again.skipped} == {
+        (s.where, s.reason) for s in clean.skipped
+    }
+    rows = [7, 2, 5]
+    part, taken = store.load(tmp_path / "moved", clean.take(rows))
+    for name, ragged in taken.items():
+        for new, old in enumerate(rows):
+            a = ragged.values[ragged.offsets[new] : ragged.offsets[new + 1]]
+            b = features[name].values[features[name].offsets[old] : features[name].offsets[old + 1]]
+            assert np.array_equal(a, b)
+        assert (
+            len(ragged.values) == ragged.offsets[-1]
+            and (part.presence[name] == (np.diff(ragged.offsets) > 0)).all()
+        )
+    new = Product("new", {"text": "x", "image": MediaFile(tmp_path / "new.png")})
+    wider, _ = store.load(tmp_path / "moved", replace(clean, products=(*clean.products, new)))
+    assert wider.skipped[-1] == ("new", "image", "not in the store")
+
+
+def test_a_damaged_store_says_so_and_is_mended(tmp_path):
+    catalogue = pictures(tmp_path / "p")
+    _, features = store.extract(catalogue, {"image": Crops()}, tmp_path / "s", shard=5)
+    before = bytes_of(tmp_path / "s")
+    shard = sorted((tmp_path / "s" / "image").glob("*[!s].npy"))[1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(DataError, match=shard.stem.split(".")[0]):
+        store.load(tmp_path / "s", catalogue)
+    store.extract(catalogue, {"image": Crops()}, tmp_path / "s", shard=5)
+    assert bytes_of(tmp_path / "s") == before
+    with pytest.raises(DataError, match="no feature store"):
+        store.load(tmp_path / "p", catalogue)
+
+
+def test_settings_count_weights_by_content_and_leave_devices_out(tmp_path):
+    from m5lib.data.backbones import Clips
+
+    (tmp_path / "a.pt").write_bytes(b"weights")
+    (tmp_path / "b.pt").write_bytes(b"weights")
+    a, b = (
+        store.settings(Clips(weights=tmp_path / "a.pt")),
+        store.settings(Clips(weights=tmp_path / "b.pt", device="cuda")),
+    )
+    assert a == b and "device" not in a and str(tmp_path) not in json.dumps(a)
+    (tmp_path / "b.pt").write_bytes(b"wEights")
+    assert store.settings(Clips(weights=tmp_path / "b.pt")) != a
+    assert store.settings(Frames()) != store.settings(Frames(cells=2)) and store.settings(
+        Slow()
+    ) != store.settings(Crops())
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("mapped"), np.random.default_rng(0)
+    parts = [rng.normal(size=(n, 3)).astype(np.float16) for n in (4, 1, 7, 2)]
+    for n, part in enumerate(parts):
+        np.save(folder / f"{n}.npy", part)
+    return store.Mapped([folder / f"{n}.npy" for n in range(4)], [4, 1, 7, 2], 3), np.concatenate(
+        parts
+    )
+
+
+@given(st.lists(st.integers(-14, 13), max_size=20), st.integers(-20, 20), st.integers(-20, 20))
+def test_mapped_is_indexed_like_an_array(mapped, rows, start, stop):
+    array, expected = mapped
+    for index in (
+        np.array(rows, int),
+        slice(start, stop),
+        slice(None, None, 3),
+        np.arange(14) % 3 == 0,
+        np.array(5),
+    ):
+        assert np.array_equal(array[index], expected[index])
+        assert np.array_equal(pickle.loads(pickle.dumps(array))[index], expected[index])
+    order = np.array(rows, int) % 14
+    assert np.array_equal(np.asarray(array.take(order)), expected[order])
+    assert np.array_equal(array[np.array([[1, 13], [4, 4]])], expected[np.array([[1, 13], [4, 4]])])
+
+
+def test_mapped_is_read_in_other_processes(mapped):
+    array, expected = mapped
+    with pytest.raises(IndexError):
+        array[np.array([14])]
+    assert array.shape == expected.shape and len(array) == 14 and array.dtype == np.float16
+    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
+        assert all(
+            np.array_equal(a, expected[n : n + 3])
+            for n, a in enumerate(pool.map(_read, [array] * 10, range(10)))
+        )
+
+
+def _read(array, start):
+    return array[start : start + 3]

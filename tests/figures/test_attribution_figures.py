@@ -1,0 +1,102 @@
+"""The figures of attributions draw every token that has a score, in its colour."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from m5lib.figures import attribution as figures
+from m5lib.figures.figures import RIGHT, WRONG
+
+
+def tokens(figure):
+    return [
+        artist
+        for axes in figure.axes
+        for artist in axes.get_children()
+        if artist.get_gid() == "token"
+    ]
+
+
+def test_a_product_has_a_mark_for_every_token_with_content(stream_set):
+    row, stream = 0, stream_set.batch([0]).streams
+    scores = {name: np.linspace(-1, 1, s.valid.shape[1]) for name, s in stream.items()}
+    told = {"image_box": [0.1, 0.1, 0.5, 0.5], "text_words": [0], "table_pairs": [1]}
+    worth = {"image": 1.0, "text": -0.5, "table": 0.2}
+    figure = figures.product(stream_set, row, scores, worth, "a title", told)
+    pairs, pieces = (
+        len(stream_set.catalogue.products[row].contents["table"]),
+        int((stream["text"].entity >= 0).sum()),
+    )
+    drawn = min(pairs, int(figures.PANELS["table"][1][3] / figures.LINE))
+    assert len(tokens(figure)) == 14 + pieces + 2 * drawn
+    said = [text.get_text() for text in figure.texts]
+    assert "video: the product has none" in said and any(
+        text.startswith("image: ") for text in said
+    )
+
+
+def test_colours_have_the_sign_of_the_score():
+    assert figures._shade(2.0, 1.0) == figures.SIGNED(1.0) and figures._shade(
+        -2.0, 1.0
+    ) == figures.SIGNED(0.0)
+    assert figures._shade(0.0, 1.0)[:3] == pytest.approx((1, 1, 1), abs=0.01)
+    assert np.allclose(
+        figures.SIGNED(1.0)[:3], [int(RIGHT[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    )
+    assert np.allclose(
+        figures.SIGNED(0.0)[:3], [int(WRONG[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    )
+
+
+def test_overlaps_do_not_add_up():
+    boxes = np.array([[0, 0, 1, 1, 1], [0, 0, 0.5, 1, 0.5]])
+    heat = figures.spread_out(boxes, np.array([1.0, 4.0]), (4, 4))
+    assert np.allclose(heat[:, 2:], 1.0) and np.allclose(heat[:, :2], (1 * 1 + 4 * 2) / 3)
+    assert np.allclose(figures.spread_out(boxes, np.ones(2), (6, 6)), 1.0)
+
+
+def test_photographs_and_film_and_sound(stream_set, tmp_path):
+    files = [stream_set.catalogue.products[row].contents["image"] for row in range(3)]
+    boxes = stream_set.batch(range(3)).streams["image"].boxes[:, 1:].numpy()
+    maps = {"one": np.random.default_rng(0).normal(size=(3, 14)), "other": np.zeros((3, 14))}
+    figure = figures.photographs(files, boxes, maps, ["a", "b", "c"], [[0, 0, 1, 1], [], []])
+    assert len(figure.axes) == 6 and sum(len(axes.patches) for axes in figure.axes) == 2
+
+
+def test_modalities_stack_from_zero_on_both_sides():
+    values = pd.DataFrame(
+        {"image": [1.0, -1.0], "text": [2.0, -0.5], "table": [-1.0, np.nan]}, index=["mug", "shoe"]
+    )
+    bars = figures.modality_shares(values, "part").axes[0].patches
+    ends = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars if bar.get_y() < 0.5)
+    assert ends == [(0.0, -1.0), (0.0, 1.0), (1.0, 3.0)]
+
+
+def test_curves_pointing_and_cascade_draw_each_line():
+    rng = np.random.default_rng(0)
+    part = {
+        side + kind: rng.normal(size=(5, 6))
+        for side in ("", "random ")
+        for kind in ("deletion", "insertion")
+    }
+    curves = figures.deletion_insertion(
+        {"I": part, "I+T": part}, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "F"
+    )
+    lines = [line for axes in curves.axes for line in axes.lines]
+    assert len(lines) == 8 and np.allclose(
+        lines[1].get_ydata(), (part["deletion"] - part["deletion"][:, :1]).mean(0)
+    )
+    hits = pd.DataFrame(
+        {
+            "modality": ["image"] * 4,
+            "method": ["a", "a", "b", "b"],
+            "seed": [0, 1] * 2,
+            "value": [0.2, 0.4, 0.6, 0.8],
+        }
+    )
+    pointing = figures.pointing(
+        hits, pd.DataFrame({"modality": ["image"], "value": [0.3]}), "title"
+    ).axes[0]
+    assert [bar.get_width() for bar in pointing.patches] == pytest.approx([0.3, 0.7])
+    cascade = figures.cascade(pd.DataFrame({"x": [1.0, 0.2]}, index=["nothing", "out"])).axes[0]
+    assert list(cascade.lines[0].get_ydata()) == [1.0, 0.2]

@@ -1,0 +1,120 @@
+import numpy as np
+import pandas as pd
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
+
+from m5lib.data.extractors import PLAIN
+from m5lib.data.media import extract
+from m5lib.evaluation import probes
+from m5lib.figures import figures
+from m5lib.figures import front as front_figures
+from m5lib.shop import listings
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_spread_shows_mean_deviation_and_every_seed():
+    values = pd.DataFrame({0: [0.2, 0.5], 1: [0.4, 0.7]}, index=["T", "I+T"])
+    axes = figures.spread(values, "mAP@10", "title", chance=0.1).axes[0]
+    assert [round(bar.get_width(), 6) for bar in axes.patches[:2]] == [0.3, 0.6]
+    assert {"0.300", "0.600", "chance"} <= set(texts(axes.figure))
+    assert sum(len(dots.get_offsets()) for dots in axes.collections if dots.get_offsets().size) >= 4
+    assert figures.spread(values[[0]], "mAP@10", "one seed").axes
+
+
+def test_table_frames_what_is_ticked():
+    values = pd.DataFrame([[0.1, 0.9]], index=["text"], columns=["APP", "CATE"])
+    axes = figures.table(
+        values, pd.DataFrame([[False, True]], index=["text"], columns=["APP", "CATE"])
+    ).axes[0]
+    assert len(axes.patches) == 1 and texts(axes.figure) == ["0.10", "0.90"]
+
+
+def test_histograms_and_players(tmp_path):
+    assert len(figures.histograms({"words": [3, 4, 5], "seconds": np.array([2.0])}).axes) == 2
+    catalogue = listings.make(40, 0, tmp_path, workers=1)
+    product = next(p for p in catalogue.products if {"video", "audio"} <= set(p.contents))
+    kinds = [type(figures.player(product.contents[name])).__name__ for name in ("video", "audio")]
+    assert kinds == ["Video", "Audio"]
+    assert "too large" in figures.player(product.contents["video"], limit=10).data
+
+
+def test_facets_are_told_by_the_modalities_that_carry_them(tmp_path):
+    catalogue, features = extract(listings.make(400, 0, tmp_path), PLAIN)
+    found = probes.facets(catalogue, features, listings.truth(tmp_path))
+    assert list(found.columns) == list(probes.FACETS) and (found.to_numpy() < 1).all()
+    assert (
+        found.at["audio", "MATE"] > found.at["image", "MATE"]
+        and found.at["image", "APP"] > found.at["audio", "APP"]
+    )
+    assert found["SELL"].idxmax() == "text" and found["SPEC"].idxmax() == "table"
+
+
+def test_panels_share_their_labels_and_show_every_seed():
+    values = pd.DataFrame({0: [10.0, 20.0], 1: [14.0, 22.0]}, index=["MEM", "MLM"])
+    figure = figures.panels({"accuracy": values, "mAP@1": values / 2}, "t")
+    first, second = figure.axes
+    assert [label.get_text() for label in first.get_yticklabels()] == [
+        "MEM",
+        "MLM",
+    ] and second.get_title() == "mAP@1"
+    seeds = sorted(
+        float(point)
+        for c in first.collections
+        if isinstance(c, PathCollection)
+        for point in c.get_offsets()[:, 0]
+    )
+    assert seeds == [10.0, 14.0, 20.0, 22.0]
+    assert figures.panels({"one seed": values[[0]]}, "t").axes
+
+
+def test_costs_name_every_row():
+    frame = pd.DataFrame(
+        {"size": [1.0, 2.0], "quality": [3.0, 4.0], "quality ±": [0.1, 0.2]},
+        index=["CLIP", "SCALE"],
+    )
+    axes = figures.costs(frame, "size", "quality", "t").axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "CLIP",
+        "SCALE",
+    ] and axes.get_xlabel() == "size"
+
+
+def test_front_shows_product_model_vector_and_neighbours(tmp_path):
+    catalogue = listings.make(40, 0, tmp_path, workers=1)
+    whole = next(n for n, p in enumerate(catalogue.products) if len(p.contents) == 5)
+    bare = next(n for n, p in enumerate(catalogue.products) if len(p.contents) < 5)
+    vectors = np.random.default_rng(0).normal(size=(len(catalogue), 48)).astype(np.float32)
+    vectors[bare] = vectors[whole]
+    figure = front_figures.front(
+        catalogue, whole, [bare, 1, 2], vectors, [True, False, True], "layered"
+    )
+    said = texts(figure)
+    assert {
+        "image",
+        "text",
+        "table",
+        "video",
+        "audio",
+        "I",
+        "T",
+        "Tab",
+        "V",
+        "A",
+        "48 numbers",
+        "layered",
+        "1.00",
+    } <= set(said)
+    assert catalogue.labels[bare] in said and "absent" not in said
+    frames = [axes.spines["left"].get_edgecolor() for axes in figure.axes[-3:]]
+    assert [to_hex(frame).upper() for frame in frames] == [
+        figures.RIGHT,
+        figures.WRONG,
+        figures.RIGHT,
+    ]
+    assert "absent" in texts(front_figures.front(catalogue, bare, [], vectors, [], "layered"))
+    assert "video" not in texts(
+        front_figures.front(catalogue, whole, [1], vectors, [True], "concat", ("image", "text"))
+    )

@@ -1,0 +1,174 @@
+"""Every notebook is found by glob, has the anatomy of the others, and runs on the tiny profile in
+this environment's kernel."""
+
+import ast
+import base64
+import io
+import json
+import re
+import statistics
+from urllib.parse import unquote
+
+import nbformat
+import pytest
+from PIL import Image
+
+from m5lib.lab import notebooks, recording
+
+FOUND = notebooks.find()
+TITLE = ("**Question.**", "**Regenerates.**", "| reads | writes | time")
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+def test_notebooks_are_found():
+    assert {"01_explore", "04_pretrain", "05_downstream"} <= {path.stem for path in FOUND}
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda p: p.stem)
+def test_anatomy(path):
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    assert book.metadata.kernelspec.name == "python3"
+    code = [c for c in book.cells if c.cell_type == "code"]
+    assert all(not c.outputs and c.execution_count is None for c in code), (
+        "commit notebooks without outputs"
+    )
+    assert all(part in book.cells[0].source for part in TITLE)
+    assert "parameters" in code[0].metadata.tags and "recording.line(" in code[1].source
+    assert {"profile", "data", "seed", "record"} <= set(notebooks.parameters_of(path))
+    assert all("#" in line for line in code[0].source.splitlines()), (
+        "a comment is the parameter's help"
+    )
+    lengths = [len([line for line in c.source.splitlines() if line.strip()]) for c in code[2:]]
+    assert statistics.median(lengths) < 8 and max(lengths) <= 25
+    defined = [
+        n
+        for c in code
+        for n in ast.walk(ast.parse(c.source))
+        if isinstance(n, ast.FunctionDef | ast.ClassDef)
+    ]
+    assert not defined, "notebooks import, they do not define"
+    assert "Paper · ours · why they may differ" in "".join(c.source for c in book.cells)
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda p: p.stem)
+@pytest.mark.xdist_group("notebooks")
+def test_runs_on_tiny(path, folder, home, monkeypatch):
+    """On a small shop in the fashion layout; what it wrote is checked, never its text."""
+    monkeypatch.setenv("M5_HOME", str(home))
+    for name in (
+        "M5_RESULTS",
+        "MPLBACKEND",
+    ):  # as for a user: results in their own folder, figures in the notebook
+        monkeypatch.delenv(name, raising=False)
+    output = notebooks.run(
+        path,
+        home / "reports" / path.name,
+        {"profile": "tiny", "data": str(folder), "record": "check"},
+        quiet=True,
+    )
+    book = nbformat.read(output, as_version=4)
+    assert all(c.execution_count for c in book.cells if c.cell_type == "code")
+    results = home / "results" / "check.json"
+    if results.exists():
+        frame = recording.load_results(results)
+        rows = frame[frame["notebook"] == path.stem]
+        assert rows["value"].notna().all() and (rows["profile"] == "tiny").all()
+        made = json.loads(results.read_text())["provenance"]
+        assert set(made) == set(frame["notebook"])
+        for entry in made.values():
+            assert {
+                "commit",
+                "code",
+                "versions",
+                "device",
+                "profile",
+                "seed",
+                "wall_seconds",
+            } <= set(entry)
+    if path.stem == "05_downstream":
+        assert {"untrained", "pretrained", "finetuned", "control"} == set(rows["state"])
+        assert {"T", "I", "Tab", "I+T", "I+T+Tab", "I→T", "Tab→I"} <= set(rows["modalities"])
+        assert {"retrieval", "classification", "clustering"} == set(rows["task"])
+        assert {
+            "fused_first",
+            "fused_mean",
+            "encoded_first",
+            "encoded_mean",
+            "concat",
+            "whitened",
+            "layered",
+        } <= set(rows["variant"])
+
+
+def executed(path, figure=True, error=""):
+    """A notebook as papermill leaves it."""
+    from nbformat import v4
+
+    outputs = (
+        [v4.new_output("error", ename="ValueError", evalue=error, traceback=[])] if error else []
+    )
+    if figure:
+        picture = io.BytesIO()
+        Image.new("RGB", (900, 300), "#0072B2").save(picture, "PNG")
+        outputs.append(
+            v4.new_output(
+                "display_data", {"image/png": base64.b64encode(picture.getvalue()).decode()}
+            )
+        )
+    card = "# 05 · What <is> it?\n\n**Question.** Does it\nwork?\n\n**Regenerates.** Nothing."
+    book = v4.new_notebook(
+        cells=[v4.new_markdown_cell(card), v4.new_code_cell("1", outputs=outputs)]
+    )
+    book.metadata["papermill"] = {"duration": 12.3, "parameters": {"profile": "tiny", "record": ""}}
+    nbformat.write(book, path)
+
+
+def test_index_links_every_executed_notebook_and_needs_no_server(tmp_path):
+    reports, results = tmp_path / "reports", tmp_path / "results"
+    reports.mkdir(), results.mkdir()
+    executed(reports / "01 a+b.ipynb")
+    executed(reports / "02_b.ipynb", figure=False, error="no & such file")
+    Image.new("RGB", (9, 9)).save(results / "demo_front.png")
+    page = notebooks.write_index(
+        reports, "<table><tr><td>0.5</td></tr></table>", [results / "demo_front.png"]
+    ).read_text()
+    for address in re.findall(r'(?:href|src)="([^"]+)"', page):
+        if address.startswith("data:image/png;base64,"):
+            assert Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).width == 480
+        else:
+            assert ":" not in address and not address.startswith("/"), "nothing that needs a server"
+            assert (reports / unquote(address)).exists(), address
+    assert page.count('class="card"') == 2 and page.count("data:image/png") == 1
+    for said in (
+        "What &lt;is&gt; it?",
+        "Does it work?",
+        "finished",
+        "12 s",
+        "profile=tiny",
+        "failed: ValueError: no &amp; such file",
+        "0.5",
+    ):
+        assert said in page, said
+    assert "Question." in (reports / "01 a+b.html").read_text()
+
+
+@pytest.mark.xdist_group("notebooks")
+def test_index_of_what_ran(home):
+    done = sorted((home / "reports").glob("*.ipynb"))
+    if not done:
+        pytest.skip("no notebook was executed in this process")
+    found = [notebooks.outcome(path) for path in done]
+    assert all(
+        o.title
+        and o.question
+        and o.seconds > 0
+        and o.parameters["profile"] == "tiny"
+        and not o.error
+        for o in found
+    )
+    assert all(o.picture for o in found), "every notebook shows a figure"

@@ -1,0 +1,248 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from m5lib.catalogue import split_of
+from m5lib.embeddings import DEFAULT
+from m5lib.figures import figures
+from m5lib.lab import measure, notebooks, recording, runs, summary
+
+CONTEXT = {
+    "notebook": "05_downstream",
+    "run": "r",
+    "data": "d",
+    "profile": "tiny",
+    "seed": 0,
+    "model": "scale",
+    "modalities": "I+T",
+}
+NUMBER = {"task": "retrieval", "metric": "mAP@1", "convention": "min_k_r", "value": 0.5}
+
+
+def test_rows_have_every_column_and_only_these():
+    (row,) = recording.rows([NUMBER], CONTEXT, state="pretrained", variant="v")
+    assert tuple(row) == recording.COLUMNS
+    for wrong, says in (
+        ({"state": "pretrained"}, "missing .'variant'."),
+        ({"state": "trained", "variant": "v"}, "state 'trained'"),
+        ({"state": "control", "variant": "v", "mood": 1}, "unknown .'mood'."),
+    ):
+        with pytest.raises(ValueError, match=says):
+            recording.rows([NUMBER], CONTEXT, **wrong)
+    with pytest.raises(ValueError, match="mAP@1 is nan"):
+        recording.rows([NUMBER | {"value": float("nan")}], CONTEXT, state="control", variant="v")
+
+
+def test_results_of_one_notebook_replace_its_own_and_keep_the_others(tmp_path):
+    def made(notebook, value):
+        return recording.rows(
+            [NUMBER | {"value": value}],
+            CONTEXT | {"notebook": notebook},
+            state="control",
+            variant="v",
+        )
+
+    path = tmp_path / "demo.json"
+    for notebook, value in (("04", 0.1), ("05", 0.2), ("04", 0.3)):
+        recording.save_results(path, made(notebook, value), {"by": notebook}, append=True)
+    frame = recording.load_results(path)
+    assert dict(zip(frame["notebook"], frame["value"], strict=True)) == {"05": 0.2, "04": 0.3}
+    assert set(json.loads(path.read_text())["provenance"]) == {"04", "05"} and not list(
+        tmp_path.glob("*.tmp")
+    )
+
+
+def test_tables_are_made_from_rows():
+    found = []
+    for state, variant, value in (
+        ("untrained", DEFAULT, 0.1),
+        ("pretrained", DEFAULT, 0.9),
+        ("control", "svd", 0.4),
+    ):
+        found += recording.rows([NUMBER | {"value": value}], CONTEXT, state=state, variant=variant)
+    frame = pd.DataFrame(found)
+    assert summary.compare(frame, "mAP@1", "min_k_r", DEFAULT).loc["I+T"].tolist() == [
+        0.1,
+        0.9,
+        0.4,
+    ]
+    wide = summary.wide(frame)
+    assert wide["mAP@1"].tolist() == [0.1, 0.9, 0.4]
+    assert (
+        summary.markdown(wide)
+        .splitlines()[2]
+        .startswith(f"| untrained | scale | I+T | {DEFAULT} | 0.100 |")
+    )
+    assert (
+        summary.fill("a <!-- x -->old<!-- /x --> b", {"x": "new"})
+        == "a <!-- x -->\nnew\n<!-- /x --> b"
+    )
+    with pytest.raises(ValueError, match="README has no"):
+        summary.fill("nothing", {"x": "new"})
+
+
+def test_a_finished_run_is_loaded_and_another_seed_is_another_run(
+    stream_set, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    job = runs.Job(profile="tiny", epochs=1)
+    first = runs.pretrained(job, stream_set)
+    stamp = (first.folder / "model.safetensors").stat().st_mtime_ns
+    again = runs.pretrained(job, stream_set)
+    assert (
+        again.folder == first.folder
+        and (again.folder / "model.safetensors").stat().st_mtime_ns == stamp
+    )
+    assert again.history == first.history and not (first.folder / "checkpoint.pt").exists()
+    for one, two in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert one.equal(two)
+    assert runs.Job(profile="tiny", epochs=1, seed=1).folder(stream_set) != first.folder
+    assert runs.Job(profile="tiny", epochs=2).folder(stream_set) != first.folder
+    points = measure.milestones(first)
+    assert set(points["share"]) == {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert len(
+        measure.milestone_rows(points, first.context("04_pretrain", job, stream_set.catalogue))
+    ) == len(points)
+
+
+def test_an_interrupted_run_resumes(stream_set, tmp_path, monkeypatch):
+    from m5lib import pretrain as module
+
+    job = runs.Job(profile="tiny", epochs=1)
+    monkeypatch.setenv("M5_HOME", str(tmp_path / "whole"))
+    whole = runs.pretrained(job, stream_set)
+    monkeypatch.setenv("M5_HOME", str(tmp_path / "cut"))
+    real, count = module.train_step, []
+
+    def dies(*arguments):
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "train_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        runs.pretrained(job, stream_set)
+    resumed = runs.pretrained(job, stream_set)
+    assert [x["loss"] for x in resumed.history] == [x["loss"] for x in whole.history]
+    assert measure.milestones(resumed).equals(measure.milestones(whole))
+
+
+def test_products_without_labels_pretrain_but_are_not_measured(extracted, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from m5lib import streams
+    from m5lib.catalogue import DataError
+    from m5lib.evaluation import evaluate
+
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    bare = replace(
+        extracted[0], products=tuple(replace(p, label=None) for p in extracted[0].products)
+    )
+    run = runs.pretrained(
+        runs.Job(profile="tiny", epochs=1),
+        streams.Streams(bare, extracted[1], streams.train_tokenizer(bare, 300)),
+    )
+    assert measure.milestones(run).empty and figures.milestones(measure.milestones(run), "mAP").axes
+    assert figures.long_tail(bare.labels).axes and "harmony" in run.history[-1]
+    with pytest.raises(DataError, match="give the category of each product in a column 'label'"):
+        evaluate.require_labels(bare)
+
+
+def test_unknown_names_list_the_known_ones(stream_set):
+    with pytest.raises(ValueError, match="known are .'scale'"):
+        runs.Job(model="bigger").spec(stream_set)
+    with pytest.raises(ValueError, match="known are .'tiny', 'small', 'full'"):
+        runs.profile_of("huge")
+
+
+def test_thinning_keeps_the_splits(catalogue):
+    thin = runs.thin(catalogue, 60)
+    assert len(thin) == 60 and runs.thin(catalogue, 0) is catalogue
+    for name in ("train", "gallery"):
+        assert abs(len(thin.split(name)) / 60 - len(catalogue.split(name)) / len(catalogue)) < 0.05
+    assert [split_of(p) for p in thin.products] == [split_of(p) for p in thin.products]
+
+
+def test_strict_parameters(tmp_path):
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    cell = new_code_cell(
+        'n = 3  # how many\nrate = 0.5\nname = "x"\nflag = False', metadata={"tags": ["parameters"]}
+    )
+    book = tmp_path / "book.ipynb"
+    nbformat.write(new_notebook(cells=[cell, new_code_cell("print(n)")]), book)
+    assert notebooks.parameters_of(book) == {"n": 3, "rate": 0.5, "name": "x", "flag": False}
+    checked = notebooks.check(book, {"rate": 1})
+    assert checked == {"rate": 1.0} and type(checked["rate"]) is float
+    for given, says in (
+        ({"m": 1}, "no parameter 'm'; it has n, rate, name, flag"),
+        ({"n": "3"}, "n = '3' is str"),
+        ({"n": True}, "is bool"),
+    ):
+        with pytest.raises(notebooks.ParameterError, match=says):
+            notebooks.run(book, tmp_path / "out.ipynb", given)
+    assert not (tmp_path / "out.ipynb").exists()  # before the kernel starts
+    nbformat.write(
+        new_notebook(cells=[new_code_cell("n = f()", metadata={"tags": ["parameters"]})]), book
+    )
+    with pytest.raises(notebooks.ParameterError, match="line 1 of the parameters cell"):
+        notebooks.parameters_of(book)
+    nbformat.write(new_notebook(cells=[]), book)
+    with pytest.raises(notebooks.ParameterError, match="0 cells are tagged"):
+        notebooks.parameters_of(book)
+
+
+def test_a_failing_notebook_is_named_and_kept(tmp_path):
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    cells = [new_code_cell("n = 1", metadata={"tags": ["parameters"]}), new_code_cell("1 / 0")]
+    meta = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=meta), tmp_path / "bad.ipynb")
+    with pytest.raises(
+        notebooks.NotebookError, match=r"bad\.ipynb: cell \d: ZeroDivisionError.*out\.ipynb"
+    ):
+        notebooks.run(tmp_path / "bad.ipynb", tmp_path / "out.ipynb", quiet=True)
+    assert (tmp_path / "out.ipynb").exists()
+
+
+def test_neighbours_are_framed_by_being_right(catalogue):
+    import numpy as np
+    from matplotlib.colors import to_hex
+
+    picture = figures.neighbours(
+        catalogue, [0], np.array([[1, 2, -1]]), np.array([[True, False, False]])
+    )
+    frames = [to_hex(axes.spines["left"].get_edgecolor()).upper() for axes in picture.axes[:3]]
+    assert frames[1:] == [figures.RIGHT, figures.WRONG] and not picture.axes[3].axison
+
+
+def test_tables_and_pictures_are_kept_as_they_can_be_read_again(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    monkeypatch.setenv("M5_RESULTS", str(tmp_path))
+    named = pd.DataFrame(
+        {"hits": [0.5]},
+        pd.MultiIndex.from_tuples([("image", "rollout")], names=["modality", "method"]),
+    )
+    plain = pd.DataFrame(
+        [[1.0]], [("silhouette", "t-SNE")], pd.MultiIndex.from_tuples([("mAP", "ours")])
+    )
+    plain.index = pd.MultiIndex.from_tuples(plain.index)
+    matrix, photograph = Figure(), Figure()
+    matrix.subplots().imshow(np.eye(300))
+    photograph.subplots().imshow(np.zeros((4, 4, 3)))
+    recording.record(
+        "n", [], {}, {"matrix": matrix, "photograph": photograph}, {"named": named, "plain": plain}
+    )
+    assert pd.read_csv(tmp_path / "n_named.csv")["modality"].tolist() == ["image"]
+    again = pd.read_csv(tmp_path / "n_plain.csv", index_col=0)
+    assert again.index.tolist() == ["silhouette, t-SNE"] and again.columns.tolist() == ["mAP, ours"]
+    assert (
+        sorted(path.name for path in tmp_path.glob("*.svg")) == ["n_matrix.svg"]
+        and len(list(tmp_path.glob("*.png"))) == 2
+    )

@@ -1,0 +1,338 @@
+"""Every row of the zoo: it builds, it is what it says it is, and all of it trains."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, make_five_batch
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from m5lib import objectives
+from m5lib.lab import runs
+from m5lib.layers import Block
+from m5lib.masking import Vocabulary, mask
+from m5lib.modalities import MODALITIES
+from m5lib.model import Model
+from m5lib.models import anatomy, weights, zoo
+from m5lib.models.zoo import MODELS
+from m5lib.spec import Stage
+
+WIDTHS = {"image": 12, "video": 10, "audio": 8}
+
+
+class Tokenizer:
+    cls_token_id, sep_token_id = 2, 3
+
+    def __len__(self):
+        return 50
+
+
+STREAMS = SimpleNamespace(
+    modalities=tuple(MODALITIES), widths=WIDTHS, classes={}, tokenizer=Tokenizer()
+)
+
+
+def fitted(name: str, streams=STREAMS, changes=(), **settings) -> zoo.Spec:
+    return zoo.change(
+        zoo.build(name, **{"width": 32, "layers": 1, "heads": 2} | settings), changes
+    ).fit(streams)
+
+
+def build(spec, spread=0.15) -> Model:
+    """Random biases and norms too, so that a missing one shows."""
+    torch.manual_seed(0)
+    model = Model(spec)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=spread) if parameter.ndim else None
+    return model.eval()
+
+
+def hidden_batch(spec, rate=0.4, seed=0):
+    batch, objective = make_five_batch(), spec.objective
+    if spec.missing == "impute":
+        from m5lib.streams import impute
+
+        batch = impute(batch, spec.empty)
+    return mask(
+        batch,
+        Vocabulary(50, 4),
+        torch.Generator().manual_seed(seed),
+        rate,
+        None,
+        objective.tasks(spec.modalities),
+    )
+
+
+def step(model, rate=0.4):
+    hidden, targets = hidden_batch(model.spec, rate)
+    return objectives.total(model, model(hidden), targets)
+
+
+PAIR, FIVE = ("image", "text"), tuple(MODALITIES)
+TAKES = {
+    "scale": FIVE,
+    "released": FIVE,
+    "m5_mmt": FIVE,
+    "bert": ("text",),
+    "image_based": ("image",),
+}
+ONE = torch.ones(5, 5, dtype=torch.bool)
+#: name -> which modality reads which after the last stage, and before the fusion
+REACH = {name: ONE for name in ("scale", "released", "m5_mmt")} | {
+    "clip": torch.eye(2, dtype=torch.bool)
+}
+TASKS = {
+    "scale": 5,
+    "released": 5,
+    "m5_mmt": 5,
+    "clip": 0,
+    "bert": 1,
+    "image_based": 1,
+    "visualbert": 1,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_row_trains_every_parameter_and_reaches_what_it_says(name):
+    spec = fitted(name)
+    assert spec.modalities == TAKES.get(name, PAIR)
+    model = build(spec)
+    loss, parts = step(model)
+    loss.backward()
+    rows = anatomy.ledger(model)
+    assert all(row["trained"] == row["parameters"] for row in rows), rows
+    assert sum(row["parameters"] for row in rows) == sum(p.numel() for p in model.parameters())
+    assert len([part for part in parts if part.isupper()]) == TASKS.get(name, 2)
+    sides = len(spec.modalities)
+    declared = REACH.get(name, torch.ones(sides, sides, dtype=torch.bool))
+    assert sum(anatomy.token_budget(model).values()) == {5: 231, 2: 73}.get(
+        sides, 36 + (name == "image_based")
+    )
+    assert anatomy.reach(model, make_five_batch()).equal(declared)
+    assert anatomy.reach(model, make_five_batch(), "encoded").equal(
+        torch.eye(sides, dtype=torch.bool)
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_row_overfits_one_batch(name):
+    spec = fitted(name)
+    torch.manual_seed(0)
+    model, (hidden, targets) = Model(spec), hidden_batch(spec, rate=0.2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(60):
+        loss, _ = objectives.total(model, model(hidden), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    print(name, losses[0], losses[-1])
+    assert losses[-1] < 0.35 * losses[0]
+
+
+@pytest.mark.parametrize("profile", runs.PROFILES)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_row_builds_at_every_size(name, profile):
+    size = runs.profile_of(profile)
+    spec = fitted(name, width=size.width, layers=size.layers, heads=size.heads)
+    with torch.device("meta"):
+        model = Model(spec)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert spec.width == size.width and parameters > 12 * size.layers * size.width**2
+    read = {"vilbert": 3, "capture": 3}.get(
+        name, 2
+    )  # stages that a title runs through, each ``layers`` deep in all
+    depth = sum(stage.layers for stage in spec.stages if "text" in stage.takes(spec.modalities))
+    assert (
+        depth == (3 * max(1, 2 * size.layers // 3) if name == "capture" else read * size.layers)
+        or name == "image_based"
+    )
+
+
+def differences(one: zoo.Spec, two: zoo.Spec) -> dict:
+    flat = [
+        spec.to_dict() | {f"objective.{k}": v for k, v in spec.to_dict()["objective"].items()}
+        for spec in (one, two)
+    ]
+    return {
+        key: (flat[0][key], flat[1][key])
+        for key in flat[0]
+        if flat[0][key] != flat[1][key] and key not in ("name", "objective")
+    }
+
+
+def test_single_stream_rows_differ_as_their_papers_say():
+    uniter, vl_bert, visualbert = (fitted(name) for name in ("uniter", "vl_bert", "visualbert"))
+    assert differences(uniter, vl_bert) == {"objective.matching": (("text",), ())}
+    assert differences(uniter, visualbert) == {
+        "boxes": (True, False),
+        "objective.masked": (True, ("text",)),
+    }
+
+
+def bert_like(width=32, layers=3, heads=2, vocabulary=50) -> BertModel:
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        max_position_embeddings=70,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = BertModel(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def test_a_joint_stage_is_an_ordinary_bert_over_the_concatenation():
+    theirs = bert_like(layers=2)
+    spec = replace(
+        fitted("scale"),
+        stages=(Stage("joint", 2, Block(heads=2, norm="post", eps=1e-12, dropout=0.0)),),
+    )
+    model, batch = build(spec), make_five_batch()
+    with torch.no_grad():
+        for block, layer in zip(model.stages[0].blocks["joint"], theirs.encoder.layer, strict=True):
+            weights._copy_layer(block, layer.state_dict())
+    output = model(batch)
+    together, valid = (
+        torch.cat(list(output.embedded.values()), 1),
+        torch.cat(list(output.valid.values()), 1),
+    )
+    readable = torch.zeros(valid.shape).masked_fill(~valid, torch.finfo(torch.float32).min)[
+        :, None, None
+    ]
+    for layer in theirs.encoder.layer:
+        together = layer(together, attention_mask=readable)
+        together = together[0] if isinstance(together, tuple) else together
+    ours = torch.cat(list(output.fused.values()), 1)
+    torch.testing.assert_close(ours[valid], together[valid], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "settings"), [("scale", 2, {"bert": True}), ("bert", 1, {}), ("clip", 1, {})]
+)
+def test_titles_start_from_bert(name, layers, settings, tmp_path):
+    """Its embeddings and first layers: before the fusion a title is what BERT makes of it."""
+    theirs = bert_like()
+    theirs.save_pretrained(tmp_path)
+    model, batch = build(fitted(name, layers=layers, **settings)), make_five_batch()
+    if name == "clip":
+        with pytest.raises(ValueError, match="not BERT's form of layer"):
+            weights.start_from_bert(model, tmp_path)
+        return
+    fused = [p.clone() for p in model.stages[-1].parameters()]
+    weights.start_from_bert(model, tmp_path)
+    stream = batch.streams["text"]
+    expected = theirs(
+        stream.tokens, attention_mask=stream.valid.long(), output_hidden_states=True
+    ).hidden_states[2]
+    found = model(batch).encoded["text"]
+    there = stream.valid & stream.valid[:, :1]
+    torch.testing.assert_close(found[there], expected[there], atol=2e-5, rtol=1e-5)
+    if name == "scale":
+        assert all(
+            p.equal(q) for p, q in zip(model.stages[-1].parameters(), fused, strict=True)
+        )  # the rest stays random
+
+
+def test_a_single_stream_starts_from_bert_and_another_width_is_refused(tmp_path):
+    bert_like().save_pretrained(tmp_path / "narrow")
+    model = build(fitted("uniter"))
+    weights.start_from_bert(model, tmp_path / "narrow")
+    source = BertModel.from_pretrained(tmp_path / "narrow")
+    assert (
+        model.stages[0]
+        .blocks["joint"][1]
+        .down.weight.equal(source.encoder.layer[1].output.dense.weight)
+    )
+    bert_like(width=16).save_pretrained(tmp_path / "wide")
+    with pytest.raises(
+        ValueError, match=r"BERT's word embeddings are \(50, 16\), the model's \(50, 32\)"
+    ):
+        weights.start_from_bert(model, tmp_path / "wide")
+
+
+def test_title_and_table_in_one_encoder():
+    """T+Tab: they read each other before the fusion, with one set of weights; the others as
+    before."""
+    two, one = build(fitted("scale")), build(fitted("scale", text_table="one"))
+    expected = torch.eye(5, dtype=torch.bool)
+    text, table = FIVE.index("text"), FIVE.index("table")
+    expected[text, table] = expected[table, text] = True
+    assert anatomy.reach(one, make_five_batch(), "encoded").equal(expected)
+    assert anatomy.reach(one, make_five_batch()).all()
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (two, one)]
+    block = sum(p.numel() for p in two.stages[0].blocks["text"].parameters()) + 64  # and its norm
+    assert sizes[0] - sizes[1] == block
+    step(one)[0].backward()
+    assert all(row["trained"] == row["parameters"] for row in anatomy.ledger(one))
+    shared = build(fitted("scale", text_table="shared"))
+    assert sum(p.numel() for p in shared.parameters()) == sizes[1] and anatomy.reach(
+        shared, make_five_batch(), "encoded"
+    ).equal(torch.eye(5) > 0)
+    with pytest.raises(ValueError, match="unknown text_table 'three': known are"):
+        zoo.scale(text_table="three")
+
+
+def test_bad_settings_list_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown model 'scael': known are \['scale', 'released'"):
+        zoo.build("scael")
+    with pytest.raises(ValueError, match="Spec has no field 'misssing': known are"):
+        zoo.change(zoo.scale(), (("misssing", "impute"),))
+    with pytest.raises(ValueError, match="Objective has no field 'temprature': known are"):
+        zoo.change(zoo.scale(), (("objective.temprature", 0.1),))
+    with pytest.raises(ValueError, match=r"unknown modality \['titel'\]: known are"):
+        zoo.change(zoo.scale(), (("objective.masked", ("titel",)),))
+    with pytest.raises(ValueError, match=r"unknown modality \['titel'\]: known are"):
+        Stage("solo", 1, only=("titel",))
+    with pytest.raises(ValueError, match="cannot change 'stages.layers'"):
+        zoo.change(zoo.scale(), (("stages.layers", 3),))
+    with pytest.raises(ValueError, match=r"bert takes \['text'\]; these streams have \['image'\]"):
+        fitted(
+            "bert",
+            SimpleNamespace(
+                modalities=("image",), widths=WIDTHS, classes={}, tokenizer=Tokenizer()
+            ),
+        )
+    with pytest.raises(
+        ValueError,
+        match=r"vl_bert predicts class probabilities of \['image'\], but their extractor gives none",  # noqa: E501
+    ):
+        fitted("vl_bert", changes=(("objective.classes", ("image",)),))
+    with pytest.raises(ValueError, match="empty string: call spec.fit"):
+        Model(replace(fitted("scale"), missing="impute", empty=()))
+    changed = zoo.change(zoo.scale(), (("missing", "impute"), ("objective.contrast", "gram")))
+    assert changed.missing == "impute" and changed.objective == replace(
+        zoo.scale().objective, contrast="gram"
+    )
+
+
+def test_an_unknown_choice_lists_the_known_ones():
+    """In a process of its own: the type checks of the tests would speak first."""
+    code = """
+from m5lib import zoo
+for changes in ({"objective.contrast": "simclr"}, {"objective.harmony_on": ("loss",)}, {"missing": "zeros"}):
+    try:
+        zoo.change(zoo.scale(), changes.items())
+    except ValueError as error:
+        print(error)
+"""  # noqa: E501
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.splitlines()
+    assert found == [
+        "Objective: unknown contrast 'simclr': known are ['infonce', 'eq2', 'released', 'siglip', "
+        "'symile', 'gram', 'none']",
+        "Objective: unknown harmony_on ['loss']: known are ['contrast', 'masked']",
+        "Spec: unknown missing 'zeros': known are ['mask', 'impute']",
+    ]

@@ -1,0 +1,326 @@
+"""Search, near-duplicates and explanations over products of one's own: what a user relies on."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from make_products import spoiled
+from PIL import Image
+
+from m5lib import search
+from m5lib.catalogue import DataError, MediaFile
+from m5lib.data import readers
+from m5lib.embeddings import ACROSS, DEFAULT, embeddings
+from m5lib.evaluation import evaluate
+from m5lib.figures import figures
+from m5lib.lab import runs
+from m5lib.search import intake
+from m5lib.search.index import WAYS
+from m5lib.search.reasons import explain
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def index(folder, home):
+    """Adapted on 120 products, of which some lack something, for long enough to have learned what a
+    word is."""
+    tiny = runs.PROFILES["tiny"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("M5_HOME", str(home))
+        patch.setitem(
+            runs.PROFILES, "tiny", replace(tiny, training=replace(tiny.training, steps=120))
+        )
+        spoiled(folder, home / "shop", broken=6, limit=120)
+        return search.build(home / "shop" / "products.csv", profile="tiny")
+
+
+def test_vectors_in_parquet_and_back(index, tmp_path):
+    path = index.save(tmp_path / "out")
+    table = pq.read_table(path)
+    assert table["id"].to_pylist() == list(index.catalogue.ids) and table.num_rows == 120
+    for readout in (DEFAULT, ACROSS):
+        assert str(table.schema.field(readout).type).startswith("fixed_size_list")
+        np.testing.assert_array_equal(np.stack(table[readout].to_numpy()), index.vectors[readout])
+    made = json.loads(table.schema.metadata[b"m5lib"])
+    assert (
+        made["model"].startswith("scale-I+T+Tab-")
+        and made["fingerprint"] == index.catalogue.fingerprint
+        and made["profile"] == "tiny"
+    )
+    assert {"report.csv", "rows.csv", "report.json", "embeddings.parquet"} == {
+        file.name for file in (tmp_path / "out").iterdir()
+    }
+
+
+def test_words_find_what_they_say(index):
+    hits = index.search(5, text="Acme Men Red Watch")
+    assert list(index.catalogue.labels[hits.rows]).count("Watch") >= 4
+    assert (np.diff(hits.cosines) <= 1e-12).all() and hits.query.contents == {
+        "text": "Acme Men Red Watch"
+    }
+    table = index.table(hits)
+    assert list(table.index) == [1, 2, 3, 4, 5] and table["title"].str.contains("Watch").sum() >= 4
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_product_that_asks_with_all_it_has_finds_itself(index, way):
+    place = int(np.flatnonzero(index.catalogue.presence[["image", "text", "table"]].all(axis=1))[0])
+    product = index.catalogue.products[place]
+    contents = {
+        name: dict(content) if isinstance(content, tuple) else content
+        for name, content in product.contents.items()
+    }
+    hits = index.search(3, way, **contents)
+    assert hits.rows[0] == place and hits.cosines[0] == pytest.approx(1.0, abs=1e-4)
+    assert product.id not in index.catalogue.ids[index.like(product.id, way=way).rows]
+
+
+def test_the_ways_are_what_their_table_says(index):
+    names, rows = ("text",), range(len(index.catalogue))
+    query = index.catalogue.products[5].contents["text"]
+    mine = {
+        r: v[5:6]
+        for r, v in embeddings(index.model, index.streams, rows, names, (DEFAULT, ACROSS)).items()
+    }
+    own = embeddings(index.model, index.streams, rows, names, [DEFAULT])[DEFAULT]
+    gallery = {
+        DEFAULT: own,
+        ACROSS: embeddings(index.model, index.streams, rows, readouts=[ACROSS])[ACROSS],
+    }
+    for way in (DEFAULT, ACROSS):
+        a, b = mine[way], gallery[way]
+        cosine = (b @ a[0]) / np.linalg.norm(a) / np.linalg.norm(b, axis=1).clip(1e-9)
+        best = np.argsort(-cosine, kind="stable")[:6]
+        np.testing.assert_allclose(
+            index.search(6, way, text=query).cosines, cosine[best], atol=1e-5
+        )
+    listed = index.search(200, DEFAULT, text=query).rows
+    assert set(listed) == set(
+        np.flatnonzero(index.catalogue.presence["text"])
+    )  # no words, not found by words
+    assert len(index.search(200, ACROSS, text=query).rows) == 120
+
+
+def test_the_best_way_is_the_one_of_validation_products(index):
+    found = index.evidence(("text",))
+    assert set(found) == set(WAYS) and all(0 < value <= 1 for value in found.values())
+    assert index.best(("text",)) == max(found, key=found.get)
+    v = runs.vectors(index.model, index.streams, range(120), ("text",), [DEFAULT])[DEFAULT]
+    slow = evaluate.retrieval(index.catalogue, v, "validation", given=(("text",), ("text",)))
+    assert found[DEFAULT] == pytest.approx(
+        next(n["value"] for n in slow if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r"))
+    )
+    bare = replace(
+        index.catalogue, products=tuple(replace(p, label=None) for p in index.catalogue.products)
+    )
+    streams = intake.Fitted(bare, index.streams.features, index.model)
+    unlabelled = search.Index(index.model, streams, index.vectors, index.made)
+    assert (
+        unlabelled.best(("text",)) == "both"
+        and unlabelled.picture(unlabelled.search(text="Red Watch")).axes
+    )
+
+
+def test_bad_questions_get_one_clear_error(index, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    for contents, error, says in (
+        ({}, ValueError, "nothing is asked with; give one or more of image, text, table"),
+        ({"text": ""}, ValueError, "nothing is asked"),
+        ({"smell": "x"}, ValueError, "unknown modality"),
+        ({"video": "a.mp4"}, ValueError, "does not read .'video'.; it reads image, text, table"),
+        ({"image": "gone.jpg"}, DataError, "gone.jpg: no such file"),
+        ({"image": broken}, DataError, "not a picture"),
+        ({"image": broken, "text": "x"}, DataError, "broken.jpg: not a picture"),
+        (
+            {"table": {"colour": "Red"}},
+            ValueError,
+            "no product has an attribute .'colour'.; the most frequent are",
+        ),
+        (
+            {"text": "x", "way": "sideways"},
+            ValueError,
+            "unknown way 'sideways' to compare: known are",
+        ),
+    ):
+        with pytest.raises(error, match=says):
+            index.search(**contents)
+    with pytest.raises(KeyError, match="no product 'x'"):
+        index.like("x")
+
+
+def test_near_duplicates_are_all_pairs_above_the_threshold(index):
+    v = index.vectors[DEFAULT].astype(np.float64)
+    u = v / np.linalg.norm(v, axis=1, keepdims=True)
+    cosine, ids = u @ u.T, index.catalogue.ids
+    for threshold in (0.5, 0.8, 2.0):
+        one, other = np.nonzero(np.triu(cosine >= threshold, 1))
+        found = index.duplicates(threshold)
+        assert set(zip(found["id"], found["other"], strict=True)) == set(
+            zip(ids[one], ids[other], strict=True)
+        )
+        assert list(found["cosine"]) == sorted(found["cosine"], reverse=True)
+    every, few = index.duplicates(0.5), index.duplicates(0.5, most=5)
+    assert few.equals(every.head(5)) and every.attrs["pairs"] == len(every) > 5
+    assert few.attrs["pairs"] == pytest.approx(
+        len(every), abs=5
+    )  # some cosines are 0.5 but for rounding
+    copies = index.copies(count=64)
+    assert (
+        len(copies) == 64
+        and (copies <= 1 + 1e-9).all()
+        and np.array_equal(copies, index.copies(count=64))
+    )
+    assert np.median(index.copies(0.1, 64)) > np.median(index.copies(0.6, 64))
+    assert index.copies(0.0, 8) == pytest.approx(np.ones(8), abs=1e-5)
+
+
+def test_a_model_from_a_folder_and_for_more_than_the_products_have(
+    index, home, folder, tmp_path, monkeypatch
+):
+    """Products with words only, a model that reads pictures too."""
+    monkeypatch.setenv("M5_HOME", str(home))
+    frame = (
+        pd.read_csv(home / "shop" / "products.csv", dtype=str)
+        .dropna(subset=["id"])
+        .drop_duplicates("id")
+        .head(30)
+    )
+    frame[["id", "title", "gender"]].to_csv(tmp_path / "words.csv", index=False)
+    where = runs.home("runs", index.made["model"])
+    other = search.build(tmp_path / "words.csv", where, profile="tiny")
+    assert (
+        other.made["model"] == where.name
+        and other.streams.modalities == ("text", "table")
+        and len(other.catalogue) <= 30
+    )
+    picture = next(p.contents["image"] for p in index.catalogue.products if "image" in p.contents)
+    assert len(other.search(3, ACROSS, image=picture.path).rows) == 3
+    with_title = [p.contents["text"] for p in other.catalogue.products if "text" in p.contents]
+    assert (
+        other.catalogue.products[other.search(1, DEFAULT, text=with_title[0]).rows[0]].contents[
+            "text"
+        ]
+        == with_title[0]
+    )
+
+
+def test_too_few_products_and_models_that_do_not_fit(tmp_path, monkeypatch):
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    pd.DataFrame({"id": list("abcdef"), "title": ["tea pot"] * 6}).to_csv(
+        tmp_path / "few.csv", index=False
+    )
+    with pytest.raises(
+        DataError, match="few: . products to train on, at least 20 are needed; give `model`"
+    ):
+        search.build(tmp_path / "few.csv", profile="tiny")
+    with pytest.raises(DataError, match="no such folder"):
+        search.build(tmp_path / "few.csv", tmp_path / "gone")
+
+
+def test_a_query_is_a_file_on_disk_or_a_file_of_the_catalogue(index):
+    file = next(p.contents["image"] for p in index.catalogue.products if "image" in p.contents)
+    assert isinstance(file, MediaFile)
+    np.testing.assert_array_equal(
+        index.search(image=file).rows, index.search(image=str(file.path)).rows
+    )
+    assert readers.read(file.path.parent.parent / "products.csv").fingerprint != ""
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("side", ["hit", "query"])
+def test_an_explanation_adds_up_to_the_cosine_of_the_hit(index, way, side):
+    table = {"gender": "Men", "baseColour": "Red"}
+    hits = index.search(2, way, text="Acme Men Red Watch", table=table)
+    why = explain(index, hits, 1, side)
+    assert why.cosine == pytest.approx(
+        hits.cosines[1], abs=1e-5
+    ) and why.modalities.sum() == pytest.approx(why.cosine, abs=1e-5)
+    assert why.error < 0.05 and set(why.tokens["modality"]) <= set(why.modalities.index)
+    if side == "query":
+        words = why.tokens[why.tokens["modality"] == "text"]["token"]
+        assert sorted(words) == ["acme", "men", "red", "watch"]
+        assert sorted(why.tokens[why.tokens["modality"] == "table"]["token"]) == [
+            "Men",
+            "Red",
+            "baseColour",
+            "gender",
+        ]
+    if way == DEFAULT:  # by what both have: the rest takes no part
+        assert why.modalities.drop(["text", "table"], errors="ignore").abs().sum() == pytest.approx(
+            0, abs=1e-6
+        )
+
+
+def test_figures(index):
+    hits = index.search(3, text="Blue Scarf")
+    assert len(index.picture(hits, index.search(2, text="x")).axes) == 8
+    assert [
+        explain(index, hits, 0, side).picture("why").axes != [] for side in ("query", "hit")
+    ] == [True, True]
+    texts = figures.cosines(np.linspace(0, 1, 50), np.ones(9), 0.9).axes[0].texts
+    assert [text.get_text() for text in texts] == ["threshold 0.90"]
+    with pytest.raises(ValueError, match="known are hit, query"):
+        explain(index, hits, 0, "both")
+
+
+def test_known_listings(index):
+    products = tuple(
+        replace(p, instance="one" if n in (3, 4, 5) else None)
+        for n, p in enumerate(index.catalogue.products)
+    )
+    streams = intake.Fitted(
+        replace(index.catalogue, products=products), index.streams.features, index.model
+    )
+    found = (
+        search.Index(index.model, streams, index.vectors, {})
+        .listed([-1.0, 0.5, 1.1])
+        .set_index("threshold")
+    )
+    assert (
+        found.loc[-1.0, "pairs"] == 120 * 119 / 2
+        and found.loc[-1.0, "right"] == 3
+        and found.loc[-1.0, "recall"] == 1
+    )
+    assert found.loc[0.5, "precision"] == pytest.approx(
+        found.loc[0.5, "right"] / max(1, len(index.duplicates(0.5)))
+    )
+    assert list(found.loc[1.1]) == [0, 0, 0, 0] and index.listed([0.5]).empty
+
+
+def test_planted_copies_are_found(index, home, tmp_path, monkeypatch):
+    """Other ids, a word less in the title, a picture that was saved anew: they are found at the
+    label-free threshold, among the first."""
+    monkeypatch.setenv("M5_HOME", str(home))
+    shutil.copytree(home / "shop" / "media", tmp_path / "media")
+    frame = (
+        pd.read_csv(home / "shop" / "products.csv", dtype=str)
+        .dropna(subset=["id", "title", "image"])
+        .drop_duplicates("id")
+    )
+    whole = frame[frame["id"].isin(index.catalogue.ids[index.catalogue.presence["image"]])]
+    twins = whole.head(6).assign(
+        id=lambda f: "twin-" + f["id"], title=lambda f: f["title"].str.rsplit(n=1).str[0]
+    )
+    for name in whole["image"].head(6):
+        Image.open(tmp_path / name).save(
+            tmp_path / "media" / f"twin-{name.split('/')[1]}", quality=60
+        )
+    twins["image"] = twins["image"].str.replace("media/", "media/twin-")
+    pd.concat([whole, twins]).to_csv(tmp_path / "twice.csv", index=False)
+    other = search.build(
+        tmp_path / "twice.csv", runs.home("runs", index.made["model"]), profile="tiny"
+    )
+    pairs = other.duplicates(float(np.quantile(other.copies(), 0.05)))
+    found = {a for a, b in zip(pairs["id"], pairs["other"], strict=True) if b == f"twin-{a}"}
+    assert len(found) >= 5 and len(pairs) < len(other.catalogue) ** 2 / 8
+    first = pairs.head(12)
+    assert sum(b == f"twin-{a}" for a, b in zip(first["id"], first["other"], strict=True)) >= 3
