@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from m5lib.data import store
 from m5lib.layers import AttentionBlock, Whitening
 from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
@@ -239,8 +238,8 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
                 'missing="impute" has to know the word pieces of an empty string: call spec.fit(streams)'  # noqa: E501
             )
         self.spec = spec
-        #: What turns products into streams, to travel with the weights: the tokenizer, and the
-        #: settings of each extractor.
+        #: What turns products into streams, to travel with the weights: the tokenizer, and by
+        #: modality the settings of its extractor (m5lib.data.store.settings).
         self.tokenizer, self.extractors = None, {}
         objective, names = spec.objective, spec.modalities
         groups = {
@@ -379,11 +378,8 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         )
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
-        found = {
-            name: store.settings(e) if is_dataclass(e) else e for name, e in self.extractors.items()
-        }
         (save_directory / EXTRACTORS).write_text(
-            json.dumps(found, indent=1) + "\n", encoding="utf-8"
+            json.dumps(self.extractors, indent=1) + "\n", encoding="utf-8"
         )
         temporary = save_directory / "model.safetensors.tmp"
         save_model(self, str(temporary))
@@ -437,10 +433,7 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         if (folder / "tokenizer_config.json").exists():
             model.tokenizer = load_tokenizer(folder)
         if (folder / EXTRACTORS).exists():
-            found = json.loads((folder / EXTRACTORS).read_text(encoding="utf-8"))
-            model.extractors = {
-                name: store.extractor_of(settings) for name, settings in found.items()
-            }
+            model.extractors = json.loads((folder / EXTRACTORS).read_text(encoding="utf-8"))
         return model.eval()
 
     def predict(

@@ -288,7 +288,7 @@ def untrained(job: Job, streams: Streams) -> Model:
     if job.bert:
         start_from_bert(model, job.bert)
     model.tokenizer = streams.tokenizer
-    model.extractors = {name: PLAIN[name] for name in model.spec.modalities if name in PLAIN}
+    model.extractors = {n: store.settings(PLAIN[n]) for n in model.spec.modalities if n in PLAIN}
     fit_whitening(model, streams, streams.catalogue.split("train"))
     return model.eval()
 

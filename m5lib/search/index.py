@@ -81,7 +81,7 @@ def build(
     begun, size = time.monotonic(), runs.profile_of(profile)
     trained = intake.load_model(model) if model else None
     catalogue, features = intake.load(
-        data, size, seed, trained.extractors if trained else media.PLAIN
+        data, size, seed, intake.extractors_of(trained) if trained else media.PLAIN
     )
     if trained:
         streams, folder = intake.Fitted(catalogue, features, trained), Path(model).resolve()
@@ -224,7 +224,7 @@ class Index:
 
     def asked(self, query: Product) -> Streams:
         """What asks as streams; a sound that lies in its video asks too."""
-        wanted = {n: e for n, e in self.model.extractors.items() if n in self.model.spec.modalities}
+        wanted = intake.extractors_of(self.model)
         try:
             catalogue, features = media.extract(Catalogue("query", (query,)), wanted)
         except DataError as error:

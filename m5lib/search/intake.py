@@ -65,14 +65,22 @@ def load_model(folder: str | Path) -> Model:
             f"{folder}: no tokenizer lies beside the weights; set model.tokenizer and save the "
             "model again"
         )
-    if bare := [
-        name for name, extractor in model.extractors.items() if isinstance(extractor, dict)
-    ]:
+    if bare := [n for n, e in extractors_of(model).items() if isinstance(e, dict)]:
         raise DataError(
             f"{folder}: the extractor of {bare} has weights of its own, or is not the library's; "
             "extract with m5lib.data.store"
         )
     return model
+
+
+def extractors_of(model: Model) -> dict:
+    """The extractors that the model was trained with, made again from their settings.
+
+    Raises:
+        ValueError: as :func:`m5lib.data.store.extractor_of`.
+    """
+    kept = [name for name in model.extractors if name in model.spec.modalities]
+    return {name: store.extractor_of(model.extractors[name]) for name in kept}
 
 
 class Fitted(Streams):

@@ -7,7 +7,7 @@ import torch
 
 from m5lib import streams
 from m5lib.catalogue import Catalogue, DataError
-from m5lib.data import media
+from m5lib.data import media, store
 from m5lib.embeddings import READOUTS, embeddings, fit_whitening
 from m5lib.evaluation import evaluate
 from m5lib.lab import recording, runs
@@ -164,12 +164,15 @@ def test_a_saved_model_brings_all_that_embeddings_need(stream_set, catalogue, tm
     )
     torch.manual_seed(0)
     model = Model(zoo.scale(width=16, layers=1, heads=2).fit(found))
-    model.tokenizer, model.extractors = found.tokenizer, extractors
+    model.tokenizer = found.tokenizer
+    model.extractors = {name: store.settings(each) for name, each in extractors.items()}
     fit_whitening(model, found, range(30))
     model.save_pretrained(tmp_path / "model")
     loaded = Model.from_pretrained(tmp_path / "model")
-    assert loaded.extractors == model.extractors
-    again = media.extract(Catalogue("some", catalogue.products[:30]), loaded.extractors)
+    assert loaded.extractors == json.loads(json.dumps(model.extractors))
+    made = {name: store.extractor_of(kept) for name, kept in loaded.extractors.items()}
+    assert made == extractors
+    again = media.extract(Catalogue("some", catalogue.products[:30]), made)
     anew = streams.Streams(*again, loaded.tokenizer)
     expected, got = (embeddings(m, s, range(30)) for m, s in ((model, found), (loaded, anew)))
     assert all((expected[readout] == got[readout]).all() for readout in READOUTS)
@@ -189,7 +192,7 @@ def test_an_extractor_of_ones_own_travels_as_its_settings(stream_set, tmp_path):
         '{"image": {"extractor": "Crops", "version": 99, "width": 7}}'
     )
     with pytest.raises(ValueError, match="made with version 99 of Crops, this is version"):
-        Model.from_pretrained(tmp_path)
+        store.extractor_of(Model.from_pretrained(tmp_path).extractors["image"])
 
 
 def test_a_model_goes_to_a_hub_and_comes_back(stream_set, tmp_path, monkeypatch):
