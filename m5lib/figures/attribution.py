@@ -15,7 +15,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from m5lib.catalogue import MediaFile
 from m5lib.data import decoding
 from m5lib.data.extractors import HOP, PLAIN, RATE, LogMel, seconds_of
-from m5lib.figures.figures import PALETTE, QUIET, RIGHT, WRONG, _axes, colour, short, styled
+from m5lib.figures.style import PALETTE, QUIET, RIGHT, WRONG, canvas, colour, short, styled
 from m5lib.figures.tokens import GAP, LINE, SIZE, TRUE, _width
 from m5lib.modalities import MODALITIES
 from m5lib.streams import Streams, word_numbers
@@ -329,7 +329,7 @@ def photographs(
         boxes: (N, L, 5); ``scores``: method -> (N, L).
         told: the box of each product.
     """
-    figure, axes = _axes(
+    figure, axes = canvas(
         len(scores), len(files), (1.0 + 1.35 * len(files), 0.4 + 1.45 * len(scores))
     )
     pictures = [np.asarray(decoding.open_image(file)) for file in files]
@@ -374,7 +374,7 @@ def spread_out(boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> 
 def modality_shares(values: pd.DataFrame, label: str) -> Figure:
     """Mean Shapley values by category, stacked: category x modality; what speaks against stands
     left of 0."""
-    figure, ((axes,),) = _axes(size=(8.2, 1.3 + 0.28 * len(values)))
+    figure, ((axes,),) = canvas(size=(8.2, 1.3 + 0.28 * len(values)))
     ends = {sign: np.zeros(len(values)) for sign in (1, -1)}
     for name in values:
         part = values[name].fillna(0).to_numpy()
@@ -412,7 +412,7 @@ def deletion_insertion(
         found: title -> ``deletion``, ``insertion``, ``random deletion``, ``random insertion``, each
             (N, K).
     """
-    figure, axes = _axes(2, len(found), (1.9 + 1.7 * len(found), 4.0), sharex=True, sharey="col")
+    figure, axes = canvas(2, len(found), (1.9 + 1.7 * len(found), 4.0), sharex=True, sharey="col")
     for column, (title, part) in enumerate(found.items()):
         for line, kind in enumerate(("deletion", "insertion")):
             place = axes[line, column]
@@ -459,7 +459,7 @@ def pointing(hits: pd.DataFrame, chance: pd.DataFrame, title: str) -> Figure:
             method.
     """
     names, methods = list(dict.fromkeys(hits["modality"])), list(dict.fromkeys(hits["method"]))
-    figure, axes = _axes(
+    figure, axes = canvas(
         1, len(names), (1.5 + 1.75 * len(names), 1.1 + 0.3 * len(methods)), sharey=True
     )
     for place, name in zip(axes[0], names, strict=True):
@@ -489,7 +489,7 @@ def pointing(hits: pd.DataFrame, chance: pd.DataFrame, title: str) -> Figure:
 def cascade(values: pd.DataFrame) -> Figure:
     """Rank correlation with the trained model's attribution, while ever more weights are drawn
     anew; columns are kinds of it."""
-    figure, ((axes,),) = _axes(size=(8.4, 3.0))
+    figure, ((axes,),) = canvas(size=(8.4, 3.0))
     for number, name in enumerate(values):
         axes.plot(
             range(len(values)),

@@ -11,7 +11,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from m5lib.catalogue import Catalogue, MediaFile
 from m5lib.data.decoding import frames, open_image, probe, sound
 from m5lib.data.extractors import RATE, LogMel
-from m5lib.figures.figures import QUIET, RIGHT, WRONG, _axes, _picture, colour, short, styled
+from m5lib.figures.catalogue import picture
+from m5lib.figures.style import QUIET, RIGHT, WRONG, canvas, colour, short, styled
 from m5lib.modalities import MODALITIES
 
 WIDTH, HEIGHT, STRIP = 9.6, 4.95, 6
@@ -186,7 +187,7 @@ def front(
         names: the modalities of the model. What the product lacks is said.
     """
     product, vector = catalogue.products[row], np.asarray(vectors[row], dtype=np.float64)
-    figure, ((page,),) = _axes(size=(WIDTH, HEIGHT))
+    figure, ((page,),) = canvas(size=(WIDTH, HEIGHT))
     page.set_position((0, 0, 1, 1))
     page.set(xlim=(0, WIDTH), ylim=(HEIGHT, 0))
     page.axis("off")
@@ -262,7 +263,7 @@ def front(
             color=paint,
         )
         axes = _inset(figure, left, top, 1.18, 1.12)
-        _picture(axes, catalogue, other, paint)
+        picture(axes, catalogue, other, paint)
         note = {"fc": "white", "ec": "none", "pad": 1.5, "alpha": 0.85}
         axes.text(
             0.06,

@@ -20,7 +20,7 @@ from PIL import Image
 from m5lib.data.decoding import open_image
 from m5lib.evaluation.separation import METHODS, SPACE, nearest
 from m5lib.figures import maps as map_figures
-from m5lib.figures.figures import PALETTE
+from m5lib.figures.style import PALETTE
 from m5lib.lab.maps import Mapped
 from m5lib.modalities import MODALITIES, codes
 

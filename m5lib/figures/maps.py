@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from m5lib.evaluation.separation import METHODS
-from m5lib.figures.figures import PALETTE, QUIET, _axes, short, styled
+from m5lib.figures.style import PALETTE, QUIET, canvas, short, styled
 from m5lib.lab.maps import Mapped, value_of
 
 #: The largest groups have a colour and a shape each, all others are grey.
@@ -103,7 +103,7 @@ def maps(
     groups = key(column)
     single = len(labels) == 1  # its methods side by side
     rows, columns = (1, len(methods)) if single else (len(methods), len(labels))
-    figure, axes = _axes(rows, columns, (2.75 * max(2, columns), 2.85 * rows + 0.9))
+    figure, axes = canvas(rows, columns, (2.75 * max(2, columns), 2.85 * rows + 0.9))
     for line, method in zip(axes.T if single else axes, methods, strict=True):
         for place, label in zip(line, labels, strict=True):
             study = found[label, seed]
@@ -132,7 +132,7 @@ def listings(
         most: so many products are joined, those that are listed most often.
     """
     labels = [label for label, s in found if s == seed]
-    figure, axes = _axes(1, len(labels), (2.75 * max(2, len(labels)), 3.4))
+    figure, axes = canvas(1, len(labels), (2.75 * max(2, len(labels)), 3.4))
     whose = found[labels[0], seed].groups["product"]
     times = (
         whose.value_counts().sort_index(kind="stable").sort_values(ascending=False, kind="stable")
@@ -176,7 +176,7 @@ def listings(
 def removals(values: Mapping[str, pd.DataFrame], title: str) -> Figure:
     """What taking a modality away does to complete products: a panel for each number, a dot for
     each seed."""
-    figure, axes = _axes(
+    figure, axes = canvas(
         1,
         len(values),
         (1.0 + 2.8 * len(values), 1.4 + 0.3 * len(next(iter(values.values())))),

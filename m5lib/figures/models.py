@@ -1,5 +1,5 @@
 """Figures of what a model is, and of what sets the released form apart: one function per figure, as
-in :mod:`m5lib.figures.figures`."""
+in :mod:`m5lib.figures.style`."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from m5lib.figures.figures import PALETTE, QUIET, _axes, colour, styled
+from m5lib.figures.style import PALETTE, QUIET, canvas, colour, styled
 from m5lib.modalities import MODALITIES
 from m5lib.spec import Spec, Stage
 
@@ -189,7 +189,7 @@ def stages(rows: Sequence[Mapping[str, Spec]]) -> Figure:
         max(len([s for part, _ in folded(spec.stages) for s in part]) for spec in row.values()) + 1
         for row in rows
     ]
-    figure, _ = _axes(size=(10.5, 0.7 * sum(tall) + 0.5 * len(rows)))
+    figure, _ = canvas(size=(10.5, 0.7 * sum(tall) + 0.5 * len(rows)))
     figure.clear()
     for strip, row, names, widths in zip(
         figure.subfigures(len(rows), 1, height_ratios=tall, squeeze=False)[:, 0],
@@ -218,7 +218,7 @@ def reach(found: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence[st
         found: title -> the boolean matrix and the influence, both (M, M)
             (:func:`m5lib.models.anatomy.reach`, :func:`m5lib.models.anatomy.influence`).
     """
-    figure, axes = _axes(1, len(found), (2.75 * len(found), 3.0), sharey=True)
+    figure, axes = canvas(1, len(found), (2.75 * len(found), 3.0), sharey=True)
     for place, (title, (reached, moved)) in zip(axes[0], found.items(), strict=True):
         shown = np.where(reached, 100 * np.asarray(moved, dtype=float), 0.0)
         place.imshow(
@@ -268,7 +268,7 @@ def ledger(parts: Mapping[str, pd.DataFrame]) -> Figure:
             (:func:`m5lib.models.anatomy.ledger`).
     """
     longest = max(len(part) for part in parts.values())
-    figure, axes = _axes(1, len(parts), (4.9 * len(parts), 0.9 + 0.25 * longest))
+    figure, axes = canvas(1, len(parts), (4.9 * len(parts), 0.9 + 0.25 * longest))
     for place, (title, part) in zip(axes[0], parts.items(), strict=True):
         y, never = np.arange(len(part)), part["parameters"] - part["trained"]
         place.barh(y, part["trained"], color=PALETTE[0], label="trained")
@@ -296,7 +296,7 @@ def removal(found: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         found: title -> lines of :func:`m5lib.models.audit.removal`.
     """
-    figure, axes = _axes(1, len(found), (3.4 * len(found) + 0.6, 2.9), sharey=True)
+    figure, axes = canvas(1, len(found), (3.4 * len(found) + 0.6, 2.9), sharey=True)
     for place, (title, lines) in zip(axes[0], found.items(), strict=True):
         share = lines.assign(share=100 * lines["moved"] / lines["loss"])
         wide = share.pivot(index="task", columns="removed", values="share")
@@ -354,7 +354,7 @@ def temperatures(found: Mapping[str, np.ndarray], fixed: Mapping[str, float]) ->
     Args:
         found: model -> scores s of the pairs; ``fixed``: model -> τ.
     """
-    figure, axes = _axes(len(found), 1, (6.4, 1.7 * len(found)), sharex=True)
+    figure, axes = canvas(len(found), 1, (6.4, 1.7 * len(found)), sharex=True)
     ends = np.log10(min(fixed.values())) - 0.1, 1.0
     for place, (model, scores) in zip(axes[:, 0], found.items(), strict=True):
         none, paint = float((scores == 0).mean()), PAINT.get(model, PALETTE[2])
@@ -381,7 +381,7 @@ def harmony(mean: np.ndarray, diagonals: Mapping[str, np.ndarray], title: str) -
         mean: (M, M); ``diagonals``: modality -> the scores of the products that have it.
     """
     names = list(diagonals)
-    figure, axes = _axes(1, 2, (7.6, 3.4), width_ratios=(1, 1.15))
+    figure, axes = canvas(1, 2, (7.6, 3.4), width_ratios=(1, 1.15))
     map_, spread = axes[0]
     map_.imshow(mean, cmap="cividis", vmin=min(0.0, float(mean.min())), vmax=1.0)
     for (y, x), value in np.ndenumerate(mean):
@@ -439,7 +439,7 @@ def toy(histories: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
     Args:
         histories: case -> histories of :func:`m5lib.models.audit.toy`, one per seed.
     """
-    figure, axes = _axes(1, 3, (11.0, 3.3))
+    figure, axes = canvas(1, 3, (11.0, 3.3))
     panels = {"total": "what is minimised", "lowest": "lowest score of a pair", "recall": "R@1"}
     for place, (column, title) in zip(axes[0], panels.items(), strict=True):
         for number, (case, parts) in enumerate(histories.items()):
@@ -470,7 +470,7 @@ def against(values: pd.DataFrame, metric: str, title: str) -> Figure:
         values: columns (model, seed).
     """
     models = list(values.columns.get_level_values(0).unique())
-    figure, ((axes,),) = _axes(size=(6.8, 1.3 + 0.5 * len(values)))
+    figure, ((axes,),) = canvas(size=(6.8, 1.3 + 0.5 * len(values)))
     height, furthest = 0.8 / len(models), 0.0
     for number, model in enumerate(models):
         part, place = (

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from m5lib.figures.figures import PALETTE, QUIET, _axes, styled
+from m5lib.figures.style import PALETTE, QUIET, canvas, styled
 
 TRUE = PALETTE[2]
 #: What became of a word piece, and how its chip is painted: face, edge, letters.
@@ -70,7 +70,7 @@ def _width(text: str) -> float:
 
 def _page(width: float, height: float) -> tuple[Figure, Axes]:
     """A page in inches, the origin at the top left."""
-    figure, ((axes,),) = _axes(size=(width, height))
+    figure, ((axes,),) = canvas(size=(width, height))
     axes.set_position((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
@@ -419,7 +419,7 @@ def spectrogram(
     """
     end, bands = len(decibels) * step, decibels.shape[1]
     hidden = np.asarray(hidden, dtype=bool)
-    figure, axes = _axes(2, 1, (9.0, 4.4), sharex=True, height_ratios=(1.5, 1))
+    figure, axes = canvas(2, 1, (9.0, 4.4), sharex=True, height_ratios=(1.5, 1))
     above, below = axes[:, 0]
     above.imshow(
         decibels.T,

@@ -36,11 +36,11 @@ import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
+from m5lib import figures
 from m5lib.catalogue import Catalogue, DataError, MediaFile, Product
 from m5lib.data import media
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings, read_out
 from m5lib.evaluation import evaluate
-from m5lib.figures import figures
 from m5lib.lab import recording, runs
 from m5lib.modalities import MODALITIES, codes, ordered
 from m5lib.model import Model

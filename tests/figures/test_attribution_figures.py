@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from m5lib.figures import attribution as figures
-from m5lib.figures.figures import RIGHT, WRONG
+from m5lib.figures.style import RIGHT, WRONG
 
 
 def tokens(figure):

@@ -1,13 +1,18 @@
+import io
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
+import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 
+from m5lib import figures
 from m5lib.data.extractors import PLAIN
 from m5lib.data.media import extract
 from m5lib.evaluation import probes
-from m5lib.figures import figures
 from m5lib.figures import front as front_figures
+from m5lib.figures import style
 from m5lib.shop import listings
 
 
@@ -110,11 +115,40 @@ def test_front_shows_product_model_vector_and_neighbours(tmp_path):
     assert catalogue.labels[bare] in said and "absent" not in said
     frames = [axes.spines["left"].get_edgecolor() for axes in figure.axes[-3:]]
     assert [to_hex(frame).upper() for frame in frames] == [
-        figures.RIGHT,
-        figures.WRONG,
-        figures.RIGHT,
+        style.RIGHT,
+        style.WRONG,
+        style.RIGHT,
     ]
     assert "absent" in texts(front_figures.front(catalogue, bare, [], vectors, [], "layered"))
     assert "video" not in texts(
         front_figures.front(catalogue, whole, [1], vectors, [True], "concat", ("image", "text"))
     )
+
+
+@pytest.mark.parametrize("text", ["$5", "from $5 to $9", r"\$5 $9", "$$", r"${\x$ _^", "a $x_2$ b"])
+def test_text_from_outside_is_drawn_letter_by_letter(text):
+    figure, ((axes,),) = style.canvas()
+    shown = [axes.text(0, 0, style.plain(text)), axes.set_title(style.short(text, 3))]
+    figure.savefig(io.BytesIO(), format="png")
+    for drawn in shown:
+        assert drawn._preprocess_math(drawn.get_text()) == (text, False)
+
+
+def test_titles_and_labels_with_dollars_are_drawn(tmp_path):
+    catalogue = listings.make(40, 0, tmp_path, workers=1)
+    price = "from $5_ to $9^ {"
+    products = [
+        replace(p, label=price, contents=p.contents | {"text": price}) for p in catalogue.products
+    ]
+    catalogue = replace(catalogue, products=tuple(products))
+    around, numbers = np.array([[1, 2]]), pd.DataFrame({0: [0.1]}, index=[price])
+    vectors = np.ones((len(catalogue), 4), dtype=np.float32)
+    for figure in (
+        figures.long_tail(catalogue.labels),
+        figures.gallery(catalogue, [0, 1]),
+        figures.neighbours(catalogue, [0], around, around > 1),
+        figures.spread(numbers, "m", "t"),
+        figures.table(numbers),
+        front_figures.front(catalogue, 0, [1, 2], vectors, [True, False], "layered"),
+    ):
+        figure.savefig(io.BytesIO(), format="png")

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from m5lib import figures
 from m5lib.catalogue import split_of
 from m5lib.embeddings import DEFAULT
-from m5lib.figures import figures
+from m5lib.figures import style
 from m5lib.lab import measure, notebooks, recording, runs, summary
 
 CONTEXT = {
@@ -218,7 +219,7 @@ def test_neighbours_are_framed_by_being_right(catalogue):
         catalogue, [0], np.array([[1, 2, -1]]), np.array([[True, False, False]])
     )
     frames = [to_hex(axes.spines["left"].get_edgecolor()).upper() for axes in picture.axes[:3]]
-    assert frames[1:] == [figures.RIGHT, figures.WRONG] and not picture.axes[3].axison
+    assert frames[1:] == [style.RIGHT, style.WRONG] and not picture.axes[3].axison
 
 
 def test_tables_and_pictures_are_kept_as_they_can_be_read_again(tmp_path, monkeypatch):

@@ -11,12 +11,11 @@ import pytest
 from make_products import spoiled
 from PIL import Image
 
-from m5lib import search
+from m5lib import figures, search
 from m5lib.catalogue import DataError, MediaFile
 from m5lib.data import readers
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings
 from m5lib.evaluation import evaluate
-from m5lib.figures import figures
 from m5lib.lab import runs
 from m5lib.search import intake
 from m5lib.search.index import WAYS

@@ -1,0 +1,222 @@
+"""Figures of products: how many, of which category, with what; their pictures, and what lies near
+them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from m5lib.catalogue import Catalogue, MediaFile
+from m5lib.data.decoding import open_image, probe, sound
+from m5lib.data.extractors import RATE
+from m5lib.figures.style import (
+    PALETTE,
+    QUIET,
+    RIGHT,
+    WRONG,
+    canvas,
+    codes_of,
+    colour,
+    heading,
+    legend_beside,
+    nothing,
+    plain,
+    short,
+    styled,
+)
+from m5lib.modalities import MODALITIES, codes
+
+
+@styled
+def long_tail(labels: Iterable) -> Figure:
+    """Products per category, largest first, on a logarithmic axis (Figure 3). None is no label."""
+    known = [label for label in labels if label is not None]
+    counts = pd.Series(known, dtype=object).value_counts()
+    figure, ((axes,),) = canvas()
+    if counts.empty:
+        nothing(axes, "the products have no labels")
+        return figure
+    rank = np.arange(1, len(counts) + 1)
+    axes.fill_between(rank, 0.8, counts, step="mid", color=PALETTE[0], alpha=0.25)
+    axes.step(rank, counts, where="mid", color=PALETTE[0])
+    axes.set(xlabel="category, by size", ylabel="products", title="Long tail")
+    axes.set(yscale="log", xlim=(1, max(2, len(counts))))
+    for place in np.unique(np.linspace(0, len(counts) - 1, 5).astype(int))[:-1]:
+        note = f"{plain(counts.index[place])} {counts.iloc[place]:,}"
+        spot = (place + 1, counts.iloc[place])
+        axes.annotate(note, spot, (6, 3), textcoords="offset points", fontsize=8)
+    return figure
+
+
+@styled
+def presence(table: pd.DataFrame) -> Figure:
+    """How many products have exactly which modalities (UpSet style), the largest group on top."""
+    names = [name for name in table.columns if table[name].any()]
+    groups = table[names].value_counts()
+    size = (7.0, 1.2 + 0.32 * len(groups))
+    figure, ((marks, bars),) = canvas(1, 2, size, width_ratios=(1, 2.4), sharey=True)
+    lines = np.arange(len(groups))
+    for column, name in enumerate(names):
+        has = np.array([group[column] for group in groups.index])
+        empty = {"facecolors": "none", "edgecolors": "#cccccc"}
+        marks.scatter(np.full(has.sum(), column), lines[has], s=70, color=colour(name))
+        marks.scatter(np.full((~has).sum(), column), lines[~has], s=70, **empty)
+    marks.set(xticks=range(len(names)), xlim=(-0.6, len(names) - 0.4), yticks=[])
+    marks.set_xticklabels(codes_of(names))
+    marks.invert_yaxis()
+    bars.barh(lines, groups, color=QUIET)
+    bars.margins(x=0.2)
+    for y, count in enumerate(groups):
+        bars.annotate(f" {count:,} ({count / len(table):.1%})", (count, y), va="center", fontsize=9)
+    bars.set(xlabel="products", title="Which modalities the products have")
+    return figure
+
+
+@styled
+def lengths(by_modality: Mapping[str, np.ndarray]) -> Figure:
+    """Tokens per product and stream, with the limit of the modality's row."""
+    figure, axes = canvas(1, len(by_modality), (2.6 * len(by_modality), 2.6))
+    for place, (name, values) in zip(axes[0], by_modality.items(), strict=True):
+        values = np.asarray(values)
+        bins = np.arange(values.min(initial=1), values.max(initial=2) + 2) - 0.5
+        place.hist(values, bins=bins, color=colour(name))
+        place.set(title=f"{name} (≤ {MODALITIES[name].max_tokens})")
+        place.set(xlabel="tokens", ylabel="products")
+    return figure
+
+
+@styled
+def histograms(values: Mapping[str, Iterable], counted: str = "products") -> Figure:
+    """A histogram for each set of values, whose name labels the axis (Figure 9). The longest
+    hundredth is drawn at the end."""
+    figure, axes = canvas(1, len(values), (3.0 * len(values), 2.6))
+    for place, (name, numbers) in zip(axes[0], values.items(), strict=True):
+        numbers = np.asarray(list(numbers), dtype=float)
+        low, end = numbers.min(), max(np.quantile(numbers, 0.99), numbers.min() + 1)
+        whole = (numbers == numbers.round()).all() and end - low < 40  # a bin for each number
+        bins = np.arange(low, np.ceil(end) + 2) - 0.5 if whole else 30
+        place.hist(np.minimum(numbers, end), bins=bins, color=PALETTE[0])
+        place.set(xlabel=name, ylabel=counted)
+    return figure
+
+
+@styled
+def cosines(nearest: np.ndarray, copies: np.ndarray, threshold: float) -> Figure:
+    """Cosine of each product with its nearest, and with a copy of itself that lacks something; a
+    line at the threshold."""
+    figure, ((axes,),) = canvas(size=(6.4, 3.2))
+    bins = np.linspace(min(nearest.min(), copies.min()), 1.0, 50)
+    shown = {"its nearest product": (nearest, QUIET)}
+    shown["a copy of itself that lacks a quarter"] = (copies, PALETTE[0])
+    for label, (values, shade) in shown.items():
+        share = np.full(len(values), 100 / len(values))
+        axes.hist(values, bins=bins, weights=share, color=shade, alpha=0.7, label=label)
+    axes.axvline(threshold, color=PALETTE[1])
+    axes.annotate(
+        f"threshold {threshold:.2f}",
+        (threshold, 1.0),
+        (-4, -4),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=PALETTE[1],
+        fontsize=9,
+    )
+    axes.set(xlabel="cosine of a product with …", ylabel="products (%)")
+    axes.set_title("How near is a near-duplicate?")
+    legend_beside(axes, fontsize=9)
+    return figure
+
+
+def player(file: MediaFile, limit: int = 8 << 20):
+    """Something that plays a video or audio file in a notebook, kept inside it; a sentence for a
+    file over ``limit`` bytes."""
+    from IPython.display import Audio, Markdown, Video
+
+    if file.size is not None and file.size > limit:
+        return Markdown(f"{file.name}: {file.size / 1e6:.0f} MB, too large to keep in a notebook")
+    if probe(file).video is not None:
+        return Video(file.read(), embed=True, mimetype="video/mp4", width=224)
+    return Audio(sound(file, RATE), rate=RATE)
+
+
+# --- pictures
+
+
+@styled
+def gallery(catalogue: Catalogue, rows: Sequence[int], columns: int = 8) -> Figure:
+    """Pictures of products with their titles."""
+    lines = -(-len(rows) // columns)
+    figure, axes = canvas(lines, columns, (1.35 * columns, 2.0 * lines))
+    for place in axes.flat:
+        place.axis("off")
+    for place, row in zip(axes.flat, rows, strict=False):
+        picture(place, catalogue, row)
+        title = short(title_of(catalogue.products[row]), 3)
+        place.set_title(title, fontsize=7, fontweight="normal")
+    return figure
+
+
+@styled
+def neighbours(
+    catalogue: Catalogue,
+    queries: Sequence[int],
+    rows: np.ndarray,
+    matched: np.ndarray | None,
+    title: str = "",
+) -> Figure:
+    """Each query with its nearest products: blue frame, same category; orange frame, another one
+    (Figures 10-12).
+
+    Args:
+        queries: (Q,) rows of the catalogue.
+        rows: (Q, R) those of their neighbours, -1 for none.
+        matched: (Q, R) whether they are what was sought; None where nobody knows: grey frames. A
+            product without a label shows its title.
+    """
+    columns = 1 + rows.shape[1]
+    figure, axes = canvas(len(queries), columns, (1.25 * columns, 2.05 * len(queries)))
+    for line, query in enumerate(queries):
+        picture(axes[line, 0], catalogue, query, "#000000")
+        said = short(title_of(catalogue.products[query]), 3, 18)
+        if (label := catalogue.labels[query]) is not None:
+            said += f"\n[{short(label, 1)}]"
+        axes[line, 0].set_title(said, fontsize=7)
+        for number, (place, row) in enumerate(zip(axes[line, 1:], rows[line], strict=True)):
+            if row < 0:
+                place.axis("off")
+                continue
+            shade = QUIET if matched is None else RIGHT if matched[line, number] else WRONG
+            picture(place, catalogue, row, shade)
+            label = catalogue.labels[row]
+            said = short(title_of(catalogue.products[row]), 3, 18)
+            said = said if label is None else short(label, 1)
+            ink = "black" if matched is None else shade
+            place.set_title(said, fontsize=7, color=ink, fontweight="normal")
+    heading(figure, title)
+    return figure
+
+
+def title_of(product) -> str:
+    """The first of a product's texts, or its id where it has none."""
+    texts = (content for content in product.contents.values() if isinstance(content, str))
+    return next(texts, product.id)
+
+
+def picture(
+    axes: Axes, catalogue: Catalogue, row: int | np.integer, frame: str | None = None
+) -> None:
+    """The product's picture, in a frame of a colour; a product without one shows which modalities
+    it has."""
+    axes.set(xticks=[], yticks=[])
+    contents = catalogue.products[row].contents
+    if file := contents.get("image"):
+        axes.imshow(open_image(file))
+    else:
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect=4 / 3)
+        text = f"no picture\n({codes(contents)})"
+        axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=7)
+    axes.spines[:].set(visible=frame is not None, color=frame, linewidth=3)
