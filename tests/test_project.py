@@ -46,24 +46,33 @@ def test_readme_tables_are_the_generated_ones():
     )
     if changed.stdout.strip():
         pytest.skip("results/ holds a run of your own; the README shows the recorded one")
-    assert summary.fill(README, summary.blocks()) == README, "run: python -m m5lib.lab.summary"
+    blocks = summary.blocks()
+    texts = [page.read_text(encoding="utf-8") for page in summary.pages()]
+    for text in texts:
+        assert summary.fill(text, blocks) == text, "run: python -m m5lib.lab.summary"
+    markers = re.findall(r"<!-- (\w+) -->", "".join(texts))
+    assert sorted(markers) == sorted(blocks)  # each on one page
     assert summary.gallery() == (ROOT / "results" / "README.md").read_text(encoding="utf-8"), (
         "run: python -m m5lib.lab.summary"
     )
 
 
-def test_readme_tree():
-    tree = README[README.index("m5lib/\n") : README.index("results/             ")]
-    listed = set(re.findall(r"^  (\w+\.py)", tree, re.M))
-    assert listed == {file.name for file in (ROOT / "m5lib").rglob("*.py")} - {
-        "__init__.py",
-        "__main__.py",
-    }
+def test_readme_is_short_and_its_tree_is_the_real_one():
+    """The core file by file; rooms and notebooks a line each."""
+    assert len(README.splitlines()) <= 220
+    core = README[README.index("m5lib/  ") : README.index("docs/   ")]
+    folder = ROOT / "m5lib"
+    files = {file.name for file in folder.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert set(re.findall(r"^  (\w+\.py)", core, re.M)) == files
+    rooms = {file.parent.name for file in folder.glob("*/__init__.py")}
+    assert set(re.findall(r"^  (\w+)/", core, re.M)) == rooms
     books = set(re.findall(r"^  (\d\d_\w+)", README, re.M))
     assert books == {file.stem for file in (ROOT / "notebooks").glob("*.ipynb")}
 
 
-PAGES = ["README.md", "CONTRIBUTING.md", "results/README.md"]
+DOCS = [f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", *DOCS, "results/README.md"]
+WRITTEN = PAGES[:-1]
 
 
 def slug(heading: str) -> str:
@@ -71,24 +80,28 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
 
 
+def headings(page) -> set[str]:
+    """Anchors of a page."""
+    return {slug(name) for name in re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.M)}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_pictures_resolve(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    headings = {slug(heading) for heading in re.findall(r"^#+ (.+)$", text, re.M)}
     found = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
-    assert found or page == "CONTRIBUTING.md"
+    assert found
     for target in found:
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif not target.startswith("https://"):
-            file = (ROOT / page).parent / target
+        if not target.startswith("https://"):
+            name, _, anchor = target.partition("#")
+            file = (ROOT / page).parent / name if name else ROOT / page
             assert file.stat().st_size > 0, target
+            assert not anchor or anchor in headings(file), target
             if file.suffix == ".png":
                 Image.open(file).verify()
 
 
 def test_files_that_pages_name_exist():
-    for page in PAGES[:2]:
+    for page in WRITTEN:
         for name in re.findall(
             r"`((?:m5lib|tests|notebooks|paper|results|benchmarks)/[\w./]+\.\w+)`",
             (ROOT / page).read_text(encoding="utf-8"),
@@ -96,8 +109,9 @@ def test_files_that_pages_name_exist():
             assert "NN_" in name or (ROOT / name).exists(), f"{page}: {name}"
 
 
-def test_no_heading_of_the_readme_is_empty():
-    text = re.sub(r"```.*?```", "code", README, flags=re.S)
+@pytest.mark.parametrize("page", WRITTEN)
+def test_no_heading_is_empty(page):
+    text = re.sub(r"```.*?```", "a block of code", (ROOT / page).read_text("utf-8"), flags=re.S)
     for part in re.split(r"^## ", text, flags=re.M)[1:]:
         assert len(part.split("\n", 1)[1].strip()) > 20, part
 
@@ -137,8 +151,8 @@ def test_commands_of_the_pages_are_understood(command, tmp_path):
         if word.startswith("notebooks/"):
             assert (ROOT / word).exists(), word
     if module == "papermill":
-        place = words.index("-p")
-        notebooks.check(ROOT / words[0], {words[place + 1]: words[place + 2]})
+        given = [words[n + 1 : n + 3] for n, word in enumerate(words) if word == "-p"]
+        notebooks.check(ROOT / words[0], dict(given))
         return
     if module == "m5lib.lab.summary":
         return  # takes no options; `test_readme_tables_are_the_generated_ones` calls it
@@ -189,14 +203,21 @@ def test_readme_python_runs(folder, tmp_path, monkeypatch):
     }
 
 
-def test_readme_command_for_your_own_products(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", DOCS)
+def test_python_of_the_docs_names_what_there_is(page):
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.S):
+        compile(code, page, "exec")
+        exec("\n".join(line for line in code.splitlines() if line.startswith("from m5lib")), {})
+
+
+def test_command_for_your_own_products(folder, tmp_path, monkeypatch):
     from make_products import spoiled
 
     from m5lib.lab import notebooks
 
     command = next(
         line
-        for line in README.splitlines()
+        for line in (ROOT / "docs" / "your_products.md").read_text("utf-8").splitlines()
         if line.startswith("python -m papermill notebooks/13_your_products")
     )
     words = shlex.split(command)
@@ -222,7 +243,7 @@ def test_readme_command_for_your_own_products(folder, tmp_path, monkeypatch):
 def test_make_targets_exist_and_help_names_them():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^\.PHONY: (.+)$", makefile, re.M)[0].split())
-    for page in PAGES[:2]:
+    for page in WRITTEN:
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in {a or b for a, b in re.findall(r"`make (\w+)|^make (\w+)", text, re.M)}:
             assert target in targets, f"{page}: make {target}"

@@ -353,7 +353,7 @@ def wall_time(path: str | Path) -> str:
 
 
 def blocks() -> dict[str, str]:
-    """Generated parts of the README: marker -> text."""
+    """Generated parts of README and docs: marker -> text."""
     results, found = ROOT / "results", {}
     for name in ("demo", "fashion"):
         if (path := results / f"{name}.json").exists():
@@ -434,21 +434,31 @@ def gallery() -> str:
     return "\n".join(lines)
 
 
+def pages() -> list[Path]:
+    """The pages that hold generated parts."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
 def fill(text: str, found: dict[str, str]) -> str:
-    """The text with each part between ``<!-- NAME -->`` and ``<!-- /NAME -->`` replaced. Raises
-    ``ValueError`` if a marker is missing."""
+    """The text with each part between ``<!-- NAME -->`` and ``<!-- /NAME -->`` replaced."""
     for name, block in found.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        if start not in text or end not in text:
-            raise ValueError(f"the README has no {start} … {end}")
-        text = text[: text.index(start) + len(start)] + f"\n{block}\n" + text[text.index(end) :]
+        if start in text:
+            text = text[: text.index(start) + len(start)] + f"\n{block}\n" + text[text.index(end) :]
     return text
 
 
 def main() -> int:
-    """Write the generated parts into the README, and ``results/README.md``."""
-    readme = ROOT / "README.md"
-    readme.write_text(fill(readme.read_text(encoding="utf-8"), blocks()), encoding="utf-8")
+    """Write the generated parts into README and docs, and ``results/README.md``.
+
+    Raises:
+        ValueError: no page has the marker of a part.
+    """
+    found, texts = blocks(), {page: page.read_text(encoding="utf-8") for page in pages()}
+    if lost := [name for name in found if f"<!-- {name} -->" not in "".join(texts.values())]:
+        raise ValueError(f"no page has a marker for {lost}; add <!-- {lost[0]} --> to one")
+    for page, text in texts.items():
+        page.write_text(fill(text, found), encoding="utf-8")
     (ROOT / "results" / "README.md").write_text(gallery(), encoding="utf-8")
     return 0
 

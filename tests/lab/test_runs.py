@@ -80,8 +80,10 @@ def test_tables_are_made_from_rows():
         summary.fill("a <!-- x -->old<!-- /x --> b", {"x": "new"})
         == "a <!-- x -->\nnew\n<!-- /x --> b"
     )
-    with pytest.raises(ValueError, match="README has no"):
-        summary.fill("nothing", {"x": "new"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "blocks", lambda: {"x": "new"})
+        with pytest.raises(ValueError, match="no page has a marker for .'x'."):
+            summary.main()
 
 
 def test_a_finished_run_is_loaded_and_another_seed_is_another_run(
