@@ -1,22 +1,30 @@
-"""Metric mathematics on arrays: retrieval, classification, clustering, and what a difference
-between two models is worth. Plumbing is in :mod:`m5lib.evaluation.evaluate`, the search itself in
-:mod:`m5lib.ranking`."""
+"""Metrics on arrays: nearest products, retrieval, classification, clustering. No model, no
+catalogue: :mod:`m5lib.evaluation.evaluate` brings them together.
 
-from collections.abc import Sequence
+>>> places = rank(vectors[queries], vectors[gallery], 10)  # (Q, 10), best first
+>>> matched, positives = hits(places, labels[queries], labels[gallery])
+>>> average_precision(matched, positives, 10, "min_k_r").mean()  # mAP@10
+"""
+
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
+import torch
 from jaxtyping import Bool, Float, Int
-from scipy import sparse, stats
+from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.preprocessing import StandardScaler, normalize
-
-from m5lib.ranking import Vectors, rank
+from torch import Tensor
 
 Normalise = Literal["hits", "min_k_r"]
 Protocol = Literal["usual", "released"]
+#: One vector per row: dense (a memory map too, of half precision too), or sparse like TF-IDF.
+Vectors = Float[np.ndarray, "_ D"] | sparse.spmatrix | sparse.sparray
+
+# --- retrieval ------------------------------------------------------------------------------------
 
 
 def hits(
@@ -43,10 +51,10 @@ def average_precision(
     """AP@K of each query: the precision at each hit within the first K, summed and divided. K may
     differ from query to query.
 
-    Conventions: ``min_k_r`` divides by min(K, R), R = relevant products in the gallery, the usual
-    one: 1 only if the first min(K, R) are all hits. ``hits`` divides by the hits found within K
-    (the released code): a single hit at rank 1 gives 1, so it is never lower, often much higher.
-    Both are 0 without a hit.
+    ``min_k_r``, the usual convention, divides by min(K, R), R = relevant products in the gallery:
+    1 only if the first min(K, R) are all hits. ``hits`` divides by the hits found within K (the
+    released code): a single hit at rank 1 gives 1, so it is never lower, often much higher. Both
+    are 0 without a hit.
     """
     matched = _within(matched, k)
     precision = matched.cumsum(axis=1) / np.arange(1, matched.shape[1] + 1)
@@ -57,8 +65,8 @@ def average_precision(
 def precision(
     matched: Bool[np.ndarray, "Q R"], k: int | Int[np.ndarray, " Q"]
 ) -> Float[np.ndarray, " Q"]:
-    """Prec@K of each query: hits in the first K / K. Convention ``k``: a class with fewer than K
-    products cannot reach 1."""
+    """Prec@K of each query: hits in the first K / K. A class with fewer than K products cannot
+    reach 1."""
     return _within(matched, k).sum(axis=1) / np.maximum(k, 1)
 
 
@@ -97,70 +105,225 @@ def retrieval(
         findable: gallery products that are not are never listed, but still count among the products
             sought.
     """
+    known = query_ids is not None and gallery_ids is not None
     able = np.arange(len(gallery_labels)) if findable is None else np.flatnonzero(findable)
     offered = able if rows is None else rows[able]
-    ids = (
-        (None, None) if query_ids is None or gallery_ids is None else (query_ids, gallery_ids[able])
-    )
     offered = None if rows is None and findable is None else offered
+    able, values = np.append(able, -1), {}  # places among the findable -> in the gallery; -1 stays
     if protocol == "usual":
-        matched, positives = hits(
-            _back(rank(queries, gallery, max(cuts), *ids, rows=offered), able),
-            query_labels,
-            gallery_labels,
-        )
-        if query_ids is not None and gallery_ids is not None:
-            positives = positives - np.isin(
-                query_ids.astype(str), gallery_ids.astype(str)
-            )  # the query is not sought
-        found = {}
+        ids = (query_ids, gallery_ids[able[:-1]]) if known else (None, None)
+        ranking = able[rank(queries, gallery, max(cuts), *ids, rows=offered)]
+        matched, positives = hits(ranking, query_labels, gallery_labels)
+        if known:  # the query itself is not sought
+            positives = positives - np.isin(query_ids.astype(str), gallery_ids.astype(str))
         for k in cuts:
-            found |= {
-                (f"mAP@{k}", way): average_precision(matched, positives, k, way)
-                for way in ("min_k_r", "hits")
-            }
-            found[f"Prec@{k}", "k"] = precision(matched, k)
-        return found
-    ranking = _back(rank(queries, gallery, longest, cosine=False, rows=offered), able)
+            for way in ("min_k_r", "hits"):
+                values[f"mAP@{k}", way] = average_precision(matched, positives, k, way)
+            values[f"Prec@{k}", "k"] = precision(matched, k)
+        return values
+    ranking = able[rank(queries, gallery, longest, cosine=False, rows=offered)]
     everyone = np.concatenate([query_labels, gallery_labels])
-    if query_ids is not None and gallery_ids is not None:
+    if known:
         ranking = without_own(ranking, query_ids, gallery_ids)
-        everyone = everyone[
-            np.unique(np.concatenate([query_ids, gallery_ids]).astype(str), return_index=True)[1]
-        ]
-    matched, positives = (
-        hits(ranking, query_labels, gallery_labels)[0],
-        _count(query_labels, everyone),
-    )
-    found, length = {}, (ranking >= 0).sum(axis=1)
+        ids = np.concatenate([query_ids, gallery_ids]).astype(str)
+        everyone = everyone[np.unique(ids, return_index=True)[1]]
+    matched, _ = hits(ranking, query_labels, gallery_labels)
+    positives = _count(query_labels, everyone)
+    length = (ranking >= 0).sum(axis=1)
     for k in cuts:
         cut = np.minimum(np.minimum(k, positives), length)
-        found[f"mAP@{k}", "released"] = average_precision(matched, positives, cut, "hits")
-        found[f"Prec@{k}", "released"] = precision(matched, cut)
-    return found
-
-
-def _back(ranking: np.ndarray, able: np.ndarray) -> np.ndarray:
-    """Places among the findable as places in the gallery."""
-    return np.where(ranking < 0, -1, able[ranking]) if len(able) else ranking
+        values[f"mAP@{k}", "released"] = average_precision(matched, positives, cut, "hits")
+        values[f"Prec@{k}", "released"] = precision(matched, cut)
+    return values
 
 
 def without_own(ranking: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> np.ndarray:
     """The lists without the query's own id, closed up and filled with -1."""
-    kept = (
-        np.where(gallery_ids[ranking] == query_ids[:, None], -1, ranking)
-        if len(gallery_ids)
-        else ranking
-    )
+    own = np.append(gallery_ids.astype(object), None)[ranking] == query_ids[:, None]
+    kept = np.where(own, -1, ranking)
     return np.take_along_axis(kept, np.argsort(kept < 0, axis=1, kind="stable"), axis=1)
+
+
+# --- nearest products, exact, in blocks -----------------------------------------------------------
+
+#: Relative error of one product or sum by the precision that torch is told to use for float32 (TF32
+#: and bfloat16 have fewer bits).
+_COARSE = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
+
+
+def rank(
+    queries: Vectors,
+    gallery: Vectors,
+    k: int,
+    query_ids: np.ndarray | None = None,
+    gallery_ids: np.ndarray | None = None,
+    cosine: bool = True,
+    rows: Int[np.ndarray, " G"] | None = None,
+    block: tuple[int, int] = (1024, 4096),
+) -> Int[np.ndarray, "Q R"]:
+    """The ``k`` best gallery places of each query, best first; of equal scores the lower place
+    first.
+
+    Scores are cosines (0 with a zero vector), or plain inner products (released code) with
+    ``cosine=False``. With ids given, a gallery product with the query's own id is never returned.
+    Places that cannot be filled (a gallery smaller than ``k``) hold -1.
+
+    Exact, whatever the blocks and the device (CUDA where there is one): products in the vectors'
+    own precision (float32 for half) only tell which pairs could be among the best, by a bound on
+    their rounding error; those pairs are scored in float64, each in the same order of additions.
+    Two gallery products with the same vector therefore tie. Nothing is copied or normalised whole:
+    memory is that of the lists and of some blocks, about 0.4 GiB at 768 dimensions. Scoring
+    everything in float64 is shorter and takes five times as long (``benchmarks/ranking.json``).
+
+    Args:
+        rows: the rows of ``gallery`` that are ranked, by default all; a place in the list is then a
+            place in ``rows``, and so are ``gallery_ids``.
+        block: queries and gallery products at a time.
+
+    Raises:
+        ValueError: a vector holds a value that is not finite.
+    """
+    size, total = queries.shape[0], gallery.shape[0] if rows is None else len(rows)
+    places, best = np.full((size, k), -1, dtype=np.int64), np.full((size, k), -np.inf)
+    own = _pairs_of_one_id(query_ids, gallery_ids)
+    for low in range(0, total, block[1]):
+        span = slice(low, low + block[1])
+        offered = _Block.of(gallery[span if rows is None else rows[span]], cosine, "gallery", low)
+        mine = own[slice(*np.searchsorted(own[:, 1], (low, low + block[1])))]
+        for start in range(0, size, block[0]):
+            asked = slice(start, start + block[0])
+            same = mine[(mine[:, 0] >= start) & (mine[:, 0] < start + block[0])] - (start, low)
+            some = _Block.of(queries[asked], cosine, "query", start)
+            _merge(some, offered, same, low, best[asked], places[asked])
+    return places
+
+
+def _pairs_of_one_id(query_ids: np.ndarray | None, gallery_ids: np.ndarray | None) -> np.ndarray:
+    """(P, 2) query and gallery places with the same id, by gallery place."""
+    if query_ids is None or gallery_ids is None:
+        return np.zeros((0, 2), dtype=np.int64)
+    asked = pd.DataFrame({"id": query_ids.astype(object), "query": np.arange(len(query_ids))})
+    there = pd.DataFrame({"id": gallery_ids.astype(object), "place": np.arange(len(gallery_ids))})
+    pairs = asked.merge(there, on="id").sort_values("place")
+    return pairs[["query", "place"]].to_numpy(dtype=np.int64)
+
+
+class _Block(NamedTuple):
+    """Some vectors in float64 (sparse ones scaled too), what they are divided by, which are zero,
+    as multiplied, how long these are."""
+
+    exact: np.ndarray | sparse.csr_array
+    divisor: np.ndarray
+    zero: np.ndarray
+    quick: Tensor | None
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, vectors: Vectors, cosine: bool, side: str, first: int) -> "_Block":
+        if scattered := sparse.issparse(vectors):
+            exact = sparse.csr_array(vectors).astype(np.float64)
+        else:  # contiguous, else the order of additions would depend on the block
+            exact = np.ascontiguousarray(vectors, dtype=np.float64)
+        lengths = np.sqrt((exact * exact).sum(axis=1))
+        if not (finite := np.isfinite(lengths)).all():
+            row = first + int(np.argmin(finite))
+            raise ValueError(f"{side} vector {row} holds a value that is not finite")
+        zero, divisor = lengths == 0, np.ones(len(lengths))
+        if cosine:
+            lengths, divisor = np.where(zero, 0.0, 1.0), np.where(zero, 1.0, lengths)
+        if scattered:
+            return cls(normalize(exact) if cosine else exact, divisor, zero, None, lengths)
+        dtype = np.float64 if vectors.dtype == np.float64 else np.float32
+        quick = torch.from_numpy((exact / divisor[:, None]).astype(dtype))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(exact, divisor, zero, quick.to(device), lengths)
+
+
+def _merge(
+    asked: _Block, offered: _Block, own: np.ndarray, low: int, best: np.ndarray, places: np.ndarray
+) -> None:
+    """Put what a block of the gallery offers into the lists of a block of queries: ``best`` and
+    ``places`` change in place.
+
+    With e the bound on the error of the quick scores: what displaces the k-th of a full list has a
+    quick score above it less e; what is among the k best of the block has one of at least the
+    block's k-th less 2 e.
+    """
+    k = best.shape[1]
+    scores, error = _quick(asked, offered)
+    scores[torch.from_numpy(own[:, 0]), torch.from_numpy(own[:, 1])] = -torch.inf
+    full, edge = best[:, -1] > -np.inf, best[:, -1] - error
+    if not full.all():
+        edge = np.where(full, edge, _edge(scores, k) - 2 * error)
+    # scores without error: a later tie displaces nothing
+    limit = _just_below(edge, scores, full & (asked.zero | (asked.quick is None)))
+    touched = torch.nonzero(scores.amax(dim=1) > limit).flatten()
+    if not len(touched):
+        return
+    rows = touched.cpu().numpy()
+    if len(rows) < len(scores):
+        scores, limit = scores[touched], limit[touched]
+    pairs = torch.nonzero(scores > limit[:, None])
+    if full.any() and len(pairs) > 4 * k * len(rows):  # a gallery that gets better and better
+        limit = torch.maximum(limit, _just_below(_edge(scores, k) - 2 * error[rows], scores))
+        pairs = torch.nonzero(scores > limit[:, None])
+    row, column = pairs.cpu().numpy().T
+    exact = asked.quick is None
+    value = scores.numpy()[row, column] if exact else _exact(asked, offered, rows[row], column)
+    counts = np.bincount(row, minlength=len(rows))
+    slot = np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)
+    shape = (len(rows), counts.max())
+    new_best, new_places = np.full(shape, -np.inf), np.full(shape, -1)
+    new_best[row, slot], new_places[row, slot] = value, low + column
+    new_best, new_places = np.hstack([best[rows], new_best]), np.hstack([places[rows], new_places])
+    # stable: earlier places stand first, and so win ties
+    order = np.argsort(-new_best, axis=1, kind="stable")[:, :k]
+    best[rows] = np.take_along_axis(new_best, order, axis=1)
+    places[rows] = np.take_along_axis(new_places, order, axis=1)
+
+
+def _quick(asked: _Block, offered: _Block) -> tuple[Tensor, np.ndarray]:
+    """Scores of all pairs, and a bound on their error for each query: D + 8 roundings of at most
+    the product of the lengths."""
+    if asked.quick is None or offered.quick is None:
+        scores = torch.from_numpy((asked.exact @ offered.exact.T).toarray())
+        return scores, np.zeros(len(asked.lengths))
+    scores, kind = asked.quick @ offered.quick.T, torch.finfo(asked.quick.dtype)
+    coarse = _COARSE[torch.get_float32_matmul_precision()] if kind.bits == 32 else 0.0
+    largest = max(kind.eps, coarse) * asked.lengths * offered.lengths.max(initial=0)
+    return scores, (asked.quick.shape[1] + 8) * (largest + kind.tiny)
+
+
+def _exact(asked: _Block, offered: _Block, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """(P,) scores of some pairs in float64; the same for a pair whichever others are asked for."""
+    value, step = np.empty(len(row)), max(1, 2**21 // asked.exact.shape[1])
+    for start in range(0, len(row), step):
+        r, c = row[start : start + step], column[start : start + step]
+        products = (asked.exact[r] * offered.exact[c]).sum(axis=1)
+        value[start : start + step] = products / (asked.divisor[r] * offered.divisor[c])
+    return value
+
+
+def _edge(scores: Tensor, k: int) -> np.ndarray:
+    """The k-th best score of each query, or its worst where there are fewer."""
+    return scores.topk(min(k, scores.shape[1])).values[:, -1].double().cpu().numpy()
+
+
+def _just_below(edge: np.ndarray, scores: Tensor, untouched: np.ndarray | bool = False) -> Tensor:
+    """The edge in the precision of the scores, rounded down but where it is exact already."""
+    rounded = edge.astype(np.float32 if scores.dtype == torch.float32 else np.float64)
+    below = np.nextafter(rounded, rounded.dtype.type(-np.inf))
+    return torch.from_numpy(np.where(untouched, rounded, below)).to(scores.device)
+
+
+# --- classification and clustering ----------------------------------------------------------------
 
 
 def linear_probe(train: Vectors, labels: np.ndarray, test: Vectors, seed: int = 0) -> np.ndarray:
     """Labels predicted for ``test`` by logistic regression (L2, C = 1) on standardised
     embeddings."""
-    if not sparse.issparse(
-        train
-    ):  # what absent modalities leave constant says nothing and costs time; below 1e-12 it is rounding  # noqa: E501
+    if not sparse.issparse(train):
+        # what absent modalities leave constant says nothing and costs time; below 1e-12 is rounding
         told = np.ptp(train, axis=0) > 1e-12
         train, test = train[:, told], test[:, told]
     scaler = StandardScaler(with_mean=not sparse.issparse(train)).fit(train)
@@ -170,18 +333,14 @@ def linear_probe(train: Vectors, labels: np.ndarray, test: Vectors, seed: int = 
 
 def correct(predicted: np.ndarray, labels: np.ndarray, k: int = 1) -> Bool[np.ndarray, " N"]:
     """Whether each product's label is the predicted one (N,), or among the first ``k`` of the
-    predicted ones (N, P), best first.
-
-    A label the classifier never saw counts as wrong.
-    """
-    return (
-        predicted.reshape(len(labels), -1)[:, :k].astype(str) == labels.astype(str)[:, None]
-    ).any(axis=1)
+    predicted ones (N, P), best first. A label the classifier never saw counts as wrong."""
+    first = predicted.reshape(len(labels), -1)[:, :k].astype(str)
+    return (first == labels.astype(str)[:, None]).any(axis=1)
 
 
 def in_span(vectors: Vectors) -> Float[np.ndarray, "_ _"] | sparse.spmatrix | sparse.sparray:
-    """Unit vectors with the same distances, in no more dimensions than there are products: what
-    :func:`cluster` needs, cheaper to handle.
+    """Unit vectors with the same distances, in no more dimensions than there are products: all
+    that :func:`cluster` needs, and cheaper.
 
     Dense ones come in float64, which scikit-learn's k-means is faster with (it makes its distances
     in float64 anyway).
@@ -201,134 +360,11 @@ def cluster(vectors: Vectors, k: int, seed: int = 0) -> Int[np.ndarray, " N"]:
 
 def nmi(clusters: np.ndarray, labels: np.ndarray) -> float:
     """Mutual information over the arithmetic mean of the two entropies, in [0, 1]."""
-    return float(
-        normalized_mutual_info_score(labels.astype(str), clusters, average_method="arithmetic")
-    )
+    return float(normalized_mutual_info_score(labels.astype(str), clusters))
 
 
 def purity(clusters: np.ndarray, labels: np.ndarray) -> float:
     """Share of products in the majority class of their cluster; grows with the number of clusters,
     to 1 with one each."""
-    _, y = np.unique(labels.astype(str), return_inverse=True)
-    _, c = np.unique(clusters, return_inverse=True)
-    table = np.zeros((c.max() + 1, y.max() + 1), dtype=np.int64)
-    np.add.at(table, (c, y), 1)
-    return float(table.max(axis=1).sum() / len(labels))
-
-
-class Difference(NamedTuple):
-    """A minus B: the mean, its 95 % interval, a two-sided p, and the number of seeds."""
-
-    mean: float
-    low: float
-    high: float
-    p: float
-    seeds: int
-
-
-def paired_bootstrap(
-    a: Float[np.ndarray, "_ _"] | Sequence[np.ndarray],
-    b: Float[np.ndarray, "_ _"] | Sequence[np.ndarray],
-    draws: int = 10_000,
-    seed: int = 0,
-) -> Difference:
-    """What one model scores more than another on the same queries, over several seeds: a
-    hierarchical bootstrap.
-
-    1. d[s, q] = a[s, q] - b[s, q]; m[s] = mean over the queries of seed s; m = mean over the seeds:
-    the difference reported.
-    2. Each draw takes queries with replacement, as many as there are, and means d over them: m*[s].
-    An array (S, Q) says that column q
-       is the same query in every seed: one sample of queries serves all seeds, so that more seeds
-       do not make more queries of them. A sequence of S arrays says that each seed has queries of
-       its own, and each is sampled by itself.
-    3. With c = sqrt(S / (S - 1)) t / z, where t and z are the 0.975 quantiles of Student's t with S
-    - 1 degrees of freedom and of the
-       normal: m*[s] + (c - 1) (m[s] - m). Resampling S seeds as they are gives too narrow intervals
-       when S is small (with three seeds that differ by chance alone one interval in four leaves out
-       0); widened so (Hesterberg, 2015, the expanded percentile interval), one in twenty does.
-    4. The draw takes S seeds with replacement; its value is the mean over them.
-
-    The interval holds the middle 95 % of the draws; p is twice the smaller share of draws on one
-    side of 0 (0 included), one more counted on each side, at most 1. p is right about 0.05, which
-    is what it is for; with fewer than ten seeds much smaller values do not mean more. With one seed
-    there is no spread to see: the interval is that of the queries only.
-
-    Raises:
-        ValueError: seeds or queries of the two do not match, or there are none.
-    """
-    if (
-        len(a) != len(b)
-        or not len(a)
-        or any(len(x) != len(y) or not len(x) for x, y in zip(a, b, strict=True))
-    ):
-        raise ValueError(
-            "the two models must be measured on the same queries of the same seeds, at least one "
-            "of each"
-        )
-    shared = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
-    each = [
-        np.asarray(x, dtype=np.float64) - np.asarray(y, dtype=np.float64)
-        for x, y in zip(a, b, strict=True)
-    ]
-    means, rng, found = np.array([d.mean() for d in each]), np.random.default_rng(seed), []
-    wide = (_widening(len(means)) - 1) * (means - means.mean())
-    step = max(1, 2**21 // max(len(d) for d in each))
-    for start in range(0, draws, step):
-        n = min(step, draws - start)
-        taken = rng.integers(len(each[0]), size=(n, len(each[0]))) if shared else None
-        drawn = [
-            d[rng.integers(len(d), size=(n, len(d))) if taken is None else taken].mean(axis=1)
-            for d in each
-        ]
-        drawn = np.stack(drawn, axis=1) + wide
-        found.append(
-            np.take_along_axis(drawn, rng.integers(len(means), size=drawn.shape), axis=1).mean(
-                axis=1
-            )
-        )
-    values = np.concatenate(found)
-    low, high = np.quantile(values, [0.025, 0.975])
-    tail = min((values <= 0).sum(), (values >= 0).sum()) + 1
-    return Difference(
-        float(means.mean()),
-        float(low),
-        float(high),
-        float(min(1.0, 2 * tail / (draws + 1))),
-        len(means),
-    )
-
-
-def _widening(seeds: int) -> float:
-    """By what the deviations of seeds from their mean are multiplied; 1 for one seed, which has
-    none."""
-    return (
-        1.0
-        if seeds == 1
-        else float(
-            np.sqrt(seeds / (seeds - 1)) * stats.t.ppf(0.975, seeds - 1) / stats.norm.ppf(0.975)
-        )
-    )
-
-
-def paired_seeds(a: Float[np.ndarray, " _"], b: Float[np.ndarray, " _"]) -> Difference:
-    """The same for metrics that have no value per query (NMI, purity): a paired t-test over the
-    seeds, and seeds only.
-
-    The interval is mean ± t s / sqrt(S), s the standard deviation (S - 1) of the differences. What
-    the choice of products adds is not in it. Equal differences have p 1 if they are 0, else 0. One
-    seed has no spread: interval and p are NaN.
-
-    Raises:
-        ValueError: not the same seeds, or none.
-    """
-    if len(a) != len(b) or not len(a):
-        raise ValueError("the two models must be measured with the same seeds, at least one")
-    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    mean, seeds = float(difference.mean()), len(difference)
-    if seeds == 1:
-        return Difference(mean, np.nan, np.nan, np.nan, 1)
-    error = float(difference.std(ddof=1) / np.sqrt(seeds))
-    half = float(stats.t.ppf(0.975, seeds - 1)) * error
-    p = float(mean == 0) if error == 0 else float(2 * stats.t.sf(abs(mean) / error, seeds - 1))
-    return Difference(mean, mean - half, mean + half, p, seeds)
+    table = pd.crosstab(np.asarray(clusters), labels.astype(str))
+    return float(table.to_numpy().max(axis=1).sum() / len(labels))

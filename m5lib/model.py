@@ -222,7 +222,7 @@ def _only_at(
 
 
 class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", "multimodal"]):
-    """A model of the zoo, built from its :class:`~m5lib.models.zoo.Spec`.
+    """A model of the zoo, built from its :class:`~m5lib.spec.Spec`.
 
     An absent modality, and padding, take part in nothing: no token reads them, they are in no mean,
     no pair and no loss. What the model computes *at* such positions is finite and meaningless.

@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw  # noqa: E402
 from m5lib import streams  # noqa: E402
 from m5lib.data import media, readers  # noqa: E402
 from m5lib.models import zoo  # noqa: E402
+from m5lib.spec import Spec  # noqa: E402
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +115,7 @@ def stream_set(extracted):
 
 
 @pytest.fixture(scope="session")
-def five() -> zoo.Spec:
+def five() -> Spec:
     """SCALE for all five modalities, for batches made by :func:`five_batch`."""
     from dataclasses import replace
 

@@ -4,14 +4,13 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 from sklearn.cluster import KMeans
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import normalize
 
 from m5lib import metrics
 from m5lib.catalogue import Catalogue, Product
-from m5lib.evaluation import controls, evaluate
+from m5lib.evaluation import controls, evaluate, stats
 from m5lib.lab import runs
 
 
@@ -195,78 +194,6 @@ def test_accuracy_at_one_and_at_five():
     assert metrics.correct(predicted[:, 0], labels, 5).mean() == pytest.approx(1 / 3)
 
 
-# --- what a difference is worth
-# ------------------------------------------------------------------------------------------------
-
-
-def test_bootstrap_at_its_limits():
-    rng = np.random.default_rng(0)
-    a = rng.random((3, 200))
-    same = metrics.paired_bootstrap(a, a.copy(), 500)
-    assert same == (0, 0, 0, 1, 3)
-    shift = metrics.paired_bootstrap(a + 0.2 + 0.01 * rng.normal(size=a.shape), a, 2000)
-    assert (
-        shift.mean == pytest.approx(0.2, abs=0.01)
-        and shift.low > 0.18
-        and shift.high < 0.22
-        and shift.p < 0.002
-    )
-    back = metrics.paired_bootstrap(a, a + 0.2, 500)
-    assert back.mean == pytest.approx(-0.2) and back.high < 0 and back.p < 0.01
-    assert metrics.paired_bootstrap(a, a[::-1], 500, seed=4) == metrics.paired_bootstrap(
-        a, a[::-1], 500, seed=4
-    )
-    with pytest.raises(ValueError, match="same queries of the same seeds"):
-        metrics.paired_bootstrap([a[0], a[1]], [a[0], a[1, :9]])
-    with pytest.raises(ValueError, match="same queries of the same seeds"):
-        metrics.paired_bootstrap(a[:2], a)
-
-
-def test_bootstrap_of_one_seed_is_that_of_the_queries():
-    d = np.random.default_rng(0).normal(0.1, 1, (1, 400))
-    found = metrics.paired_bootstrap(d, np.zeros_like(d))
-    half = 1.96 * d.std() / 20
-    assert (found.low, found.high) == pytest.approx(
-        (d.mean() - half, d.mean() + half), abs=0.1 * half
-    )
-    assert found.p == pytest.approx(2 * stats.norm.sf(d.mean() / (d.std() / 20)), abs=0.02)
-
-
-def test_more_seeds_of_the_same_queries_are_not_more_queries():
-    rng = np.random.default_rng(0)
-    d = np.repeat(rng.normal(0, 1, (1, 100)), 8, 0) + 0.01 * rng.normal(size=(8, 100))
-    shared = metrics.paired_bootstrap(d, np.zeros_like(d), 2000)
-    apart = metrics.paired_bootstrap(list(d), list(np.zeros_like(d)), 2000)
-    assert shared.high - shared.low == pytest.approx(2 * 1.96 * d.std() / 10, rel=0.1)
-    assert apart.high - apart.low < 0.6 * (shared.high - shared.low)
-
-
-@pytest.mark.parametrize("seeds", [2, 3, 6])
-def test_few_seeds_that_disagree_prove_nothing(seeds):
-    """Models that differ by the seed's luck alone: hundreds of queries do not help, and about one
-    in twenty is called different."""
-    rng, called = np.random.default_rng(seeds), 0
-    for _ in range(200):
-        luck = rng.normal(size=(seeds, 1)) + 0.01 * rng.normal(size=(seeds, 50))
-        called += metrics.paired_bootstrap(luck, np.zeros_like(luck), 300).p < 0.05
-    assert called <= 22, called  # without the widening about 52, 26 and 14 of 100
-
-
-def test_paired_seeds_is_the_paired_t_test():
-    a, b = np.array([0.5, 0.6, 0.58, 0.55]), np.array([0.45, 0.57, 0.58, 0.5])
-    found, expected = metrics.paired_seeds(a, b), stats.ttest_rel(a, b)
-    low, high = expected.confidence_interval()
-    assert found == pytest.approx((np.mean(a - b), low, high, expected.pvalue, 4))
-    assert (
-        metrics.paired_seeds(a, a) == (0, 0, 0, 1, 4)
-        and metrics.paired_seeds(np.full(3, 2.0), np.ones(3)).p == 0
-    )
-    one = metrics.paired_seeds(a[:1], b[:1])
-    assert one.mean == pytest.approx(0.05) and np.isnan(one.p)
-    with pytest.raises(ValueError, match="same seeds"):
-        metrics.paired_seeds(a, b[:2])
-
-
 def test_linear_probe_learns_what_is_linear():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 5))
@@ -428,7 +355,7 @@ def test_two_models_are_compared_query_by_query():
     together = evaluate.difference(pairs, shared=True, draws=500)
     assert together.mean == pytest.approx(own.mean)
     rows = [p.loc[pairs[0].index] for p in pairs]
-    slow = metrics.paired_bootstrap(
+    slow = stats.paired_bootstrap(
         np.stack([p["ours"] for p in rows]), np.stack([p["theirs"] for p in rows]), 500
     )
     assert together == slow

@@ -10,7 +10,7 @@ from m5lib import objectives, simcl
 from m5lib.embeddings import read_out
 from m5lib.masking import Target, Vocabulary, mask
 from m5lib.model import Model
-from m5lib.models import zoo
+from m5lib.spec import change
 from m5lib.streams import impute
 
 
@@ -148,7 +148,7 @@ def test_class_probabilities_are_compared_by_divergence():
 
 
 def outputs(five, five_batch, settings=(), rate=0.3, **spec):
-    spec = zoo.change(five, [(f"objective.{key}", value) for key, value in dict(settings).items()])
+    spec = change(five, [(f"objective.{key}", value) for key, value in dict(settings).items()])
     torch.manual_seed(0)
     model = Model(replace(spec, empty=(2, 3))).eval()
     for name, parameter in model.named_parameters():

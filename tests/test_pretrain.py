@@ -8,6 +8,7 @@ import torch
 from m5lib.model import Model
 from m5lib.models import zoo
 from m5lib.pretrain import Training, order, pretrain, schedule
+from m5lib.spec import Objective
 
 TRAINING = Training(steps=8, batch_size=32, learning_rate=1e-3, checkpoint_seconds=0.0)
 
@@ -108,7 +109,7 @@ def test_loss_falls_and_seeds_decide(stream_set, tmp_path):
 
 def test_overfits_one_batch(stream_set, tmp_path):
     rows = stream_set.catalogue.split("train")[:16]
-    plain = zoo.Objective(mask_rate=0.0, harmony="uniform", temperature=0.07)
+    plain = Objective(mask_rate=0.0, harmony="uniform", temperature=0.07)
     training = Training(steps=150, batch_size=16, learning_rate=3e-3, precision="float32")
     history = pretrain(
         fresh(stream_set, width=32, objective=plain), stream_set, training, tmp_path, rows

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from m5lib import ranking
-from m5lib.ranking import rank
+from m5lib import metrics
+from m5lib.metrics import rank
 
 WHOLE = (10**6, 10**6)  # one block: the plain path
 
@@ -155,7 +155,7 @@ def test_coarse_products_change_nothing(monkeypatch):
     """Quick scores that are off by nearly as much as their bound allows for TF32."""
     rng = np.random.default_rng(0)
     queries, gallery = (rng.normal(size=(n, 16)).astype(np.float32) for n in (20, 300))
-    expected, quick = slow_rank(queries, gallery, 10), ranking._quick
+    expected, quick = slow_rank(queries, gallery, 10), metrics._quick
 
     def coarse(asked, offered):
         scores, error = quick(asked, offered)
@@ -166,7 +166,7 @@ def test_coarse_products_change_nothing(monkeypatch):
         return scores + 0.95 * noise * torch.from_numpy(error[:, None]).float(), error
 
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    monkeypatch.setattr(ranking, "_quick", coarse)
+    monkeypatch.setattr(metrics, "_quick", coarse)
     for block in (WHOLE, (8, 50)):
         assert (rank(queries, gallery, 10, block=block) == expected).all()
 

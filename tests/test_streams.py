@@ -162,6 +162,7 @@ def test_class_probabilities_of_an_extractor_reach_the_loss(extracted, stream_se
     from m5lib.model import Model
     from m5lib.models import zoo
     from m5lib.pretrain import Training, pretrain
+    from m5lib.spec import change
 
     catalogue, features = extracted
     probabilities = (
@@ -181,9 +182,7 @@ def test_class_probabilities_of_an_extractor_reach_the_loss(extracted, stream_se
         np.allclose(stream.classes[0, 1 : last - first + 1], probabilities[first:last])
         and stream.classes[:, 0].sum() == 0
     )
-    spec = zoo.change(zoo.vl_bert(width=16, heads=2), (("objective.classes", ("image",)),)).fit(
-        found
-    )
+    spec = change(zoo.vl_bert(width=16, heads=2), (("objective.classes", ("image",)),)).fit(found)
     torch.manual_seed(0)
     model = Model(spec)
     history = pretrain(model, found, Training(steps=1, batch_size=16), tmp_path)

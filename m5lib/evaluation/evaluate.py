@@ -14,6 +14,7 @@ import pandas as pd
 
 from m5lib import metrics
 from m5lib.catalogue import Catalogue, DataError
+from m5lib.evaluation import stats
 from m5lib.modalities import ordered
 
 CUTS = (1, 5, 10)
@@ -230,7 +231,8 @@ def per_query(
     """What every query (or classified product) contributes to the numbers of :func:`evaluate`:
     their mean is the number.
 
-    For paired tests (:func:`m5lib.metrics.paired_bootstrap`). Clustering has no value per product.
+    For paired tests (:func:`m5lib.evaluation.stats.paired_bootstrap`). Clustering has no value per
+    product.
     Arguments as in :func:`evaluate` and :func:`retrieval`.
 
     Returns:
@@ -269,9 +271,9 @@ def paired(ours: pd.Series, theirs: pd.Series) -> pd.DataFrame:
 
 def difference(
     pairs: Sequence[pd.DataFrame], shared: bool, draws: int = 10_000
-) -> metrics.Difference:
+) -> stats.Difference:
     """One metric of two models compared query by query over seeds
-    (:func:`m5lib.metrics.paired_bootstrap`).
+    (:func:`m5lib.evaluation.stats.paired_bootstrap`).
 
     Args:
         pairs: what :func:`paired` says of each seed.
@@ -289,4 +291,4 @@ def difference(
         [p[side].loc[pairs[0].index if shared else p.index].to_numpy(float) for p in pairs]
         for side in ("ours", "theirs")
     ]
-    return metrics.paired_bootstrap(*(np.stack(side) if shared else side for side in sides), draws)
+    return stats.paired_bootstrap(*(np.stack(side) if shared else side for side in sides), draws)

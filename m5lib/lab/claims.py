@@ -3,7 +3,7 @@ what was measured here.
 
 A claim says that one row of a table is better than another by some metric. Ours is the difference
 between the two, with a 95 % interval over seeds and queries
-(:func:`m5lib.metrics.paired_bootstrap`).
+(:func:`m5lib.evaluation.stats.paired_bootstrap`).
 ``confirmed``: the interval lies above 0; ``contradicted``: below; ``not
 confirmed``: it holds 0; ``not testable``: the reason says why.
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from m5lib import ROOT, metrics
+from m5lib import ROOT
 from m5lib.data import files
-from m5lib.evaluation import evaluate
+from m5lib.evaluation import evaluate, stats
 from m5lib.lab import recording
 from m5lib.lab.study import Number, Study, number
 
@@ -147,7 +147,7 @@ def tested(better: list[tuple[Study, Number]], worse: list[tuple[Study, Number]]
         means = [
             np.array([study.value(wanted) for study, wanted in side]) for side in (better, worse)
         ]
-        test, each = metrics.paired_seeds(*means), (means[0] - means[1]).tolist()
+        test, each = stats.paired_seeds(*means), (means[0] - means[1]).tolist()
         how = f"t over {len(each)} seeds"
     found = {
         "difference": test.mean,
@@ -164,7 +164,7 @@ def tested(better: list[tuple[Study, Number]], worse: list[tuple[Study, Number]]
     return found | {"verdict": verdict(test), "reason": ""}
 
 
-def verdict(test: metrics.Difference) -> str:
+def verdict(test: stats.Difference) -> str:
     """By the 95 % interval of the difference; one seed without queries has none, and confirms
     nothing."""
     return "confirmed" if test.low > 0 else "contradicted" if test.high < 0 else "not confirmed"

@@ -9,18 +9,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from m5lib import metrics
 from m5lib.catalogue import DataError, Rows
 from m5lib.embeddings import DEFAULT, embeddings
+from m5lib.evaluation import stats
 from m5lib.explain import attention, attribution, faithfulness
 from m5lib.explain.attribution import STEPS, Attribution, Shapley, Target, Tokens
 from m5lib.explain.faithfulness import Curves
 from m5lib.lab import recording, runs
 from m5lib.lab.study import sized
+from m5lib.metrics import rank
 from m5lib.modalities import MODALITIES, codes
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier
-from m5lib.ranking import rank
 from m5lib.shop import listings
 from m5lib.streams import Batch, Streams
 
@@ -276,7 +276,7 @@ def tested(found: Sequence[Mapping[str, Removed]]) -> pd.DataFrame:
     for label in found[0]:
         for kind in Curves._fields:
             gains = [part[label].gains[kind] for part in found if label in part]
-            test = metrics.paired_bootstrap(gains, [np.zeros(len(gain)) for gain in gains])
+            test = stats.paired_bootstrap(gains, [np.zeros(len(gain)) for gain in gains])
             verdict = (
                 "beats random"
                 if test.low > 0
@@ -285,7 +285,7 @@ def tested(found: Sequence[Mapping[str, Removed]]) -> pd.DataFrame:
                 else "undecided"
             )
             alone = sum(
-                metrics.paired_bootstrap([gain], [np.zeros(len(gain))]).low > 0 for gain in gains
+                stats.paired_bootstrap([gain], [np.zeros(len(gain))]).low > 0 for gain in gains
             )
             rows.append(
                 (label, kind, *test[:4], f"{alone} of {len(gains)}", sum(map(len, gains)), verdict)
@@ -385,7 +385,7 @@ def pointing_table(found: Sequence[tuple[dict, dict]]) -> pd.DataFrame:
         parts = [
             (hits[name, method], chance[name]) for hits, chance in found if (name, method) in hits
         ]
-        test = metrics.paired_bootstrap([a for a, _ in parts], [b for _, b in parts])
+        test = stats.paired_bootstrap([a for a, _ in parts], [b for _, b in parts])
         means = [np.mean([x.mean() for x in side]) for side in zip(*parts, strict=True)]
         rows.append(
             (name, method, *means, test.low, test.high, test.p, sum(len(a) for a, _ in parts))

@@ -35,9 +35,9 @@ from m5lib.evaluation.separation import (
 )
 from m5lib.lab import recording, runs, tables
 from m5lib.lab.study import COLUMNS, Number, Study, jobs, sized
+from m5lib.metrics import rank
 from m5lib.modalities import codes, from_codes
 from m5lib.model import Model
-from m5lib.ranking import rank
 from m5lib.shop import listings
 from m5lib.streams import Streams
 

@@ -156,7 +156,7 @@ class Job:
 
     ``settings`` are further arguments of the model's row, such as ``(("text_table", "one"),)``;
     ``bert`` is the name or path of a BERT to start titles from; ``changes`` are those of
-    :func:`m5lib.models.zoo.change`, such as ``(("objective.contrast", "siglip"),)``.
+    :func:`m5lib.spec.change`, such as ``(("objective.contrast", "siglip"),)``.
     ``learning_rate`` is the highest of pre-training (0: the profile's). ``products`` says which of
     the training products pre-train: ``all``, or those that are ``complete``, with every modality of
     the model (Table 10),

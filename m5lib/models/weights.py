@@ -12,6 +12,7 @@ from m5lib.modalities import MODALITIES
 from m5lib.model import Model
 from m5lib.models import zoo
 from m5lib.models.finetune import Classifier
+from m5lib.spec import Spec, change
 
 State = Mapping[str, Tensor]
 
@@ -208,7 +209,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def released_spec(state: State, **heads) -> zoo.Spec:
+def released_spec(state: State, **heads) -> Spec:
     """The row ``released`` at the sizes of a state dict. Heads cannot be read from weights: by
     default the published 12, 8 and 8."""
     words, up = (
@@ -234,7 +235,7 @@ def released_spec(state: State, **heads) -> zoo.Spec:
     # the tokenizer of the release is bert-base-chinese, in which an empty string is [CLS] [SEP] =
     # 101, 102
     known = tuple(name for name in MODALITIES if name in RELEASED_LENGTHS)
-    return zoo.change(
+    return change(
         spec,
         (
             ("modalities", known),

@@ -42,9 +42,9 @@ from m5lib.data import media
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings, read_out
 from m5lib.evaluation import evaluate
 from m5lib.lab import recording, runs
+from m5lib.metrics import rank
 from m5lib.modalities import MODALITIES, codes, ordered
 from m5lib.model import Model
-from m5lib.ranking import rank
 from m5lib.search import intake
 from m5lib.streams import Stream, Streams, with_summary
 
@@ -199,7 +199,7 @@ class Index:
         return self.nearest(self.catalogue.products[found[0]], top, way)
 
     def nearest(self, query: Product, top: int = 8, way: str = "") -> Hits:
-        """The products nearest to what asks, exact (:func:`m5lib.ranking.rank`); one with its id is
+        """The products nearest to what asks, exact (:func:`m5lib.metrics.rank`); one with its id is
         not listed.
 
         Raises:

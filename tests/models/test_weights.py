@@ -19,6 +19,7 @@ from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model
 from m5lib.models import weights, zoo
+from m5lib.spec import change
 from m5lib.streams import Batch, Stream
 
 HERE = ROOT / "tests" / "golden"
@@ -294,7 +295,7 @@ def test_the_released_model_at_full_size_has_the_parameters_that_train_there():
     """AUDIT: 250,313,593 of which 88,632,578 never receive a gradient; ours has no rows that
     nothing can read, either."""
     with torch.device("meta"):
-        spec = zoo.change(
+        spec = change(
             zoo.released(),
             (
                 ("modalities", tuple(MODALITIES)),

@@ -19,7 +19,7 @@ from m5lib.modalities import MODALITIES
 from m5lib.model import Model
 from m5lib.models import anatomy, weights, zoo
 from m5lib.models.zoo import MODELS
-from m5lib.spec import Stage
+from m5lib.spec import Spec, Stage, change
 
 WIDTHS = {"image": 12, "video": 10, "audio": 8}
 
@@ -36,8 +36,8 @@ STREAMS = SimpleNamespace(
 )
 
 
-def fitted(name: str, streams=STREAMS, changes=(), **settings) -> zoo.Spec:
-    return zoo.change(
+def fitted(name: str, streams=STREAMS, changes=(), **settings) -> Spec:
+    return change(
         zoo.build(name, **{"width": 32, "layers": 1, "heads": 2} | settings), changes
     ).fit(streams)
 
@@ -154,7 +154,7 @@ def test_every_row_builds_at_every_size(name, profile):
     )
 
 
-def differences(one: zoo.Spec, two: zoo.Spec) -> dict:
+def differences(one: Spec, two: Spec) -> dict:
     flat = [
         spec.to_dict() | {f"objective.{k}": v for k, v in spec.to_dict()["objective"].items()}
         for spec in (one, two)
@@ -288,15 +288,15 @@ def test_bad_settings_list_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown model 'scael': known are \['scale', 'released'"):
         zoo.build("scael")
     with pytest.raises(ValueError, match="Spec has no field 'misssing': known are"):
-        zoo.change(zoo.scale(), (("misssing", "impute"),))
+        change(zoo.scale(), (("misssing", "impute"),))
     with pytest.raises(ValueError, match="Objective has no field 'temprature': known are"):
-        zoo.change(zoo.scale(), (("objective.temprature", 0.1),))
+        change(zoo.scale(), (("objective.temprature", 0.1),))
     with pytest.raises(ValueError, match=r"unknown modality \['titel'\]: known are"):
-        zoo.change(zoo.scale(), (("objective.masked", ("titel",)),))
+        change(zoo.scale(), (("objective.masked", ("titel",)),))
     with pytest.raises(ValueError, match=r"unknown modality \['titel'\]: known are"):
         Stage("solo", 1, only=("titel",))
     with pytest.raises(ValueError, match="cannot change 'stages.layers'"):
-        zoo.change(zoo.scale(), (("stages.layers", 3),))
+        change(zoo.scale(), (("stages.layers", 3),))
     with pytest.raises(ValueError, match=r"bert takes \['text'\]; these streams have \['image'\]"):
         fitted(
             "bert",
@@ -311,7 +311,7 @@ def test_bad_settings_list_the_known_ones():
         fitted("vl_bert", changes=(("objective.classes", ("image",)),))
     with pytest.raises(ValueError, match="empty string: call spec.fit"):
         Model(replace(fitted("scale"), missing="impute", empty=()))
-    changed = zoo.change(zoo.scale(), (("missing", "impute"), ("objective.contrast", "gram")))
+    changed = change(zoo.scale(), (("missing", "impute"), ("objective.contrast", "gram")))
     assert changed.missing == "impute" and changed.objective == replace(
         zoo.scale().objective, contrast="gram"
     )
@@ -320,10 +320,11 @@ def test_bad_settings_list_the_known_ones():
 def test_an_unknown_choice_lists_the_known_ones():
     """In a process of its own: the type checks of the tests would speak first."""
     code = """
-from m5lib import zoo
+from m5lib.models import zoo
+from m5lib.spec import change
 for changes in ({"objective.contrast": "simclr"}, {"objective.harmony_on": ("loss",)}, {"missing": "zeros"}):
     try:
-        zoo.change(zoo.scale(), changes.items())
+        change(zoo.scale(), changes.items())
     except ValueError as error:
         print(error)
 """  # noqa: E501
