@@ -16,7 +16,7 @@ from m5lib.catalogue import MediaFile
 from m5lib.data import decoding
 from m5lib.data.extractors import HOP, PLAIN, RATE, LogMel, seconds_of
 from m5lib.figures.style import PALETTE, QUIET, RIGHT, WRONG, canvas, colour, short, styled
-from m5lib.figures.tokens import GAP, LINE, SIZE, TRUE, _width
+from m5lib.figures.tokens import GAP, LINE, SIZE, TRUE, chip_width
 from m5lib.modalities import MODALITIES
 from m5lib.streams import Streams, word_numbers
 
@@ -76,7 +76,7 @@ def _chips(
     for row in rows:
         x = 0.0
         for place, (text, value, true) in enumerate(row):
-            wide = _width(text)
+            wide = chip_width(text)
             if x > lead and x + wide > width:
                 x, y = lead, y + LINE
             face = _shade(value, reach)
@@ -190,7 +190,7 @@ def _pairs(figure: Figure, at: tuple, streams: Streams, row: int, scores: np.nda
         rows,
         _reach(both),
         at[2:],
-        lead=max(_width(row[0][0]) for row in rows) + GAP,
+        lead=max(chip_width(row[0][0]) for row in rows) + GAP,
     )
 
 

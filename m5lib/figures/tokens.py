@@ -1,8 +1,5 @@
-"""Figures of tokens and masks: takes arrays, returns a Figure. What is hidden is dark or hatched,
-what is true of the product green.
-
-Every mark of a hidden token carries the ``gid`` ``hidden``, so that a test can count them.
-"""
+"""Figures of tokens and masks. What is hidden is dark or hatched, what is true of the product
+green. Every mark of a hidden token has the ``gid`` ``hidden``, so that a test can count them."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -14,9 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from m5lib.figures.style import PALETTE, QUIET, canvas, styled
+from m5lib.figures.style import PALETTE, QUIET, TRUE, canvas, page, plain, styled
 
-TRUE = PALETTE[2]
 #: What became of a word piece, and how its chip is painted: face, edge, letters.
 CHIPS = {
     "seen": ("#eeeeee", "#eeeeee", "#222222"),
@@ -25,19 +21,12 @@ CHIPS = {
     "random": (PALETTE[1], PALETTE[1], "white"),
     "kept": ("white", PALETTE[0], PALETTE[0]),
 }
-SAID = {
-    "seen": "read as it is",
-    "masked": "[MASK]",
-    "random": "another piece",
-    "kept": "kept, yet predicted",
-}
-SIZE = 9.0  # of the letters of a chip, in points
-LETTER, PAD, GAP, LINE = (
-    0.602 * SIZE / 72,
-    0.05,
-    0.06,
-    0.27,
-)  # inches; DejaVu Sans Mono is 0.602 wide
+HIDDEN = ("masked", "random", "kept")
+LEGEND = {"seen": "read as it is", "masked": "[MASK]", "random": "another piece"}
+LEGEND |= {"kept": "kept, yet predicted"}
+SIZE = 9.0  # of a chip's letters, in points; DejaVu Sans Mono is 0.602 wide
+LETTER, PAD, GAP, LINE = 0.602 * SIZE / 72, 0.05, 0.06, 0.27  # inches
+SHEET = {"fc": "#d0d0d0", "ec": "#333333", "hatch": "////", "lw": 1.2, "alpha": 0.92, "zorder": 3}
 
 
 class Pieces(NamedTuple):
@@ -56,66 +45,60 @@ def fates(
 ) -> Pieces:
     """What became of the word pieces of a stream; ``entity`` is -1 where a piece may not be
     chosen."""
-    found = []
+    fate = []
     for old, new, picked, number in zip(before, after, chosen, entity, strict=True):
         changed = "masked" if new == mask else "random" if new != old else "kept"
-        found.append(changed if picked else "special" if number < 0 else "seen")
-    return Pieces(list(after), found)
+        fate.append(changed if picked else "special" if number < 0 else "seen")
+    return Pieces(list(after), fate)
 
 
-def _width(text: str) -> float:
+# --- words
+
+
+def chip_width(text: str) -> float:
+    """Width of a chip in inches."""
     wide = sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
     return wide * LETTER + 2 * PAD
 
 
-def _page(width: float, height: float) -> tuple[Figure, Axes]:
-    """A page in inches, the origin at the top left."""
-    figure, ((axes,),) = canvas(size=(width, height))
-    axes.set_position((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.axis("off")
-    return figure, axes
+def chip(
+    axes: Axes, x: float, y: float, text: str, look: Sequence, true: bool = False, **settings
+) -> float:
+    """A word piece in a rounded box.
 
+    Args:
+        x: its left end, ``y`` its middle, in inches (:func:`m5lib.figures.style.page`).
+        look: colours of face, edge and letters.
+        true: whether it is underlined in green; ``settings``: of the box.
 
-def _chip(axes: Axes, x: float, y: float, text: str, fate: str, true: bool = False) -> float:
-    """A chip with its left end at ``x``; returns its width."""
-    face, edge, ink = CHIPS[fate]
-    width = _width(text)
-    gid = "hidden" if fate in ("masked", "random", "kept") else None
-    axes.add_patch(
-        FancyBboxPatch(
-            (x, y - 0.1),
-            width,
-            0.2,
-            boxstyle="round,pad=0,rounding_size=0.04",
-            fc=face,
-            ec=edge,
-            lw=1.2,
-            gid=gid,
-        )
-    )
-    axes.text(
-        x + width / 2,
-        y,
-        text,
-        ha="center",
-        va="center_baseline",
-        color=ink,
-        fontsize=SIZE,
-        family="monospace",
-    )
+    Returns:
+        its width.
+    """
+    (face, edge, ink), width = look, chip_width(text)
+    settings = {"fc": face, "ec": edge, "lw": 1.2} | settings
+    style = "round,pad=0,rounding_size=0.04"
+    axes.add_patch(FancyBboxPatch((x, y - 0.1), width, 0.2, boxstyle=style, **settings))
+    letters = {"color": ink, "fontsize": SIZE, "family": "monospace"}
+    axes.text(x + width / 2, y, plain(text), ha="center", va="center_baseline", **letters)
     if true:
         axes.plot([x, x + width], [y + 0.135] * 2, color=TRUE, lw=2.5, solid_capstyle="butt")
     return width
 
 
-def _legend(axes: Axes, x: float, y: float, true: str = "") -> None:
-    for fate, said in SAID.items():
-        x += _chip(axes, x, y, said, fate) + 2 * GAP
-        axes.patches[-1].set_gid(None)
+def _piece(axes: Axes, x: float, y: float, text: str, fate: str, true: bool = False) -> None:
+    chip(axes, x, y, text, CHIPS[fate], true, gid="hidden" if fate in HIDDEN else None)
+
+
+def _say(axes: Axes, x: float, y: float, text: str, **settings) -> None:
+    axes.text(x, y, text, va="center_baseline", **{"fontsize": SIZE} | settings)
+
+
+def _legend(axes: Axes, x: float, y: float, true: bool) -> None:
+    for fate, said in LEGEND.items():
+        x += chip(axes, x, y, said, CHIPS[fate]) + 2 * GAP
     if true:
         axes.plot([x, x + 0.3], [y, y], color=TRUE, lw=2.5)
-        axes.text(x + 0.36, y, true, va="center_baseline", fontsize=SIZE)
+        _say(axes, x + 0.36, y, "names the category")
 
 
 @styled
@@ -127,57 +110,42 @@ def words(
 ) -> Figure:
     """A title's word pieces, and below them what the model reads in some draws of the mask.
     ``true``: pieces that name the category."""
-    true = np.zeros(len(pieces), bool) if len(true) == 0 else np.asarray(true)
-    columns = [
-        max(_width(text) for text in (piece, *(d.read[n] for d in draws)))
-        for n, piece in enumerate(pieces)
-    ]
-    blocks, left = [[]], 0.75
-    for n, wide in enumerate(columns):
+    count = len(pieces)
+    true = np.asarray(true, dtype=bool) if len(true) else np.zeros(count, bool)
+    first = [fate if fate == "special" else "seen" for fate in draws[0].fate] if draws else []
+    lines = [Pieces(pieces, first or ["seen"] * count), *draws]
+    margin, blocks, left = 0.75, [[]], 0.75
+    for n in range(count):
+        wide = max(chip_width(line.read[n]) for line in lines)
         if left + wide > width and blocks[-1]:
-            blocks, left = [*blocks, []], 0.75
+            blocks, left = [*blocks, []], margin
         blocks[-1].append((n, left))
         left += wide + GAP
-    tall = (len(draws) + 1) * LINE + 0.2
-    figure, axes = _page(width, 0.35 + tall * len(blocks) + 0.2)
-    special = (
-        [draws[0].fate[n] == "special" for n in range(len(pieces))]
-        if draws
-        else [False] * len(pieces)
-    )
+    tall = len(lines) * LINE + 0.2
+    figure, axes = page(width, 0.35 + tall * len(blocks) + 0.2)
     for place, block in enumerate(blocks):
-        top = 0.2 + place * tall
-        axes.text(0.02, top, "title", va="center_baseline", fontsize=SIZE, fontweight="bold")
-        for n, x in block:
-            _chip(axes, x, top, pieces[n], "special" if special[n] else "seen", bool(true[n]))
-        for number, draw in enumerate(draws):
-            y = top + 0.06 + (number + 1) * LINE
-            axes.text(
-                0.02, y, f"draw {number + 1}", va="center_baseline", fontsize=SIZE, color=QUIET
-            )
+        for number, line in enumerate(lines):
+            y = 0.2 + place * tall + number * LINE + (0.06 if number else 0.0)
+            look = {"color": QUIET} if number else {"fontweight": "bold"}
+            _say(axes, 0.02, y, f"draw {number}" if number else "title", **look)
             for n, x in block:
-                _chip(axes, x, y, draw.read[n], draw.fate[n])
-    _legend(axes, 0.75, 0.2 + len(blocks) * tall + 0.12, "names the category" if true.any() else "")
+                _piece(axes, x, y, line.read[n], line.fate[n], bool(true[n]) and number == 0)
+    _legend(axes, margin, 0.2 + len(blocks) * tall + 0.12, bool(true.any()))
     return figure
 
 
 def _cell(
-    axes: Axes | None,
-    x: float,
-    y: float,
-    width: float,
-    chips: Sequence[tuple[str, str]],
-    true: bool = False,
+    axes: Axes | None, x: float, y: float, width: float, chips: Sequence, true: bool = False
 ) -> int:
-    """Chips from ``x``, broken into lines of ``width``; returns the number of lines. Without axes
-    it only counts."""
+    """Chips (text, fate) from ``x``, broken into lines of ``width``; returns the number of lines.
+    Without axes it only counts."""
     lines, at = 1, x
     for text, fate in chips:
-        if at > x and at + _width(text) > x + width:
+        if at > x and at + chip_width(text) > x + width:
             lines, at = lines + 1, x
         if axes is not None:
-            _chip(axes, at, y + (lines - 1) * LINE, text, fate, true)
-        at += _width(text) + GAP / 2
+            _piece(axes, at, y + (lines - 1) * LINE, text, fate, true)
+        at += chip_width(text) + GAP / 2
     return lines
 
 
@@ -199,65 +167,55 @@ def tables(
     """
     entity = np.asarray(entity)
     pairs = range(int(entity.max(initial=-1)) // 2 + 1)
-    shown = {}
+    cells = {}  # title, pair, side -> chips
     for title, (before, after) in panels.items():
-        texts = [
-            f"{old}→{new}" if fate == "random" else old
-            for old, new, fate in zip(before, *after, strict=True)
-        ]
-        shown[title] = [
-            [(texts[n], after.fate[n]) for n in np.flatnonzero(entity == number)]
-            for number in range(2 * len(pairs))
-        ]
-    split = 0.42 * width
-    heights = [
-        max(
-            _cell(None, 0, 0, space, cells[2 * pair + side])
-            for cells in shown.values()
-            for side, space in enumerate(spaces)
-        )
+        for n in np.flatnonzero(entity >= 0):
+            old, fate = before[n], after.fate[n]
+            text = f"{old}→{after.read[n]}" if fate == "random" else old
+            cells.setdefault((title, *divmod(int(entity[n]), 2)), []).append((text, fate))
+    sides = (0.08, 0.42 * width - 0.15), (0.08 + 0.42 * width, 0.58 * width - 0.2)  # left, width
+    lines = [
+        max(_cell(None, 0, 0, sides[key[2]][1], cells[key]) for key in cells if key[1] == pair)
         for pair in pairs
-        for spaces in [(split - 0.15, width - split - 0.2)]
     ]
-    tall = 0.55 + sum(heights) * LINE + 0.08 * len(heights)
-    figure, axes = _page(width * len(shown), tall + 0.35)
-    for place, (title, cells) in enumerate(shown.items()):
-        x, y = 0.08 + place * width, 0.62
-        axes.text(x, 0.17, title, va="center_baseline", fontsize=10.5, fontweight="bold")
-        axes.plot([x, x + width - 0.2], [0.37] * 2, color=QUIET, lw=1)
-        for pair, lines in zip(pairs, heights, strict=True):
-            _cell(axes, x, y, split - 0.15, cells[2 * pair], pair in true)
-            _cell(axes, x + split, y, width - split - 0.2, cells[2 * pair + 1], pair in true)
-            y += lines * LINE + 0.08
-            axes.plot([x, x + width - 0.2], [y - 0.175] * 2, color="#dddddd", lw=0.7)
-    _legend(axes, 0.08, tall + 0.12, "names the category" if len(true) else "")
+    tall = 0.55 + sum(lines) * LINE + 0.08 * len(lines)
+    figure, axes = page(width * len(panels), tall + 0.35)
+    for place, title in enumerate(panels):
+        start, end, y = place * width + 0.08, (place + 1) * width - 0.12, 0.62
+        _say(axes, start, 0.17, title, fontsize=10.5, fontweight="bold")
+        axes.plot([start, end], [0.37] * 2, color=QUIET, lw=1)
+        for pair in pairs:
+            for side, (left, space) in enumerate(sides):
+                chips = cells.get((title, pair, side), [])
+                _cell(axes, place * width + left, y, space, chips, pair in true)
+            y += lines[pair] * LINE + 0.08
+            axes.plot([start, end], [y - 0.175] * 2, color="#dddddd", lw=0.7)
+    _legend(axes, 0.08, tall + 0.12, len(true) > 0)
     return figure
+
+
+# --- pictures and sound
+
+
+def frame(axes: Axes, box, color: str, **settings) -> None:
+    """The outline of a box x1, y1, x2, y2."""
+    x1, y1, x2, y2 = box
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, **settings))
 
 
 def _cover(axes: Axes, x: float, y: float, width: float, height: float) -> None:
     """A hatched grey sheet over what is hidden."""
-    axes.add_patch(
-        Rectangle(
-            (x, y),
-            width,
-            height,
-            fc="#d0d0d0",
-            ec="#333333",
-            hatch="////",
-            lw=1.2,
-            alpha=0.92,
-            gid="hidden",
-            zorder=3,
-        )
-    )
+    axes.add_patch(Rectangle((x, y), width, height, gid="hidden", **SHEET))
 
 
-def _thumbnails(
-    axes: Sequence[Axes] | np.ndarray,
-    pictures,
-    hidden: Sequence[bool] | np.ndarray,
-    titles: Sequence[str],
-) -> None:
+def _strips(upper: float, lower: float, width: float) -> tuple:
+    """A figure of two strips, as high as is said in inches."""
+    figure = plt.figure(figsize=(width, upper + lower))
+    plt.close(figure)
+    return figure, *figure.subfigures(2, 1, height_ratios=(upper, lower))
+
+
+def _thumbnails(axes: np.ndarray, pictures, hidden: np.ndarray, titles: Sequence[str]) -> None:
     """Small pictures in a row, the hidden ones covered."""
     for place in axes:
         place.axis("off")
@@ -288,75 +246,43 @@ def regions(
         true: the product's box.
     """
     height, width = picture.shape[:2]
-    scale, hidden = np.array([width, height] * 2), np.asarray(hidden, dtype=bool)
+    boxes, hidden = boxes[:, :4] * ([width, height] * 2), np.asarray(hidden, dtype=bool)
     groups = list(groups) if sum(groups) == len(boxes) else [len(boxes)]
-    columns = min(columns, len(boxes))
+    columns, shape = min(columns, len(boxes)), 9.0 * height / width
     lines = -(-len(boxes) // columns)
-    side = 9.0 / (len(groups) + 1) * height / width
-    figure = plt.figure(figsize=(9.0, side + 0.35 + lines * (9.0 / columns * height / width + 0.2)))
-    plt.close(figure)
-    upper, lower = figure.subfigures(
-        2, 1, height_ratios=(side + 0.35, lines * (9.0 / columns * height / width + 0.2))
-    )
+    upper, lower = shape / (len(groups) + 1) + 0.35, lines * (shape / columns + 0.2)
+    figure, upper, lower = _strips(upper, lower, 9.0)
     panels = upper.subplots(1, len(groups) + 1)
     for place in panels:
         place.imshow(picture)
         place.axis("off")
     panels[0].set_title("picture" + (", its product (truth)" if len(true) else ""), fontsize=9)
     if len(true):
-        x1, y1, x2, y2 = np.asarray(true) * scale
-        panels[0].add_patch(
-            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=TRUE, lw=3, ls="--")
-        )
+        frame(panels[0], np.asarray(true) * ([width, height] * 2), TRUE, lw=3, ls="--")
     for place, count, end in zip(panels[1:], groups, np.cumsum(groups), strict=True):
         for n in range(end - count, end):
-            x1, y1, x2, y2 = boxes[n, :4] * scale
-            x1, y1, x2, y2 = (
-                x1 + 0.006 * width,
-                y1 + 0.006 * height,
-                x2 - 0.006 * width,
-                y2 - 0.006 * height,
-            )
+            inset = 0.006 * np.array([width, height, -width, -height])
+            x1, y1, x2, y2 = box = boxes[n] + inset
             if hidden[n]:
                 _cover(place, x1, y1, x2 - x1, y2 - y1)
-            place.add_patch(
-                Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec="white", lw=2.6, zorder=2)
-            )
-            place.add_patch(
-                Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=PALETTE[0], lw=1.3, zorder=2)
-            )
+            frame(place, box, "white", lw=2.6, zorder=2)
+            frame(place, box, PALETTE[0], lw=1.3, zorder=2)
             note = {"fc": "#222222" if hidden[n] else PALETTE[0], "ec": "none", "pad": 1.2}
-            place.text(
-                (x1 + x2) / 2,
-                (y1 + y2) / 2,
-                n + 1,
-                color="white",
-                fontsize=8,
-                ha="center",
-                va="center",
-                bbox=note,
-                zorder=4,
-            )
-        place.set_title(
-            f"{count} region{'s' * (count > 1)}, {hidden[end - count : end].sum()} hidden",
-            fontsize=9,
-        )
-    pixels = (boxes[:, :4] * scale).round().astype(int)
+            look = {"color": "white", "fontsize": 8, "ha": "center", "va": "center", "zorder": 4}
+            place.text((x1 + x2) / 2, (y1 + y2) / 2, n + 1, bbox=note, **look)
+        gone = hidden[end - count : end].sum()
+        place.set_title(f"{count} region{'s' * (count > 1)}, {gone} hidden", fontsize=9)
+    pixels = boxes.round().astype(int)
     crops = [picture[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] for x1, y1, x2, y2 in pixels]
-    _thumbnails(
-        lower.subplots(lines, columns, squeeze=False).ravel(),
-        crops,
-        hidden,
-        [str(n + 1) for n in range(len(boxes))],
-    )
+    cells = lower.subplots(lines, columns, squeeze=False).ravel()
+    _thumbnails(cells, crops, hidden, [str(n + 1) for n in range(len(boxes))])
     return figure
 
 
 def _spans(axes: Axes, spans, y: float, height: float) -> None:
+    look = {"fc": TRUE, "ec": "white", "lw": 1, "clip_on": False}
     for start, end in spans:
-        axes.add_patch(
-            Rectangle((start, y), end - start, height, fc=TRUE, ec="white", lw=1, clip_on=False)
-        )
+        axes.add_patch(Rectangle((start, y), end - start, height, **look))
 
 
 @styled
@@ -374,26 +300,18 @@ def film(
         spans: (n, 2) seconds in which the film shows something of the product.
     """
     hidden, times = np.asarray(hidden, dtype=bool), np.asarray(times)
-    count, shape = len(frames), frames.shape[1] / frames.shape[2]
-    cell = min(1.5, 9.0 / count)
-    figure = plt.figure(figsize=(cell * count + 0.2, cell * shape + 0.95))
-    plt.close(figure)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(cell * shape + 0.25, 0.7))
+    count, side = len(frames), min(1.5, 9.0 / len(frames))
+    tall = side * frames.shape[1] / frames.shape[2] + 0.25
+    figure, upper, lower = _strips(tall, 0.7, side * count + 0.2)
     upper.set_facecolor("white")
-    titles = [f"{n + 1} · {t:.1f} s" if cell > 0.8 else f"{t:.1f} s" for n, t in enumerate(times)]
+    titles = [f"{n + 1} · {t:.1f} s" if side > 0.8 else f"{t:.1f} s" for n, t in enumerate(times)]
     _thumbnails(upper.subplots(1, count, squeeze=False)[0], frames, hidden, titles)
     axes = lower.subplots()
-    end = max(float(times.max()) + 0.5, max((float(span[1]) for span in spans), default=0.0))
     _spans(axes, spans, -0.9, 0.5)
+    gone = {"facecolor": "#d0d0d0", "edgecolor": "#333333", "marker": "X", "s": 45}
     axes.scatter(times[~hidden], np.zeros((~hidden).sum()), color=PALETTE[0], s=30)
-    axes.scatter(
-        times[hidden],
-        np.zeros(hidden.sum()),
-        facecolor="#d0d0d0",
-        edgecolor="#333333",
-        marker="X",
-        s=45,
-    )
+    axes.scatter(times[hidden], np.zeros(hidden.sum()), **gone)
+    end = max(float(times.max()) + 0.5, *(float(span[1]) for span in spans), 0.0)
     label = "seconds" + (" (green: making and using are shown)" if len(spans) else "")
     axes.set(xlim=(0, end), ylim=(-1, 0.6), yticks=[], xlabel=label)
     axes.spines["left"].set_visible(False)
@@ -417,42 +335,24 @@ def spectrogram(
         tokens: (L, F) features after masking, one every ``length`` seconds; ``hidden`` (L,).
         spans: (n, 2) seconds in which the sound tells something of the product.
     """
-    end, bands = len(decibels) * step, decibels.shape[1]
-    hidden = np.asarray(hidden, dtype=bool)
+    (count, width), hidden = tokens.shape, np.asarray(hidden, dtype=bool)
+    bands, end, last = decibels.shape[1], len(decibels) * step, count * length
     figure, axes = canvas(2, 1, (9.0, 4.4), sharex=True, height_ratios=(1.5, 1))
     above, below = axes[:, 0]
-    above.imshow(
-        decibels.T,
-        origin="lower",
-        aspect="auto",
-        extent=(0, end, 0, bands),
-        cmap="cividis",
-        interpolation="nearest",
-    )
-    above.vlines(np.arange(len(tokens) + 1) * length, 0, bands, color="white", lw=0.5, alpha=0.7)
+    flat = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
+    above.imshow(decibels.T, extent=(0, end, 0, bands), cmap="cividis", **flat)
+    above.vlines(np.arange(count + 1) * length, 0, bands, color="white", lw=0.5, alpha=0.7)
     reach = np.percentile(np.abs(tokens[~hidden]), 98) if (~hidden).any() else 1.0
-    place = (0, len(tokens) * length, 0, tokens.shape[1])
-    below.imshow(
-        tokens.T,
-        origin="lower",
-        aspect="auto",
-        extent=place,
-        cmap="PuOr",
-        vmin=-reach,
-        vmax=reach,
-        interpolation="nearest",
-    )
+    paint = {"cmap": "PuOr", "vmin": -reach, "vmax": reach}
+    below.imshow(tokens.T, extent=(0, last, 0, width), **paint, **flat)
     for n in np.flatnonzero(hidden):
         _cover(above, n * length, 0, min(length, end - n * length), bands)
         below.axvspan(n * length, (n + 1) * length, fc="white", ec="#333333", hatch="////", lw=1.0)
     _spans(above, spans, bands * 1.02, bands * 0.06)
-    label = " (green: making and using are heard)" if len(spans) else ""
-    above.set_title(
-        f"log-mel spectrogram, {len(tokens)} tokens of {length:g} s, {hidden.sum()} hidden{label}",
-        fontsize=9,
-        pad=14,
-    )
-    above.set(ylabel="mel band", xlim=(0, max(end, place[1])), ylim=(0, bands))
+    title = f"log-mel spectrogram, {count} tokens of {length:g} s, {hidden.sum()} hidden"
+    title += " (green: making and using are heard)" if len(spans) else ""
+    above.set_title(title, fontsize=9, pad=14)
+    above.set(ylabel="mel band", xlim=(0, max(end, last)), ylim=(0, bands))
     below.set_title("what the model reads; hidden tokens are zeros", fontsize=9)
     below.set(xlabel="seconds", ylabel="feature")
     return figure
