@@ -125,7 +125,7 @@ class Index:
     @cached_property
     def report(self) -> intake.Report:
         """What was read and what was not."""
-        return intake.report(self.catalogue)
+        return intake.Report(self.catalogue)
 
     def save(self, folder: str | Path) -> Path:
         """Write the report and ``embeddings.parquet`` into a folder; returns the latter's path.

@@ -2,17 +2,16 @@
 what was read and what was not."""
 
 import os
-import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
 
 from m5lib import home
-from m5lib.catalogue import Catalogue, DataError, Product, Rows
+from m5lib.catalogue import SPLITS, Catalogue, DataError, Rows
 from m5lib.data import readers, store
 from m5lib.data.files import write_json
 from m5lib.data.media import Ragged
@@ -125,157 +124,124 @@ class Fitted(Streams):
 
 
 # --- what was read
-# ------------------------------------------------------------------------------------------------
 
 
-class Report(NamedTuple):
-    """What was read of a catalogue, as tables; ``print`` it for a few lines.
+@dataclass(frozen=True)
+class Report:
+    """What was read of a catalogue and what was not, as tables; ``print`` it for a few lines.
 
-    Attributes:
-        products: a line per product, indexed by id: ``kept`` (it has something left), ``label``,
-            and a column per modality that says :data:`READ`, nothing where nothing was given, or
-            why it could not be read.
-        rows: what is no product: ``where`` (a line, an id, a tar member), ``what``, ``reason``.
-        modalities: for each modality how many products have it ``read``, of these how many out of
-            the file of another one (``inside``: sound in video), ``not given``, and ``not read``.
-        reasons: each reason: ``modality``, ``reason``, ``products``, some ``examples``. What a
-            reason says in brackets is left out.
-        attributes: property -> how many products have it, the most frequent first.
+    Best made after extraction (:mod:`m5lib.data.store`): broken files are found there. Words cannot
+    be broken: an empty title counts as not given. Of a row that repeats an id nothing is used.
     """
 
-    products: pd.DataFrame
-    rows: pd.DataFrame
-    modalities: pd.DataFrame
-    reasons: pd.DataFrame
-    attributes: pd.Series
+    catalogue: Catalogue
+
+    @cached_property
+    def _skips(self) -> pd.DataFrame:
+        """All that was left out; ``broken``: a file of a product, not a whole row."""
+        skips = pd.DataFrame(self.catalogue.skipped, columns=["where", "what", "reason"])
+        files = [name for name, row in MODALITIES.items() if row.kind == "features"]
+        return skips.assign(broken=skips["what"].isin(files) & (skips["where"] != ""))
+
+    @cached_property
+    def products(self) -> pd.DataFrame:
+        """A line per product, indexed by id: ``kept`` (it has something left), ``label``, and per
+        modality :data:`READ`, nothing where nothing was given, or why it could not be read."""
+        catalogue, broken = self.catalogue, self._skips[self._skips["broken"]]
+        ids = pd.Index(dict.fromkeys([*catalogue.ids, *broken["where"]]), name="id", dtype=object)
+        why = broken.drop_duplicates(["where", "what"]).pivot(
+            index="where", columns="what", values="reason"
+        )
+        cells = catalogue.presence.map({True: READ, False: ""}.get).reindex(ids, fill_value="")
+        cells = cells.where(cells == READ, why.reindex(index=ids, columns=cells.columns)).fillna("")
+        labels = pd.Series(catalogue.labels, catalogue.ids).reindex(ids).fillna("")
+        cells.insert(0, "kept", ids.isin(catalogue.ids))
+        cells.insert(1, "label", labels)
+        return cells
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """What is no product: ``where`` (a line, an id, a tar member), ``what``, ``reason``."""
+        skips = self._skips
+        whole = ~skips["where"].isin(skips["where"][skips["broken"]])
+        known = skips["where"].isin(self.catalogue.ids)
+        rows = skips[~skips["what"].isin(list(MODALITIES)) & (known | whole)]
+        return rows.drop(columns="broken").reset_index(drop=True)
+
+    @cached_property
+    def modalities(self) -> pd.DataFrame:
+        """How many products have each modality ``read``, ``not given`` and ``not read``; ``inside``
+        counts those read out of the file of another one (sound in video)."""
+        cells = self.products[list(MODALITIES)]
+        cells = cells.loc[:, (cells != "").any()]
+        read, empty = cells == READ, cells == ""
+        counts = {"read": read.sum(), "not given": empty.sum(), "not read": (~read & ~empty).sum()}
+        return pd.DataFrame(counts).assign(inside=[self._inside(name) for name in cells])
+
+    def _inside(self, name: str) -> int:
+        contents, other = [p.contents for p in self.catalogue.products], MODALITIES[name].inside
+        return sum(other in c and c[other] == c.get(name) for c in contents)
+
+    @cached_property
+    def reasons(self) -> pd.DataFrame:
+        """Why files could not be read, the most frequent first: ``modality``, ``reason`` (without
+        what it says in brackets), ``products``, some ``examples``."""
+        cells = self.products[list(self.modalities.index)].reset_index()
+        cells = cells.melt("id", var_name="modality", value_name="reason")
+        cells = cells[~cells["reason"].isin([READ, ""])]
+        cells["reason"] = cells["reason"].str.replace(r" \(.*\)", "", regex=True)
+        groups = cells.groupby(["modality", "reason"], sort=False)["id"]
+        counts = groups.agg(products="count", examples=_some).reset_index()
+        return counts.sort_values("products", ascending=False, kind="stable", ignore_index=True)
+
+    @cached_property
+    def attributes(self) -> pd.Series:
+        """Property -> how many products have it, the most frequent first."""
+        contents = [c for p in self.catalogue.products for c in p.contents.values()]
+        names = [name for c in contents if isinstance(c, tuple) for name in dict(c)]
+        return pd.Series(names, dtype=object).value_counts().astype(int)
 
     def __str__(self) -> str:
-        kept = int(self.products["kept"].sum())
+        catalogue, kept = self.catalogue, len(self.catalogue)
+        splits = {name: len(catalogue.split(name)) for name in SPLITS}
         lines = [
-            f"{kept:,} products kept; {len(self.products) - kept:,} left out, of which nothing "
-            "could be read"
+            f"{catalogue.name}: {kept:,} products kept, with {codes(catalogue.modalities)}; "
+            f"{len(self.products) - kept:,} left out, of which nothing could be read",
+            f"  {len(set(catalogue.labels) - {None}):,} labels; "
+            + ", ".join(f"{name} {size:,}" for name, size in splits.items() if size),
         ]
         for name, line in self.modalities.iterrows():
-            counts = f"{line['read']:,} read, {line['not given']:,} not given, {line['not read']:,} not read"  # noqa: E501
-            inside = (
-                f"; {line['inside']:,} of them in the {MODALITIES[name].inside}"
-                if line["inside"]
-                else ""
-            )
-            lines.append(f"  {name}: {counts}{inside}")
-        lines += [
-            f"  not read: {r.modality}: {r.reason}: {r.products:,} ({r.examples})"
-            for r in self.reasons.itertuples()
-        ]
-        for (what, reason), part in self.rows.groupby(["what", "reason"], sort=False):
-            lines.append(
-                f"  not a product: {what}: {reason}: {len(part):,} ({_some(part['where'])})"
-            )
+            counts = ", ".join(f"{line[how]:,} {how}" for how in ("read", "not given", "not read"))
+            inside = f"; {line['inside']:,} of them in the {MODALITIES[name].inside}"
+            lines.append(f"  {name}: {counts}{inside if line['inside'] else ''}")
+        for modality, reason, count, examples in self.reasons.itertuples(index=False):
+            lines.append(f"  not read: {modality}: {reason}: {count:,} ({examples})")
+        for (what, reason), rows in self.rows.groupby(["what", "reason"], sort=False):
+            where = _some(rows["where"])
+            lines.append(f"  not a product: {what}: {reason}: {len(rows):,} ({where})")
         return "\n".join(lines)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``report.csv`` (products), ``rows.csv`` (what is no product) and ``report.json``
         (the counts); returns the paths."""
-        folder, paths = Path(folder), []
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, frame in (("report", self.products.reset_index()), ("rows", self.rows)):
-            paths.append(folder / f"{name}.csv")
-            frame.to_csv(temporary := folder / f"{name}.csv.tmp", index=False, encoding="utf-8")
-            os.replace(temporary, paths[-1])
+        tables = {"report.csv": self.products.reset_index(), "rows.csv": self.rows}
+        for name, table in tables.items():
+            table.to_csv(temporary := folder / f"{name}.tmp", index=False, encoding="utf-8")
+            os.replace(temporary, folder / name)
         counts = {
-            "products": int(self.products["kept"].sum()),
-            "left out": int((~self.products["kept"]).sum()),
+            "products": len(self.catalogue),
+            "left out": len(self.products) - len(self.catalogue),
             "rows": len(self.rows),
-        }
-        counts |= {
             "modalities": self.modalities.to_dict("index"),
             "reasons": self.reasons.to_dict("records"),
+            "attributes": self.attributes.to_dict(),
         }
-        return [
-            *paths,
-            write_json(folder / "report.json", counts | {"attributes": self.attributes.to_dict()}),
-        ]
+        written = write_json(folder / "report.json", counts)
+        return [*(folder / name for name in tables), written]
 
 
-def report(catalogue: Catalogue) -> Report:
-    """The report of a catalogue, best after extraction (:mod:`m5lib.data.media`,
-    :mod:`m5lib.data.store`): broken files are found there.
-
-    Words cannot be broken: an empty title counts as not given. Of a row that repeats an id nothing
-    is used.
-    """
-    why: dict[str, dict[str, str]] = {}
-    for skip in catalogue.skipped:
-        row = MODALITIES.get(skip.field)
-        if row and row.kind == "features" and skip.where:  # a row without id has its line in `rows`
-            why.setdefault(skip.where, {}).setdefault(skip.field, skip.reason)
-    kept = dict(zip(catalogue.ids, catalogue.products, strict=True))
-    products = pd.DataFrame(
-        [_line(i, kept.get(i), why.get(i, {})) for i in dict.fromkeys((*kept, *why))],
-        columns=["id", "kept", "label", *MODALITIES],
-    ).set_index("id")
-    rows = [
-        s
-        for s in catalogue.skipped
-        if s.field not in MODALITIES and (s.where in kept or s.where not in why)
-    ]
-    here = products[[name for name in MODALITIES if (products[name] != "").any()]]
-    read, empty = here == READ, here == ""
-    modalities = pd.DataFrame(
-        {"read": read.sum(), "not given": empty.sum(), "not read": (~read & ~empty).sum()}
-    )
-    modalities["inside"] = [_inside(catalogue, name) for name in modalities.index]
-    return Report(
-        products,
-        pd.DataFrame(rows, columns=["where", "what", "reason"]),
-        modalities,
-        _reasons(here),
-        _attributes(catalogue),
-    )
-
-
-def _line(i: str, product: Product | None, why: Mapping[str, str]) -> list:
-    has = product.contents if product else {}
-    return [
-        i,
-        product is not None,
-        product.label or "" if product else "",
-        *(READ if n in has else why.get(n, "") for n in MODALITIES),
-    ]
-
-
-def _inside(catalogue: Catalogue, name: str) -> int:
-    """How many products have this modality out of the file of the one that it may lie in."""
-    other = MODALITIES[name].inside
-    return sum(
-        other in p.contents and p.contents[other] == p.contents.get(name)
-        for p in catalogue.products
-    )
-
-
-def _reasons(cells: pd.DataFrame) -> pd.DataFrame:
-    found = []
-    for name in cells:
-        said = cells[name][~cells[name].isin([READ, ""])].map(
-            lambda reason: re.sub(r" \(.*\)", "", reason)
-        )
-        found += [
-            (name, reason, int(count), _some(said.index[said == reason]))
-            for reason, count in said.value_counts().items()
-        ]
-    return pd.DataFrame(found, columns=["modality", "reason", "products", "examples"])
-
-
-def _some(ids, count: int = 3) -> str:
-    return ", ".join(map(str, list(ids)[:count])) + (" …" if len(ids) > count else "")
-
-
-def _attributes(catalogue: Catalogue) -> pd.Series:
-    names = [
-        n
-        for p in catalogue.products
-        for content in p.contents.values()
-        if isinstance(content, tuple)
-        for n in dict(content)
-    ]
-    return pd.Series(names, dtype=object).value_counts().astype(int)
+def _some(names: Iterable, count: int = 3) -> str:
+    names = list(map(str, names))
+    return ", ".join(names[:count]) + (" …" if len(names) > count else "")

@@ -22,7 +22,7 @@ def mine(folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(mine):
-    return intake.report(media.extract(readers.read(mine[0] / "products.csv"))[0])
+    return intake.Report(media.extract(readers.read(mine[0] / "products.csv"))[0])
 
 
 def test_counts_equal_what_was_removed(mine, report):
@@ -99,7 +99,7 @@ def test_a_product_of_which_nothing_is_left_and_sound_in_a_video(tmp_path):
             (Skip("d", "video", "no such file"), Skip("d", "row", "no modality at all")),
         )
     )[0]
-    found = intake.report(catalogue)
+    found = intake.Report(catalogue)
     assert list(found.products.index[found.products["kept"]]) == ["a", "b"] and set(
         found.products.index
     ) == {"a", "b", "c", "d"}
@@ -115,7 +115,7 @@ def test_tiny_reads_a_part_and_reports_only_that(folder, tmp_path, monkeypatch):
     catalogue, _ = intake.load(
         tmp_path / "shop" / "products.csv", replace(profile_of("tiny"), products=30), 0, media.PLAIN
     )
-    found = intake.report(catalogue)
+    found = intake.Report(catalogue)
     assert len(catalogue) == 30 and len(found.products) == 30
 
 
@@ -136,7 +136,7 @@ def test_real_media():
     products = [Product(name, {"video": file_of(path)}) for name, path in files.items()] + [
         Product("mp3", {"audio": file_of(sound)})
     ]
-    found = intake.report(media.extract(Catalogue("media", tuple(products)))[0])
+    found = intake.Report(media.extract(Catalogue("media", tuple(products)))[0])
     assert (
         list(found.modalities.loc["video"][["read", "not read"]]) == [3, 0]
         and found.products.loc["mp3", "audio"] == "read"
@@ -156,7 +156,7 @@ def test_encodings(tmp_path):
     frame.to_csv(tmp_path / "bom.csv", index=False, encoding="utf-8-sig")
     frame.to_parquet(tmp_path / "mine.parquet")
     one, two = (
-        intake.report(readers.read(tmp_path / name)) for name in ("bom.csv", "mine.parquet")
+        intake.Report(readers.read(tmp_path / name)) for name in ("bom.csv", "mine.parquet")
     )
     assert (
         list(one.products.index) == ["é1", "手提包"]
