@@ -10,19 +10,32 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from threading import get_ident
+
+from filelock import FileLock, Timeout
 
 LIBRARY = Path(__file__).resolve().parents[1]
 
 
-def write_json(path: str | Path, content) -> Path:
-    """Write JSON to a temporary name and rename, so that a reader never sees half a file. Lists of
-    objects have one to a line."""
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary name in the same folder, made where missing, to write to: renamed to ``path`` at
+    the end, so that nobody ever sees half a file. Where writing fails nothing is left."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(_text(content) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content) -> Path:
+    """Write JSON as a whole file. Lists of objects have one to a line."""
+    with whole_file(path) as temporary:
+        temporary.write_text(_text(content) + "\n", encoding="utf-8")
+    return Path(path)
 
 
 def _text(content) -> str:
@@ -50,28 +63,26 @@ def locked(path: Path) -> Iterator[None]:
     """One process or thread at a time behind a file, whose folder is made where missing: others
     wait, and say so. Ends with the process.
 
-    Where files cannot be locked (no POSIX system, or a network disk mounted without locks) nobody
-    waits: what is made twice is made to the same bytes, and files appear under their names only
-    when they are whole.
+    Where files cannot be locked (a network disk mounted without locks) nobody waits: what is made
+    twice is made to the same bytes, and files appear under their names only when they are whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
         try:
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"{path.parent}: another process is at work here; waiting for it", flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError) as error:
-            if getattr(error, "errno", errno.ENOSYS) not in (
-                errno.ENOSYS,
-                errno.ENOTSUP,
-                errno.ENOLCK,
-            ):
-                raise
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"{path.parent}: another process is at work here; waiting for it", flush=True)
+            lock.acquire(poll_interval=0.2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+    except NotImplementedError:
+        pass
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @cache

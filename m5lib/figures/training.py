@@ -104,7 +104,7 @@ def spread(values: pd.DataFrame, metric: str, title: str, chance: float | None =
 
 @styled
 def panels(values: Mapping[str, pd.DataFrame], title: str, ground: str = "") -> Figure:
-    """Several numbers side by side, each label against seed (:func:`m5lib.lab.tables.values`): dots
+    """Several numbers side by side, each label against seed (:func:`m5lib.lab.study.values`): dots
     are seeds, diamonds mean ± deviation.
 
     Args:

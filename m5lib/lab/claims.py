@@ -1,14 +1,15 @@
-"""The paper's claims (``paper/claims.csv``: orderings that it states or prints), each tested on
-what was measured here.
+"""From numbers to statements: tested differences, verdicts on the paper's claims, and the tables of
+README and docs (``python -m m5lib readme``), of which nothing is typed by hand.
 
-A claim says that one row of a table is better than another by some metric. Ours is the difference
-between the two, with a 95 % interval over seeds and queries
-(:func:`m5lib.evaluation.stats.paired_bootstrap`).
-``confirmed``: the interval lies above 0; ``contradicted``: below; ``not
-confirmed``: it holds 0; ``not testable``: the reason says why.
+A claim (``paper/claims.csv``: orderings that the paper states or prints) says that one row of a
+table is better than another by some metric. Ours is the difference between the two, with a 95 %
+interval over seeds and queries. ``confirmed``: the interval lies above 0; ``contradicted``: below;
+``not confirmed``: it holds 0; ``not testable``: the reason says why.
 """
 
+import argparse
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,14 +17,22 @@ import numpy as np
 import pandas as pd
 
 from m5lib import ROOT
-from m5lib.data import files
+from m5lib.data.files import write_json
+from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.evaluation import evaluate, stats
-from m5lib.lab import recording
-from m5lib.lab.study import Number, Study, number
+from m5lib.lab.recording import (
+    HIDDEN,
+    chosen,
+    compare,
+    load_results,
+    pick,
+    results_folder,
+    said,
+)
+from m5lib.lab.study import Studies, number
+from m5lib.modalities import MODALITIES
 
-CLAIMS = ROOT / "paper" / "claims.csv"
 VERDICTS = ("confirmed", "not confirmed", "contradicted", "not testable")
-
 #: Endings of a claim's sides -> the number that they mean: "T finetuned", "I+T coarse".
 ENDINGS = {
     " finetuned": number("mAP@1_finetune"),
@@ -31,137 +40,44 @@ ENDINGS = {
     " fine": number("Prec@10_fine"),
     " coarse": number("Prec@10_coarse"),
 }
-#: Tables whose retrieval is that of the pre-trained model (Table 5's equals Table 3's); in Tables 4
-#: and 6 to 8 it is the fine-tuned one's.
-PRETRAINED = ("Table 5",)
 #: Claims that no study of ours can test, and why.
 NOT_TESTABLE = {
-    "C39": "needs products with ten listings or more: ours have a few, and ten found cannot all be right",  # noqa: E501
+    "C39": "needs products with ten listings or more: ours have a few, and ten found cannot all"
+    " be right",
     "C91": "needs products of two sizes, the smaller a part of the larger",
 }
 
 
-def load() -> pd.DataFrame:
-    """The paper's claims: ``id, source, statement, metric, better, worse, published_difference,
-    note``."""
-    return pd.read_csv(CLAIMS, keep_default_na=False)
+def tested(
+    studies: Studies, better: tuple[str, Mapping[str, str]], worse: tuple[str, Mapping[str, str]]
+) -> dict:
+    """What the first of two sides, each a label and its number, has more than the second: the
+    difference over all seeds, its 95 % interval and the verdict.
 
-
-def _side(claim, side: str) -> tuple[str, Number]:
-    """Label of a study, and which of its numbers a side of a claim is."""
-    for ending, wanted in ENDINGS.items():
-        if side.endswith(ending):
-            return side.removesuffix(ending), wanted
-    return side, number(
-        claim.metric, "pretrained" if claim.source.startswith(PRETRAINED) else "finetuned"
-    )
-
-
-def judge(
-    found: Mapping[tuple[str, int], Study], sources: Iterable[str], data: str, notebook: str
-) -> list[dict]:
-    """The verdict on every claim of the given tables and figures (beginnings of ``source``).
-
-    Args:
-        found: (label, seed) -> study (:func:`m5lib.lab.study.studies`); the labels are the paper's
-            names of its rows.
-        data: what result rows call the products.
+    Both sides of a seed are compared query by query, where both have the same queries
+    (:func:`m5lib.evaluation.stats.paired_bootstrap`); else seed by seed.
     """
-    sources, seeds = tuple(sources), list(dict.fromkeys(seed for _, seed in found))
-    verdicts = []
-    for claim in load().itertuples(index=False):
-        if not claim.source.startswith(sources):
-            continue
-        row = {
-            key: getattr(claim, key)
-            for key in (
-                "id",
-                "source",
-                "statement",
-                "metric",
-                "better",
-                "worse",
-                "published_difference",
-            )
-        }
-        if claim.id in NOT_TESTABLE:
-            verdicts.append(
-                row
-                | {
-                    "data": data,
-                    "notebook": notebook,
-                    "verdict": "not testable",
-                    "reason": NOT_TESTABLE[claim.id],
-                }
-            )
-            continue
-        asked = [_side(claim, claim.better), _side(claim, claim.worse)]
-        lacking = [label for label, _ in asked if any((label, seed) not in found for seed in seeds)]
-        row |= {
-            "data": data,
-            "notebook": notebook,
-            "ours": " - ".join(dict.fromkeys(str(wanted) for _, wanted in asked)),
-        }
-        if lacking:
-            verdicts.append(
-                row
-                | {
-                    "verdict": "not testable",
-                    "reason": f"no run of {' or '.join(lacking)} on these products",
-                }
-            )
-        elif any(
-            np.isnan(found[label, seed].value(wanted)) for label, wanted in asked for seed in seeds
-        ):
-            verdicts.append(
-                row
-                | {
-                    "verdict": "not testable",
-                    "reason": "these products do not have what it takes to measure it",
-                }
-            )
-        else:
-            verdicts.append(
-                row
-                | tested(
-                    *([(found[label, seed], wanted) for seed in seeds] for label, wanted in asked)
-                )
-            )
-    return verdicts
-
-
-def tested(better: list[tuple[Study, Number]], worse: list[tuple[Study, Number]]) -> dict:
-    """Difference, interval and verdict of two sides, each a study and its number for every seed."""
-    task = better[0][1].task
-    if task != "clustering" and task == worse[0][1].task:
+    seeds = list(dict.fromkeys(seed for _, seed in studies))
+    sides = [[(studies[label, seed], own) for seed in seeds] for label, own in (better, worse)]
+    task = better[1]["task"]
+    if task != "clustering" and task == worse[1]["task"]:
         pairs = [
-            evaluate.paired(a.values(x), b.values(y))
-            for (a, x), (b, y) in zip(better, worse, strict=True)
+            evaluate.paired(*(study.values(own) for study, own in pair))
+            for pair in zip(*sides, strict=True)
         ]
-        test = evaluate.difference(pairs, shared=len({study.data for study, _ in better}) == 1)
-        each = [float(p["ours"].mean() - p["theirs"].mean()) for p in pairs]
-        how = (
-            f"bootstrap over {len(each)} seeds and {', '.join(str(len(p)) for p in pairs)} products"
-        )
+        test = evaluate.difference(pairs, shared=len({study.data for study, _ in sides[0]}) == 1)
+        by_seed = [float(pair["ours"].mean() - pair["theirs"].mean()) for pair in pairs]
+        products = ", ".join(str(len(pair)) for pair in pairs)
+        how = f"bootstrap over {len(seeds)} seeds and {products} products"
     else:  # no values by query, or other queries
-        means = [
-            np.array([study.value(wanted) for study, wanted in side]) for side in (better, worse)
-        ]
-        test, each = stats.paired_seeds(*means), (means[0] - means[1]).tolist()
-        how = f"t over {len(each)} seeds"
-    found = {
-        "difference": test.mean,
-        "each_seed": each,
-        "low": test.low,
-        "high": test.high,
-        "p": test.p,
-        "how": how,
-    }
-    found = {
-        key: None if isinstance(value, float) and not np.isfinite(value) else value
-        for key, value in found.items()
-    }
-    return found | {"verdict": verdict(test), "reason": ""}
+        means = [np.array([study.value(own) for study, own in side]) for side in sides]
+        test, by_seed = stats.paired_seeds(*means), (means[0] - means[1]).tolist()
+        how = f"t over {len(seeds)} seeds"
+    numbers = {"difference": test.mean, "each_seed": by_seed, "low": test.low, "high": test.high}
+    numbers |= {"p": test.p, "how": how}
+    for name in ("difference", "low", "high", "p"):
+        numbers[name] = numbers[name] if np.isfinite(numbers[name]) else None
+    return numbers | {"verdict": verdict(test), "reason": ""}
 
 
 def verdict(test: stats.Difference) -> str:
@@ -170,27 +86,86 @@ def verdict(test: stats.Difference) -> str:
     return "confirmed" if test.low > 0 else "contradicted" if test.high < 0 else "not confirmed"
 
 
+def differences(
+    studies: Studies,
+    pairs: Iterable[tuple[str, str]],
+    names: Iterable[str | Mapping[str, str]],
+    state: str = "finetuned",
+    scale: float = 100.0,
+) -> pd.DataFrame:
+    """What the first of two labels has more than the second, in per cent, with its 95 % interval: a
+    row per pair and number."""
+    rows = []
+    for one, other in pairs:
+        for name in names:
+            wanted = number(name, state) if isinstance(name, str) else name
+            test = tested(studies, (one, wanted), (other, wanted))
+            mean, low, high = (
+                np.nan if test[key] is None else scale * test[key]
+                for key in ("difference", "low", "high")
+            )
+            shown = name if isinstance(name, str) else f"{name['metric']}, {name['convention']}"
+            rows.append((f"{one} - {other}", shown, mean, low, high, test["p"], test["verdict"]))
+    columns = ["difference", "number", "mean", "low", "high", "p", "as a claim"]
+    return pd.DataFrame(rows, columns=columns).set_index(["difference", "number"])
+
+
+# --- claims
+
+
+def load() -> pd.DataFrame:
+    """The paper's claims: ``id, source, statement, metric, better, worse, published_difference,
+    note``."""
+    return pd.read_csv(ROOT / "paper" / "claims.csv", keep_default_na=False)
+
+
+def side_of(claim, side: str) -> tuple[str, dict[str, str]]:
+    """Label of a study, and which of its numbers a side of a claim is. Table 5's retrieval is that
+    of the pre-trained model, as it equals Table 3's; elsewhere it is the fine-tuned one's."""
+    for ending, wanted in ENDINGS.items():
+        if side.endswith(ending):
+            return side.removesuffix(ending), wanted
+    state = "pretrained" if claim.source.startswith("Table 5") else "finetuned"
+    return side, number(claim.metric, state)
+
+
+def judge(studies: Studies, sources: Iterable[str]) -> list[dict]:
+    """The verdict on every claim of the given tables and figures (beginnings of ``source``).
+
+    Args:
+        studies: (label, seed) -> study (:func:`m5lib.lab.study.studies`); the labels are the
+            paper's names of its rows.
+    """
+    first, seeds = next(iter(studies.values())).rows.iloc[0], {seed for _, seed in studies}
+    verdicts = []
+    for claim in load().itertuples(index=False):
+        if not claim.source.startswith(tuple(sources)):
+            continue
+        names = ("id", "source", "statement", "metric", "better", "worse", "published_difference")
+        row = {name: getattr(claim, name) for name in names}
+        row |= {"data": first["data"], "notebook": first["notebook"]}
+        if reason := NOT_TESTABLE.get(claim.id, ""):
+            verdicts.append(row | {"verdict": "not testable", "reason": reason})
+            continue
+        sides = [side_of(claim, claim.better), side_of(claim, claim.worse)]
+        row["ours"] = " - ".join(dict.fromkeys(", ".join(own.values()) for _, own in sides))
+        missing = [label for label, _ in sides if any((label, s) not in studies for s in seeds)]
+        if missing:
+            reason = f"no run of {' or '.join(missing)} on these products"
+        elif any(np.isnan(studies[label, s].value(own)) for label, own in sides for s in seeds):
+            reason = "these products do not have what it takes to measure it"
+        untested = {"verdict": "not testable", "reason": reason}
+        verdicts.append(row | (untested if reason else tested(studies, *sides)))
+    return verdicts
+
+
 def table(verdicts: Iterable[dict]) -> pd.DataFrame:
     """The verdicts for people: differences in per cent, as the paper prints them."""
-    shown = [
-        "id",
-        "source",
-        "metric",
-        "better",
-        "worse",
-        "published_difference",
-        "difference",
-        "low",
-        "high",
-        "verdict",
-        "reason",
-    ]
-    frame = pd.DataFrame(list(verdicts)).reindex(columns=shown)
+    shown = "id source metric better worse published_difference difference low high verdict reason"
+    frame = pd.DataFrame(list(verdicts)).reindex(columns=shown.split()).set_index("id")
     for column in ("difference", "low", "high"):
         frame[column] = (100 * frame[column].astype(float)).round(1)
-    frame = frame.rename(columns={"published_difference": "paper", "difference": "ours"}).set_index(
-        "id"
-    )
+    frame = frame.rename(columns={"published_difference": "paper", "difference": "ours"})
     return frame.astype(object).where(frame.notna(), "")
 
 
@@ -199,11 +174,270 @@ def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
     where the name is empty."""
     if not name:
         return None
-    path, content = recording.results_folder() / "claims.json", {"provenance": {}, "claims": []}
+    path, content = results_folder() / "claims.json", {"provenance": {}, "claims": []}
     if path.exists():
         content = json.loads(path.read_text(encoding="utf-8"))
     new = {(row["id"], row["data"]) for row in verdicts}
     kept = [row for row in content["claims"] if (row["id"], row["data"]) not in new]
-    source = {f"{row['notebook']}, {row['data']}": made for row in verdicts}
+    sources = content["provenance"] | {
+        f"{row['notebook']}, {row['data']}": made for row in verdicts
+    }
     rows = sorted(kept + verdicts, key=lambda row: (row["data"], row["id"]))
-    return files.write_json(path, {"provenance": content["provenance"] | source, "claims": rows})
+    return write_json(path, {"provenance": sources, "claims": rows})
+
+
+# --- the tables of README and docs: a function of a results file each
+
+
+def compact(path: Path) -> pd.DataFrame:
+    """mAP@10 of retrieval by category: modalities against state and read-out, and the best control.
+    Read-outs: the paper's, the library's default, the one that validation products choose."""
+    rows = load_results(path).query("notebook == '05_downstream' and task == 'retrieval'")
+    columns = {}
+    for variant in dict.fromkeys([PAPER, DEFAULT, chosen(rows)]):
+        table = compare(rows, "mAP@10", "min_k_r", variant)
+        columns |= {f"{state}, {variant}": table[state] for state in ("untrained", "pretrained")}
+    columns["best control"] = table["control"]
+    return pd.DataFrame(columns).loc[table.index].rename_axis("given").round(3)
+
+
+def _by_seed(rows: pd.DataFrame, variant: str, index: str, metric: str = "mAP@10") -> pd.Series:
+    """``mean ± deviation`` over seeds of retrieval by category, or of the fine-tuned head."""
+    convention = "min_k_r" if metric == "mAP@10" else "fine-tuned head"
+    wanted = {"metric": metric, "variant": variant, "convention": convention}
+    rows = pick(rows.query("task != 'fine retrieval'"), wanted)
+    return said(rows.pivot(index=index, columns="seed", values="value"))
+
+
+def ladder(path: Path) -> pd.DataFrame:
+    """Models trained on more and more modalities (Table 3), in per cent: mAP@10 by three read-outs
+    as in :func:`compact`, then mAP@10 and accuracy after fine-tuning."""
+    rows = load_results(path).query("model == 'scale' and state != 'untrained'")
+    readouts = dict.fromkeys([PAPER, DEFAULT, chosen(rows)])
+    columns = {f"mAP@10, {name}": _by_seed(rows, name, "modalities") for name in readouts}
+    for metric in ("mAP@10", "accuracy"):
+        columns[f"{metric}, fine-tuned"] = _by_seed(rows, HIDDEN, "modalities", metric)
+    table = pd.DataFrame(columns).rename_axis("trained on")
+    sets = ("T", "I+T", "I+T+Tab", "I+T+Tab+V", "I+T+Tab+V+A")
+    return table.loc[[codes for codes in sets if codes in table.index]]
+
+
+#: Model of the rows of ``simcl`` -> the losses that it was trained with.
+LOSSES = {
+    "scale, no loss": "nothing (random weights)",
+    "scale, masked tasks only": "masked tasks",
+    "scale, contrast only": "contrast",
+    "scale, IMCL+PRE": "both",
+}
+
+
+def losses(paths: Mapping[str, Path]) -> pd.DataFrame:
+    """What each of the losses teaches (Table 6, its ticks read as losses), in per cent, for each
+    data set: mAP@10 by the paper's read-out, and after fine-tuning."""
+    columns = {}
+    for data, path in paths.items():
+        rows = load_results(path)
+        columns[f"{data}: mAP@10, {PAPER}"] = _by_seed(rows, PAPER, "model")
+        columns[f"{data}: mAP@10, fine-tuned"] = _by_seed(rows, HIDDEN, "model")
+    table = pd.DataFrame(columns).loc[list(LOSSES)]
+    return table.rename(index=LOSSES).rename_axis("pre-trained with")
+
+
+#: An item of the audit of the released code: its number, what it is about, the paper, the released
+#: code; then the number that shows it.
+DIFFERENCES = """\
+1 | mask of the joint encoder | not said | another product's
+    change of it with the places in the batch
+2 | masked tasks read | all modalities | one modality
+    change of the title's masked loss without the picture
+3 | joint encoder learns from | masked tasks | diagonal of S only
+    gradient on the fusion without the diagonal scores
+4 | scores S | free, from zero | cosines after a ReLU
+    effective temperature: without gradient
+7 | title and table | an encoder each | the same one
+    difference of the same tokens as text and as table
+8 | sound in pre-training | MFCC | zeros
+    products with the same audio vector, no sound loaded
+10 | missing modality | zeros | zeros, compared too
+    products that share the vector of what they lack
+11 | AP@K is divided by | not said | hits within K
+    mAP@10 of the same ranking"""
+
+
+def released(path: Path) -> pd.DataFrame:
+    """Where paper and released code part ways, with a number of the released form and of ours."""
+    rows, table, texts = load_results(path), [], DIFFERENCES.splitlines()
+    for text, metric in zip(texts[::2], texts[1::2], strict=True):
+        item, *words = text.split(" | ")
+        wanted = {"task": "audit", "variant": f"item {item}", "metric": metric.strip()}
+        means = pick(rows, wanted).groupby("model")["value"].mean()
+        numbers = [f"{means[m]:.3g}" if m in means else "" for m in ("released", "scale")]
+        table.append((*words, wanted["metric"], *numbers))
+    columns = ["what", "paper", "released code", "measured", "released", "ours"]
+    return pd.DataFrame(table, columns=columns).set_index("what")
+
+
+def attributed(path: Path) -> pd.DataFrame:
+    """By modality: how often each method's highest score points at a token that carries the
+    category, beside chance; and what deleting and inserting tokens in the order of integrated
+    gradients gains over random order, with its 95 % interval."""
+    pointing = pd.read_csv(path.with_name("attribution_pointing.csv"))
+    names, methods = pointing["modality"].unique(), pointing["method"].unique()
+    table = pointing.pivot(index="modality", columns="method", values="hits")
+    table = table.loc[names, methods].add_suffix(" points at it")
+    table["chance"] = pointing.groupby("modality")["chance"].first()
+    table = table.round(2).map("{:.2f}".format)
+    areas = pd.read_csv(path.with_name("attribution_areas.csv"))
+    name_of = {MODALITIES[name].code: name for name in names}
+    for row in areas.rename(columns={"tokens of": "code"}).itertuples():
+        if row.code in name_of:  # not that of all together
+            gain = f"{row.gain:.2f} [{row.low:.2f}, {row.high:.2f}]"
+            table.loc[name_of[row.code], f"{row.curve} gain"] = gain
+    return table
+
+
+def separated(path: Path) -> pd.DataFrame:
+    """How well categories separate, as notebook 11 recorded it."""
+    table = pd.read_csv(path.with_name("maps_separation_layered.csv"), index_col=0)
+    return table.rename_axis("metric, space")
+
+
+def counted(path: Path) -> str:
+    """How many of the paper's claims got which verdict, and a line for each that what was measured
+    here contradicts."""
+    claims = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["claims"])
+    claims["table"] = claims["source"].str.extract(r"^(\w+ [0-9.]+)", expand=False)
+    counts = claims.groupby(["data", "table", "verdict"]).size().unstack(fill_value=0)
+    order = sorted(counts.index, key=lambda key: (key[0], *map(int, re.findall(r"\d+", key[1]))))
+    text = markdown(counts.reindex(order, columns=VERDICTS, fill_value=0))
+    lines = ["Contradicted, in per cent with 95 % intervals:", ""]
+    for row in claims.query("verdict == 'contradicted'").itertuples():
+        paper = f" (paper {row.published_difference})" if row.published_difference != "" else ""
+        ours, low, high = (f"{100 * value:+.1f}" for value in (row.difference, row.low, row.high))
+        sides = f"{row.metric}: {row.better} over {row.worse}{paper}"
+        lines.append(f"- {row.data}, {row.source}, {sides}: ours {ours} [{low}, {high}]")
+    return "\n".join([text, "", *(lines if lines[2:] else ["None is contradicted."])])
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A frame as a Markdown table, index first."""
+    frame = frame.reset_index().astype(object)
+    rows = [map(str, frame.columns)]
+    for values in frame.itertuples(index=False):
+        cells = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in values)
+        rows.append("" if cell == "nan" else cell for cell in cells)
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(frame.columns), *lines[1:]])
+
+
+def made_by(path: Path, notebook: str) -> str:
+    """The sentence that says how a results file was made."""
+    content, times = json.loads(path.read_text(encoding="utf-8")), path.with_name("times.json")
+    known = json.loads(times.read_text()) if times.exists() else {}
+    everything, seeds = content["provenance"], sorted({row["seed"] for row in content["rows"]})
+    seconds = known.get(path.stem) or sum(made["wall_seconds"] for made in everything.values())
+    made, s = everything[notebook], "s" * (len(seeds) > 1)
+    versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
+    return (
+        f"From `results/{path.name}`: profile `{made['profile']}`, "
+        f"seed{s} {', '.join(map(str, seeds))}, commit `{made['commit']}`, "
+        f"{made['device']}, {versions}; {seconds:.0f} s."
+    )
+
+
+#: Name of a generated block -> its file in ``results/``, the notebook that made it, its table.
+TABLES = {
+    "demo": ("demo.json", "05_downstream", compact),
+    "fashion": ("fashion.json", "05_downstream", compact),
+    "modality_count": ("modality_count.json", "06_modality_count", ladder),
+    "differences": ("model.json", "03_model", released),
+    "maps": ("maps.json", "11_embedding_maps", separated),
+    "attribution": ("attribution.json", "12_attribution", attributed),
+}
+
+
+def blocks(results: Path) -> dict[str, str]:
+    """The generated parts of README and docs, name -> text: those whose files are there."""
+    text = {}
+    for name, (file, notebook, table) in TABLES.items():
+        if (path := results / file).exists():
+            text[name] = f"{markdown(table(path))}\n\n{made_by(path, notebook)}"
+    paths = {"shop": results / "simcl.json", "real products": results / "simcl_fashion.json"}
+    if paths := {data: path for data, path in paths.items() if path.exists()}:
+        made = "\n\n".join(made_by(path, "09_simcl") for path in paths.values())
+        text["losses"] = f"{markdown(losses(paths))}\n\n{made}"
+    if (path := results / "times.json").exists():
+        times = json.loads(path.read_text(encoding="utf-8"))
+        order = sorted(times, key=lambda name: -times[name])
+        minutes = ", ".join(f"`{name}` {times[name] / 60:.0f}" for name in order)
+        hours = f"together {sum(times.values()) / 3600:.1f} hours (`results/times.json`)"
+        text["times"] = f"Wall time of what is recorded, all seeds, minutes: {minutes}; {hours}."
+    if (path := results / "claims.json").exists():
+        text["claims"] = counted(path)
+    return text
+
+
+def gallery(results: Path) -> str:
+    """``results/README.md``: every results file with how it was made, its tables, its figures."""
+    names = {path.stem for path in results.glob("*.json")} - {"times", "claims"}
+    made = "Generated by `python -m m5lib readme` from the files here. How long each took:"
+    lines = ["# Results", "", f"{made} `times.json`.", ""]
+    for name in sorted(names):
+        content = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        longer = tuple(f"{other}_" for other in names if other.startswith(f"{name}_"))
+        paths = sorted(results.glob(f"{name}_*"))
+        paths = {path.name: path for path in paths if not path.name.startswith(longer)}
+        lines += [f"## {name}", ""]
+        for notebook, m in content["provenance"].items():
+            how = f"profile {m['profile']}, commit `{m['commit']}`, {m['device']}"
+            lines.append(f"- `{notebook}`: {how}")
+        figures = [""]
+        for file, path in paths.items():
+            title = path.stem.removeprefix(f"{name}_").replace("_", " ")
+            if path.suffix == ".csv":
+                frame = pd.read_csv(path, index_col=0, keep_default_na=False)
+                lines += ["", f"**{title}** ([csv]({file}))", "", markdown(frame)]
+            elif path.suffix == ".png":
+                vector = f" [svg]({path.stem}.svg)" if f"{path.stem}.svg" in paths else ""
+                figures.append(f"![{title}]({file}){vector}")
+        lines += [*figures, ""]
+    return "\n".join(lines)
+
+
+def fill(text: str, blocks: Mapping[str, str]) -> str:
+    """The text with what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` generated.
+
+    Raises:
+        ValueError: a block that is not known, or is not closed.
+    """
+    for name in re.findall(r"<!-- (\w+) -->", text):
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if name not in blocks or end not in text:
+            raise ValueError(f"{start}: no {end} after it, or not one of {', '.join(blocks)}")
+        head, tail = text[: text.index(start)], text[text.index(end) :]
+        text = f"{head}{start}\n{blocks[name]}\n{tail}"
+    return text
+
+
+def pages() -> dict[Path, str]:
+    """README, the pages of ``docs`` and ``results/README.md`` as they should be.
+
+    Raises:
+        ValueError: no page has the marker of a block.
+    """
+    results, generated = ROOT / "results", blocks(ROOT / "results")
+    paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    texts = {path: path.read_text(encoding="utf-8") for path in paths}
+    if lost := [n for n in generated if f"<!-- {n} -->" not in "".join(texts.values())]:
+        raise ValueError(f"no page has a marker for {lost}; add <!-- {lost[0]} --> to one")
+    filled = {path: fill(text, generated) for path, text in texts.items()}
+    return filled | {results / "README.md": gallery(results)}
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m m5lib readme``: write the generated tables into README, docs and results."""
+    parser = argparse.ArgumentParser("python -m m5lib readme", description=main.__doc__)
+    parser.parse_args(arguments)
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+    return 0

@@ -33,8 +33,9 @@ from m5lib.evaluation.separation import (
     trust,
     vote,
 )
-from m5lib.lab import recording, runs, tables
-from m5lib.lab.study import COLUMNS, Number, Study, jobs, sized
+from m5lib.lab import recording, runs
+from m5lib.lab.recording import said
+from m5lib.lab.study import COLUMNS, KEYS, Study, jobs, sized, tidy, values
 from m5lib.metrics import rank
 from m5lib.modalities import codes, from_codes
 from m5lib.model import Model
@@ -326,7 +327,7 @@ def mapped(
     return Mapped(
         run.name,
         catalogue.fingerprint,
-        found,
+        pd.DataFrame(found),
         each,
         run.history,
         size,
@@ -394,10 +395,11 @@ def maps(
 # ------------------------------------------------------------------------------------------------
 
 
-def value_of(by: str, metric: str, space: str, readout: str, state: str = "") -> Number:
+def value_of(by: str, metric: str, space: str, readout: str, state: str = "") -> dict[str, str]:
     """Which number: how products separate ``by`` one of the columns of :func:`groups`; an empty
     state is any."""
-    return Number(state, readout, f"separation by {by}", metric, space)
+    parts = (state, readout, f"separation by {by}", metric, space)
+    return {key: part for key, part in zip(KEYS, parts, strict=True) if part}
 
 
 def separations(
@@ -408,13 +410,13 @@ def separations(
     columns = {}
     for metric in metrics:
         for space in (*SPACES, CHANCE, WITHIN):
-            each = tables.values(found, value_of(by, metric, space, readout))
+            each = values(found, value_of(by, metric, space, readout))
             if each.notna().any(axis=None):
-                columns[metric, space] = tables.said(each, 1.0, 3)
+                columns[metric, space] = said(each, 1.0, 3)
     return pd.DataFrame(columns)
 
 
-def by_missing(found: Mapping[tuple[str, int], Mapped], wanted: Number) -> pd.DataFrame:
+def by_missing(found: Mapping[tuple[str, int], Mapped], wanted: Mapping[str, str]) -> pd.DataFrame:
     """A number of the category by what products lack: its mean over all seeds' products, a row per
     model; ``products`` counts them.
 
@@ -442,15 +444,7 @@ def removed(
 ) -> pd.DataFrame:
     """A number of :func:`removal` of one model: a row for each modality taken away, and one for
     none; a column for each seed."""
-    frame = pd.DataFrame(
-        [
-            row
-            for (name, _), study in found.items()
-            if name == label
-            for row in study.rows
-            if row["task"] == "removal"
-        ]
-    )
+    frame = tidy(found).query("label == @label and task == 'removal'")
     if frame.empty:
         return frame
     frame = frame[(frame["metric"] == metric) & (frame["variant"] == readout)]

@@ -380,12 +380,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _conclude(reports: Path, record: str) -> None:
-    from m5lib.lab import recording, summary
+    from m5lib.lab import recording
 
     results = recording.results_folder() / f"{record}.json"
     shown = bool(record) and results.exists()
     if shown:
-        print("\n" + summary.table(results).to_string())
+        print("\n" + recording.headline(results).to_string())
     figures = (
         sorted(
             results.parent.glob(f"{record}_*.png"),
@@ -394,7 +394,7 @@ def _conclude(reports: Path, record: str) -> None:
         if shown
         else []
     )
-    write_index(reports, summary.table(results).to_html(border=0) if shown else "", figures)
+    write_index(reports, recording.headline(results).to_html(border=0) if shown else "", figures)
 
 
 if __name__ == "__main__":

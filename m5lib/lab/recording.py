@@ -1,11 +1,12 @@
-"""Result rows, results files, the pictures beside them, and how they came to be (provenance)."""
+"""Result rows, the files of ``results/``, and how they came to be (provenance)."""
 
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib
@@ -16,136 +17,122 @@ from matplotlib.image import AxesImage
 
 from m5lib import ROOT, home
 from m5lib.data.files import code_version, write_json
+from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.lab.runs import best_device
 
-#: One tidy row per number, everywhere in the project.
-COLUMNS = (
-    "notebook",
-    "run",
-    "data",
-    "profile",
-    "seed",
-    "model",
-    "state",
-    "modalities",
-    "variant",
-    "task",
-    "metric",
-    "convention",
-    "value",
+#: The columns of a result row: one tidy row per number, everywhere in the project.
+COLUMNS = tuple(
+    "notebook run data profile seed model state modalities variant task metric convention"
+    " value".split()
 )
 STATES = ("untrained", "pretrained", "finetuned", "control")
+VERDICTS = ("confirmed", "not confirmed", "contradicted", "not testable")
+#: Variant of the rows of a fine-tuned model: its hidden vector.
+HIDDEN = "hidden"
+#: Convention of mAP@10 of validation products: what choices are made by.
+VALIDATION = "min_k_r, validation queries"
+
+# --- writing
 
 
 def rows(numbers: Iterable[dict], context: dict, **more) -> list[dict]:
     """Result rows from numbers (:func:`m5lib.evaluation.evaluate.evaluate`) and what they share
-    (:meth:`Run.context`, and ``more``).
+    (:meth:`m5lib.lab.runs.Run.context`, and ``more``).
 
     Raises:
         ValueError: a column is unknown or missing, a state is not one of :data:`STATES`, or a value
             is not a finite number.
     """
-    found = []
+    result = []
     for number in numbers:
         row = {**context, **more, **number}
         if set(row) != set(COLUMNS):
-            raise ValueError(
-                f"result row: missing {sorted(set(COLUMNS) - set(row))}, unknown "
-                f"{sorted(set(row) - set(COLUMNS))}"
-            )
+            missing, unknown = sorted(set(COLUMNS) - set(row)), sorted(set(row) - set(COLUMNS))
+            raise ValueError(f"result row: missing {missing}, unknown {unknown}")
         if row["state"] not in STATES:
             raise ValueError(f"result row: state {row['state']!r} is not one of {STATES}")
         if not -1e300 < row["value"] < 1e300:
             raise ValueError(f"result row: {row['metric']} is {row['value']}")
-        found.append({column: row[column] for column in COLUMNS})
-    return found
+        result.append({column: row[column] for column in COLUMNS})
+    return result
 
 
 def save_results(
-    path: str | Path, found: list[dict], provenance: dict, append: bool = False
+    path: str | Path, rows: list[dict] | pd.DataFrame, made: dict, append: bool = False
 ) -> Path:
-    """Write rows with their provenance; ``append`` adds to those of other notebooks and replaces
+    """Write rows with their provenance. ``append`` keeps the rows of other notebooks and replaces
     this notebook's own."""
-    path = Path(path)
-    content = {"provenance": {}, "rows": []}
+    path, content = Path(path), {"provenance": {}, "rows": []}
+    if isinstance(rows, pd.DataFrame):
+        rows = rows[list(COLUMNS)].to_dict("records")
     if append and path.exists():
         content = json.loads(path.read_text(encoding="utf-8"))
-    notebooks = {row["notebook"] for row in found}
-    kept = [row for row in content["rows"] if row["notebook"] not in notebooks]
-    sources = {
-        name: entry for name, entry in content["provenance"].items() if name not in notebooks
-    }
-    return write_json(
-        path,
-        {
-            "provenance": sources | dict.fromkeys(sorted(notebooks), provenance),
-            "rows": kept + found,
-        },
-    )
+    own = {row["notebook"] for row in rows}
+    sources = {name: entry for name, entry in content["provenance"].items() if name not in own}
+    sources |= dict.fromkeys(sorted(own), made)
+    others = [row for row in content["rows"] if row["notebook"] not in own]
+    return write_json(path, {"provenance": sources, "rows": others + rows})
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
-    """The rows of a results file as a frame."""
-    return pd.DataFrame(
-        json.loads(Path(path).read_text(encoding="utf-8"))["rows"], columns=list(COLUMNS)
-    )
+    """The rows of a results file."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    return pd.DataFrame(content["rows"], columns=list(COLUMNS))
 
 
 def results_folder() -> Path:
-    """Where results are kept: ``results``, or what ``M5_RESULTS`` in the environment says: a sweep
-    gives each of its runs its own."""
+    """``results``, or what ``M5_RESULTS`` in the environment says: a sweep gives each of its runs a
+    folder of its own."""
     return Path(os.environ.get("M5_RESULTS", home("results")))
 
 
 def record(
     name: str,
-    found: list[dict],
+    rows: list[dict] | pd.DataFrame,
     made: dict,
     pictures: Mapping[str, Figure],
     tables: Mapping[str, pd.DataFrame] | None = None,
 ) -> None:
-    """Keep what a notebook found in the folder of the results; nothing, where the name is empty.
+    """Keep what a notebook measured in the folder of the results; nothing, where the name is empty.
 
-    Rows in ``<name>.json``; figures in ``<name>_<figure>.png`` and, for print, ``.svg``; tables in
-    ``<name>_<table>.csv``, as they are shown. A figure of photographs is not drawn as SVG: it would
-    be the same pixels, many times as large.
+    Rows go to ``<name>.json``, tables as shown to ``<name>_<table>.csv``, figures to
+    ``<name>_<figure>.png`` and, for print, ``.svg``: not those of photographs, which would be the
+    same pixels, many times as large.
     """
     if not name:
         return
-    results = results_folder()
-    if found:
-        save_results(results / f"{name}.json", found, made, append=True)
-    results.mkdir(parents=True, exist_ok=True)
+    folder = results_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(rows):
+        save_results(folder / f"{name}.json", rows, made, append=True)
     for title, frame in (tables or {}).items():
         flat = frame.set_axis(_flat(frame.columns), axis=1)
-        flat = (
-            flat if any(flat.index.names) else flat.set_axis(_flat(flat.index), axis=0)
-        )  # named levels are columns of their own
-        flat.to_csv(results / f"{name}_{title}.csv")
+        if not any(flat.index.names):  # named levels are columns of their own
+            flat = flat.set_axis(_flat(flat.index), axis=0)
+        flat.to_csv(folder / f"{name}_{title}.csv")
     for title, figure in pictures.items():
-        figure.savefig(results / f"{name}_{title}.png", bbox_inches="tight", dpi=120)
-        if not _photographs(figure):
-            with matplotlib.rc_context(
-                {"svg.hashsalt": title}
-            ):  # the same figure gives the same file
-                figure.savefig(
-                    results / f"{name}_{title}.svg", bbox_inches="tight", metadata={"Date": None}
-                )
+        path = folder / f"{name}_{title}.png"
+        figure.savefig(path, bbox_inches="tight", dpi=120)
+        images = figure.findobj(AxesImage)
+        if any(image.get_array().ndim > 2 for image in images):  # with colours of their own
+            continue
+        with matplotlib.rc_context({"svg.hashsalt": title}):  # the same figure, the same file
+            vector = path.with_suffix(".svg")
+            figure.savefig(vector, bbox_inches="tight", metadata={"Date": None})
 
 
 def _flat(names: pd.Index) -> list:
     return [", ".join(map(str, key)) if isinstance(key, tuple) else key for key in names]
 
 
-def _photographs(figure: Figure) -> bool:
-    """Whether an image of it has colours of its own; matrices have numbers."""
-    return any(image.get_array().ndim > 2 for image in figure.findobj(AxesImage))
+# --- provenance
 
 
 def _git(*words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words]
     try:
         return subprocess.run(
-            ["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True
+            command, capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
@@ -155,31 +142,21 @@ def device_name(device: torch.device) -> str:
     """What computed: the accelerator's name, or the processor's with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        model = next(
-            (x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")),
-            model,
-        )
-    return f"{model}, {torch.get_num_threads()} threads"
+    name, file = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if file.exists() and (match := re.search(r"^model name\s*: (.+)$", file.read_text(), re.M)):
+        name = match[1].strip()
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def provenance(profile: str, seed: int, seconds: float) -> dict:
     """How numbers came to be: commit (``+`` where files were changed since), versions, device,
     profile, seed, wall time in seconds."""
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "scikit-learn", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
-    commit = _git("rev-parse", "--short=12", "HEAD") + (
-        "+" if _git("status", "--porcelain", "--", "m5lib", "notebooks") else ""
-    )
+    packages = ("torch", "transformers", "scikit-learn", "numpy")
+    changed = "+" if _git("status", "--porcelain", "--", "m5lib", "notebooks") else ""
     return {
-        "commit": commit,
+        "commit": _git("rev-parse", "--short=12", "HEAD") + changed,
         "code": code_version(),
-        "versions": versions,
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "device": device_name(best_device()),
         "profile": profile,
         "seed": seed,
@@ -187,7 +164,66 @@ def provenance(profile: str, seed: int, seconds: float) -> dict:
     }
 
 
-def line(content: dict) -> str:
+def line(made: dict) -> str:
     """A provenance in one line, for the setup cell of a notebook."""
-    packages = " ".join(f"{name} {number}" for name, number in content["versions"].items())
-    return f"commit {content['commit'] or '?'} · {content['device']} · {packages} · profile {content['profile']} · seed {content['seed']}"  # noqa: E501
+    packages = " ".join(f"{name} {number}" for name, number in made["versions"].items())
+    words = (made["commit"] or "?", made["device"], packages, made["profile"], made["seed"])
+    return "commit {} · {} · {} · profile {} · seed {}".format(*words)
+
+
+# --- tables of result rows
+
+
+def pick(frame: pd.DataFrame, wanted: Mapping[str, str]) -> pd.DataFrame:
+    """The rows with these values."""
+    return frame[(frame[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+
+
+def said(values: pd.DataFrame, scale: float = 100.0, digits: int = 1) -> pd.Series:
+    """``mean ± deviation`` over the columns (seeds); the value alone where there is one, nothing
+    where there is none."""
+    texts, means, deviations = [], scale * values.mean(axis=1), scale * values.std(axis=1)
+    for mean, deviation in zip(means, deviations, strict=True):
+        spread = "" if deviation != deviation else f" ± {deviation:.{digits}f}"
+        texts.append("" if mean != mean else f"{mean:.{digits}f}{spread}")
+    return pd.Series(texts, values.index)
+
+
+def wide(rows: pd.DataFrame) -> pd.DataFrame:
+    """Result rows as state x model x modalities x variant against the usual metrics, mean over
+    seeds. Retrieval is that by category."""
+    keys, columns = ["state", "model", "modalities", "variant"], {}
+    rows = rows.query("task != 'fine retrieval'")
+    shown = {"mAP@1": "min_k_r", "mAP@10": "min_k_r", "mAP@10 (hits)": "hits", "Prec@10": "k"}
+    for name in (*shown, "accuracy", "NMI", "purity"):
+        wanted = {"metric": name.removesuffix(" (hits)")}
+        wanted |= {"convention": shown[name]} if name in shown else {}
+        columns[name] = pick(rows, wanted).groupby(keys, sort=False)["value"].mean()
+    order = pd.MultiIndex.from_frame(rows[keys].drop_duplicates())
+    return pd.DataFrame(columns).reindex(order).dropna(how="all")
+
+
+def compare(rows: pd.DataFrame, metric: str, convention: str, variant: str) -> pd.DataFrame:
+    """Modalities against state: one metric of retrieval by category and one read-out. A control
+    stands beside the modalities that it reads, the best of several."""
+    part = pick(rows, {"task": "retrieval", "metric": metric, "convention": convention})
+    part = part.query("variant == @variant or state == 'control'")
+    best = part.groupby(["modalities", "state"], sort=False)["value"].max().unstack()
+    order = list(rows["modalities"].unique())
+    labels = sorted(best.index, key=lambda codes: (codes.count("+"), order.index(codes)))
+    return best.loc[labels, [state for state in STATES if state in best]]
+
+
+def chosen(rows: pd.DataFrame) -> str:
+    """The read-out with the best mAP@10 of validation products, averaged over sets of modalities
+    and seeds."""
+    part = pick(rows, {"convention": VALIDATION, "state": "pretrained"})
+    part = part[~part["variant"].str.contains(",")]  # those were seen on the way
+    return part.groupby("variant")["value"].mean().idxmax()
+
+
+def headline(path: Path) -> pd.DataFrame:
+    """What ``make demo`` prints: by state the default and the paper's read-out, and controls."""
+    rows = load_results(path).query("notebook == '05_downstream'")
+    shown = rows["variant"].isin([DEFAULT, PAPER]) | (rows["state"] == "control")
+    return wide(rows[shown]).round(3)

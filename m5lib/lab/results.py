@@ -19,7 +19,7 @@ from pathlib import Path
 
 from m5lib import home
 from m5lib.data import files
-from m5lib.lab import notebooks, summary
+from m5lib.lab import claims, notebooks
 from m5lib.lab.sweep import sweep
 
 #: Name of the results -> notebook. Those with several seeds:
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in STUDIES:
             if name in wanted and (data == "shop" or name not in SHOP_ONLY):
                 done.append(studied(name, data, options.profile, options.seeds, options.workers))
-    summary.main()
+    claims.main([])
     print(
         f"{sum(done)} of {len(done)} results in {(time.monotonic() - begun) / 60:.0f} minutes; see "
         f"{home('results')}"

@@ -1,58 +1,38 @@
-"""One row of an ablation, whole: pre-trained, fine-tuned, measured. Kept in the run's folder, so
-that notebooks share it and no number is made twice."""
+"""Studies: one configuration pre-trained, fine-tuned and measured, kept in its run's folder so that
+no number is made twice; and tables of their result rows, beside the paper's."""
 
 import dataclasses
 import json
-import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
+from m5lib import ROOT
 from m5lib.catalogue import Catalogue
-from m5lib.data import files
+from m5lib.data.files import whole_file, write_json
 from m5lib.data.media import Ragged
-from m5lib.embeddings import PAPER, similarity
+from m5lib.embeddings import DEFAULT, PAPER, similarity
 from m5lib.evaluation import evaluate
-from m5lib.lab import measure, recording, runs
-from m5lib.modalities import from_codes, ordered
+from m5lib.lab import recording, runs
+from m5lib.lab.recording import HIDDEN, VALIDATION, pick, said
+from m5lib.modalities import codes, from_codes, ordered
+from m5lib.models.finetune import Classifier
 from m5lib.streams import Streams
 
-#: Variant of the fine-tuned vectors; task, metric and convention of the similarity of picture and
-#: title (Figure 5).
-HIDDEN = "hidden"
-SIMILARITY = {
-    "task": "similarity",
-    "metric": "image-text cosine",
-    "convention": "own less other products'",
-}
+#: Task, metric and convention of the similarity of picture and title (Figure 5).
+SIMILARITY = ("similarity", "image-text cosine", "own less other products'")
 #: Columns of :attr:`Study.queries`.
 COLUMNS = ("state", "variant", *evaluate.PER_QUERY)
+KEYS = ("state", "variant", "task", "metric", "convention")
 
 
-@dataclass(frozen=True)
-class Number:
-    """One of a study's numbers: the columns of its result rows, save that an empty state or
-    convention is any."""
-
-    state: str
-    variant: str
-    task: str
-    metric: str
-    convention: str = ""
-
-    def __str__(self) -> str:
-        return ", ".join(
-            filter(None, (self.state, self.variant, self.task, self.metric, self.convention))
-        )
-
-
-def number(name: str, state: str = "finetuned") -> Number:
-    """Which number stands in a column of the paper's tables (``paper/tables``): ``accuracy``,
-    ``mAP@5_pretrain``, ``NMI`` …
+def number(name: str, state: str = "finetuned") -> dict[str, str]:
+    """Which result row stands in a column of the paper's tables (``paper/tables``): ``accuracy``,
+    ``mAP@5_pretrain``, ``NMI`` … as values of its columns.
 
     Before fine-tuning it is that of the paper's read-out, afterwards that of the hidden vector
     (clustering is done on the same features as classification). Retrieval is by the usual protocol:
@@ -64,23 +44,25 @@ def number(name: str, state: str = "finetuned") -> Number:
     Raises:
         ValueError: no table has such a column.
     """
-    if name == "accuracy":
-        return Number("finetuned", HIDDEN, "classification", name, "fine-tuned head")
-    if name in ("NMI", "purity"):
-        return Number("finetuned", HIDDEN, "clustering", name)
-    if name == "mean cosine":
-        return Number("pretrained", PAPER, *SIMILARITY.values())
-    if name == "silhouette of the map":  # Figure 6
-        return Number("pretrained", PAPER, "separation by category", "silhouette", "t-SNE")
+    fixed = {
+        "accuracy": ("finetuned", HIDDEN, "classification", name, "fine-tuned head"),
+        "NMI": ("finetuned", HIDDEN, "clustering", name),  # the convention names k: any
+        "purity": ("finetuned", HIDDEN, "clustering", name),
+        "mean cosine": ("pretrained", PAPER, *SIMILARITY),
+        "silhouette of the map": (
+            *("pretrained", PAPER, "separation by category", "silhouette", "t-SNE"),
+        ),
+    }
+    if name in fixed:
+        return dict(zip(KEYS, fixed[name], strict=False))
     if not (match := re.fullmatch(r"((mAP|Prec)@\d+)(?:_(pretrain|finetune|coarse|fine))?", name)):
         raise ValueError(f"no table of the paper has a column {name!r}")
     metric, kind, ending = match.groups()
     state = {"pretrain": "pretrained", "finetune": "finetuned"}.get(ending, state)
-    task, convention = (
-        "fine retrieval" if ending == "fine" else "retrieval",
-        "k" if kind == "Prec" else "min_k_r",
-    )
-    return Number(state, PAPER if state == "pretrained" else HIDDEN, task, metric, convention)
+    variant = PAPER if state == "pretrained" else HIDDEN
+    task = "fine retrieval" if ending == "fine" else "retrieval"
+    convention = "k" if kind == "Prec" else "min_k_r"
+    return dict(zip(KEYS, (state, variant, task, metric, convention), strict=True))
 
 
 @dataclass(frozen=True)
@@ -98,33 +80,130 @@ class Study:
 
     run: str
     data: str
-    rows: list[dict]
+    rows: pd.DataFrame
     queries: pd.DataFrame
     history: list[dict]
     parameters: int
 
-    def value(self, wanted: Number) -> float:
+    def value(self, wanted: Mapping[str, str]) -> float:
         """One number; NaN where it was not measured (fine retrieval of products that are listed
         once)."""
-        keys = [key for key in vars(wanted) if getattr(wanted, key)]
-        return next(
-            (
-                row["value"]
-                for row in self.rows
-                if all(row[key] == getattr(wanted, key) for key in keys)
-            ),
-            float("nan"),
-        )
+        values = pick(self.rows, wanted)["value"]
+        return float(values.iloc[0]) if len(values) else float("nan")
 
-    def values(self, wanted: Number) -> pd.Series:
+    def values(self, wanted: Mapping[str, str]) -> pd.Series:
         """What every query contributed to a number, by product. Raises ``ValueError`` where it was
         not measured, or not by query."""
-        part = self.queries
-        for column in [key for key in vars(wanted) if getattr(wanted, key)]:
-            part = part[part[column] == getattr(wanted, column)]
+        part = pick(self.queries, wanted)
         if part.empty:
-            raise ValueError(f"{self.run} has no number {wanted} by query")
+            raise ValueError(f"{self.run} has no number {', '.join(wanted.values())} by query")
         return part.set_index("id")["value"]
+
+
+Studies = Mapping[tuple[str, int], Study]
+
+# --- measuring
+
+
+def choosing(catalogue: Catalogue, vectors: np.ndarray) -> list[dict]:
+    """mAP@10 (min(K, R)) of validation products: what choices are made by."""
+    numbers = evaluate.retrieval(catalogue, vectors, "validation")
+    chosen = [n for n in numbers if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r")]
+    return [n | {"convention": VALIDATION} for n in chosen]
+
+
+def milestones(run: runs.Run) -> pd.DataFrame:
+    """What :func:`m5lib.lab.runs.glance` saw before training and after each quarter: columns
+    ``share``, ``readout``, ``value``."""
+    seen = [(0.0, run.history[0]["before"]["validation"])]
+    for entry in run.history:
+        if "validation" in entry:
+            seen.append(((entry["step"] + 1) / len(run.history), entry["validation"]))
+    points = [(round(share, 2), *item) for share, values in seen for item in values.items()]
+    return pd.DataFrame(points, columns=["share", "readout", "value"])
+
+
+def milestone_rows(points: pd.DataFrame, context: dict) -> list[dict]:
+    """:func:`milestones` as result rows; the variant says read-out and share of the steps."""
+    numbers = []
+    for point in points.itertuples():
+        number = {"task": "retrieval", "metric": "mAP@10", "convention": VALIDATION}
+        number["state"] = "pretrained" if point.share else "untrained"
+        number["variant"] = f"{point.readout}, {point.share:.0%} of the steps"
+        numbers.append(number | {"value": point.value})
+    return recording.rows(numbers, context)
+
+
+def measured(
+    run: runs.Run, job: runs.Job, streams: Streams, context: dict, split: str = "query"
+) -> list[dict]:
+    """Result rows of a pre-trained model and of the same model untrained, given the modalities that
+    the model reads.
+
+    Every read-out: mAP@10 of validation products, for choosing, and retrieval of ``split``; the
+    default and the paper's: all tasks; the paper's: retrieval by the released protocol too.
+    """
+    catalogue, rows = streams.catalogue, []
+    needed = np.union1d(evaluate.needed_rows(catalogue, split), catalogue.split("validation"))
+    for state, model in (("untrained", runs.untrained(job, streams)), ("pretrained", run.model)):
+        for readout, vectors in runs.vectors(model, streams, needed).items():
+            tasks = evaluate.TASKS if readout in (DEFAULT, PAPER) else evaluate.TASKS[:2]
+            protocols = ("usual", "released")[: 1 + (readout == PAPER)]
+            numbers = evaluate.evaluate(
+                catalogue, vectors, tasks, split, seed=job.seed, protocols=protocols
+            )
+            numbers += choosing(catalogue, vectors)
+            rows += recording.rows(numbers, context, state=state, variant=readout)
+    return rows
+
+
+def tuned(
+    classifier: Classifier,
+    streams: Streams,
+    context: dict,
+    modalities: Iterable[str] | None = None,
+    split: str = "query",
+) -> list[dict]:
+    """Result rows of a fine-tuned model (state ``finetuned``, variant ``hidden``): all tasks by its
+    hidden vector, accuracy by its head."""
+    needed = evaluate.needed_rows(streams.catalogue, split)
+    hidden, labels = runs.tuned_vectors(classifier, streams, needed, modalities)
+    more = {} if modalities is None else {"modalities": codes(modalities)}
+    numbers = evaluate.evaluate(streams.catalogue, hidden, split=split, predicted=labels)
+    return recording.rows(numbers, context, state="finetuned", variant=HIDDEN, **more)
+
+
+def crossed(
+    embed: Callable[[tuple[str, ...]], np.ndarray],
+    catalogue: Catalogue,
+    pairs: Iterable[evaluate.Given],
+    context: dict,
+    state: str,
+    variant: str,
+    split: str = "query",
+) -> list[dict]:
+    """Result rows of retrieval with some modalities asked and others answering; ``modalities`` then
+    reads ``I→T``.
+
+    Args:
+        embed: modality names -> (N, D) vectors of the catalogue's products given only these; each
+            set is embedded once. Of a pre-trained model: ``lambda names: runs.vectors(model,
+            streams, rows, names, [ACROSS])[ACROSS]``; of a fine-tuned one:
+            ``lambda names: runs.tuned_vectors(classifier, streams, rows, names)[0]``.
+        pairs: what the queries have, what the gallery has.
+    """
+    pairs = [tuple(tuple(side) for side in pair) for pair in pairs]
+    vectors = {names: embed(names) for names in dict.fromkeys(side for p in pairs for side in p)}
+    rows = []
+    for asked, answered in pairs:
+        numbers = evaluate.retrieval(
+            *(catalogue, vectors[asked], split),
+            gallery=vectors[answered],
+            given=(asked, answered),
+        )
+        more = {"modalities": f"{codes(asked)}→{codes(answered)}"}
+        rows += recording.rows(numbers, context, state=state, variant=variant, **more)
+    return rows
 
 
 def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> Study:
@@ -138,65 +217,53 @@ def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> St
         label: what result rows call the model, by default its row in the zoo.
     """
     run = runs.pretrained(job, streams)
-    rows, queries = run.folder / "metrics.json", run.folder / "queries.parquet"
-    if not (rows.exists() and queries.exists()):
-        numbers, found = _measure(run, job, streams)
-        temporary = queries.with_name(f"queries.{os.getpid()}.tmp")
-        found.to_parquet(temporary, index=False)
-        os.replace(temporary, queries)
-        files.write_json(rows, numbers)
+    kept, by_query = run.folder / "metrics.json", run.folder / "queries.parquet"
+    if not (kept.exists() and by_query.exists()):
+        numbers, queries = _measure(run, job, streams)
+        with whole_file(by_query) as path:
+            queries.to_parquet(path, index=False)
+        write_json(kept, numbers)
     context = run.context(notebook, job, streams.catalogue) | ({"model": label} if label else {})
-    found = recording.rows(json.loads(rows.read_text(encoding="utf-8")), context)
+    rows = recording.rows(json.loads(kept.read_text(encoding="utf-8")), context)
     size = sum(p.numel() for p in run.model.parameters())
-    return Study(
-        run.name, streams.catalogue.fingerprint, found, pd.read_parquet(queries), run.history, size
-    )
+    fingerprint, queries = streams.catalogue.fingerprint, pd.read_parquet(by_query)
+    return Study(run.name, fingerprint, pd.DataFrame(rows), queries, run.history, size)
 
 
 def _measure(run: runs.Run, job: runs.Job, streams: Streams) -> tuple[list[dict], pd.DataFrame]:
-    """Numbers with state and variant, and what every query contributed to them."""
+    """Numbers with state and variant, and what every query contributed to them: its means are
+    numbers."""
     catalogue, numbers, parts = streams.catalogue, [], []
-    wanted = np.union1d(evaluate.needed_rows(catalogue), catalogue.split("validation"))
-    for readout, vectors in runs.vectors(run.model, streams, wanted).items():
-        own = readout == PAPER
-        which, protocols = (
-            (evaluate.TASKS[:3], ("usual", "released")) if own else (evaluate.TASKS[:1], ("usual",))
-        )
-        found = evaluate.per_query(catalogue, vectors, which, seed=job.seed, protocols=protocols)
-        more = measure.choosing(catalogue, vectors) + (
-            evaluate.clustering(catalogue, vectors) if own else []
-        )
-        _add(numbers, parts, found, more, "pretrained", readout)
-    classifier = runs.finetuned(run, job, streams)
-    hidden, labels = runs.tuned_vectors(classifier, streams, wanted)
-    found = evaluate.per_query(catalogue, hidden, evaluate.TASKS[:3], predicted=labels)
-    _add(numbers, parts, found, evaluate.clustering(catalogue, hidden), "finetuned", HIDDEN)
-    if {"image", "text"} <= set(run.model.spec.modalities):
-        products, values = similarity(
-            run.model, streams, catalogue.split("gallery"), ("image", "text")
-        )
-        found = pd.DataFrame({"id": catalogue.ids[products], **SIMILARITY, "value": values})
-        _add(numbers, parts, found, [], "pretrained", PAPER)
+
+    def add(queries: pd.DataFrame, more: list[dict], state: str, variant: str) -> None:
+        named = {"state": state, "variant": variant}
+        means = queries.groupby(["task", "metric", "convention"], sort=False)["value"].mean()
+        means = means.reset_index().to_dict("records")
+        numbers.extend(number | named for number in means + more)
+        parts.append(queries.assign(**named))
+
+    needed = np.union1d(evaluate.needed_rows(catalogue), catalogue.split("validation"))
+    by_query, seed = evaluate.TASKS[:3], job.seed
+    for readout, vectors in runs.vectors(run.model, streams, needed).items():
+        more, tasks, protocols = choosing(catalogue, vectors), by_query[:1], ("usual",)
+        if readout == PAPER:
+            more += evaluate.clustering(catalogue, vectors)
+            tasks, protocols = by_query, ("usual", "released")
+        queries = evaluate.per_query(catalogue, vectors, tasks, seed=seed, protocols=protocols)
+        add(queries, more, "pretrained", readout)
+    hidden, labels = runs.tuned_vectors(runs.finetuned(run, job, streams), streams, needed)
+    queries = evaluate.per_query(catalogue, hidden, by_query, predicted=labels)
+    add(queries, evaluate.clustering(catalogue, hidden), "finetuned", HIDDEN)
+    pair = ("image", "text")
+    if set(pair) <= set(run.model.spec.modalities):
+        products, values = similarity(run.model, streams, catalogue.split("gallery"), pair)
+        queries = pd.DataFrame({"id": catalogue.ids[products], "value": values})
+        queries = queries.assign(**dict(zip(KEYS[2:], SIMILARITY, strict=True)))
+        add(queries, [], "pretrained", PAPER)
     return numbers, pd.concat(parts, ignore_index=True)[list(COLUMNS)]
 
 
-def _add(
-    numbers: list[dict],
-    parts: list[pd.DataFrame],
-    found: pd.DataFrame,
-    more: list[dict],
-    state: str,
-    variant: str,
-) -> None:
-    """Numbers are the means over the queries, and those that no query contributes to."""
-    means = (
-        found.groupby(["task", "metric", "convention"], sort=False)["value"]
-        .mean()
-        .reset_index()
-        .to_dict("records")
-    )
-    numbers += [number | {"state": state, "variant": variant} for number in means + more]
-    parts.append(found.assign(state=state, variant=variant))
+# --- grids
 
 
 def studies(
@@ -220,20 +287,15 @@ def studies(
     Returns:
         (label, seed) -> study, in the order of the seeds and of the grid.
     """
-    size, found = sized(profile, products), {}
+    size, result = sized(profile, products), {}
     for seed in seeds:
         catalogue, features = runs.load(data, size, seed)
         for label, (job, streams) in jobs(grid, catalogue, features, size, seed).items():
-            begun = time.monotonic()
-            plain = (job.model, grid[label].get("modalities", ""))
-            found[label, seed] = study(
-                job, streams, notebook, job.model if label in plain else f"{job.model}, {label}"
-            )
-            print(
-                f"seed {seed}, {label}: {found[label, seed].run}, {time.monotonic() - begun:.0f} s",
-                flush=True,
-            )
-    return found
+            begun, plain = time.monotonic(), (job.model, grid[label].get("modalities", ""))
+            name = job.model if label in plain else f"{job.model}, {label}"
+            result[label, seed] = one = study(job, streams, notebook, name)
+            print(f"seed {seed}, {label}: {one.run}, {time.monotonic() - begun:.0f} s", flush=True)
+    return result
 
 
 def sized(profile: str, products: int = 0) -> runs.Profile:
@@ -253,37 +315,93 @@ def jobs(
     mistyped setting costs no training.
 
     Left out, with a line: one that asks for modalities that the products lack, and one about
-    products that lack some (Table 10) where
-    none does: it would be the same run again.
+    products that lack some (Table 10) where none does: it would be the same run again.
 
     Raises:
         ValueError: a setting that jobs do not have; the message names the label and lists those
             they have.
     """
-    fields, found = {field.name for field in dataclasses.fields(runs.Job)}, {}
-    for label, given in grid.items():
-        wanted = given.get("modalities", "")
-        if lacking := set(from_codes(wanted) if wanted else ()) - set(catalogue.modalities):
-            print(
-                f"seed {seed}, {label}: left out, {catalogue.name} has no "
-                f"{', '.join(ordered(lacking))}"
-            )
+    fields, result = {field.name for field in dataclasses.fields(runs.Job)}, {}
+    for label, settings in grid.items():
+        said, modalities = f"seed {seed}, {label}: left out,", settings.get("modalities", "")
+        lacking = set(from_codes(modalities) if modalities else ()) - set(catalogue.modalities)
+        if lacking:
+            print(f"{said} {catalogue.name} has no {', '.join(ordered(lacking))}")
             continue
-        if unknown := set(given) - fields - {"modalities", "state"}:
-            raise ValueError(
-                f"{label}: a job has no {', '.join(sorted(unknown))}; it has "
-                f"{', '.join(sorted(fields))}"
-            )
-        job = runs.Job(
-            **{"profile": size.name, "seed": seed}
-            | {key: value for key, value in given.items() if key in fields}
-        )
-        streams = runs.streams_of(catalogue, features, size, wanted)
+        if unknown := set(settings) - fields - {"modalities", "state"}:
+            names, known = ", ".join(sorted(unknown)), ", ".join(sorted(fields))
+            raise ValueError(f"{label}: a job has no {names}; it has {known}")
+        own = {name: value for name, value in settings.items() if name in fields}
+        job = runs.Job(**{"profile": size.name, "seed": seed} | own)
+        streams = runs.streams_of(catalogue, features, size, modalities)
         about_missing = job.products == "complete" or dict(job.changes).get("missing") == "impute"
         if about_missing and catalogue.presence[list(streams.modalities)].to_numpy().all():
-            print(
-                f"seed {seed}, {label}: left out, no product of {catalogue.name} lacks a modality"
-            )
+            print(f"{said} no product of {catalogue.name} lacks a modality")
             continue
-        found[label] = job, streams
-    return found
+        result[label] = job, streams
+    return result
+
+
+# --- tables of studies
+
+
+def tidy(studies: Studies) -> pd.DataFrame:
+    """The result rows of all studies, with their label in the grid in a further column: to be asked
+    by ``rows.query(...)``."""
+    return pd.concat(
+        [study.rows.assign(label=label) for (label, _), study in studies.items()],
+        ignore_index=True,
+    )
+
+
+def only(studies: Studies, labels: Iterable[str]) -> dict[tuple[str, int], Study]:
+    """The studies of some rows of a grid, in the order of the labels."""
+    return {key: studies[key] for label in labels for key in studies if key[0] == label}
+
+
+def published(name: str, label: str, **only: str) -> pd.DataFrame:
+    """A table of the paper (``paper/tables/<name>.csv``) by its column of labels; ``only`` keeps
+    the rows with these values."""
+    frame = pd.read_csv(ROOT / "paper" / "tables" / f"{name}.csv")
+    return (pick(frame, only) if only else frame).set_index(label)
+
+
+def ordered_codes(text: str) -> str:
+    """``T+I -> I+T``: the paper's sets of modalities in the order of our tables."""
+    return codes(from_codes(text))
+
+
+def values(studies: Studies, wanted: str | Mapping[str, str]) -> pd.DataFrame:
+    """A number of every study: label against seed, in the order of the grid; NaN where it was not
+    measured.
+
+    Args:
+        wanted: a column of the paper's tables (:func:`number`), or values of the columns of result
+            rows.
+    """
+    wanted = number(wanted) if isinstance(wanted, str) else wanted
+    series = pd.Series({key: study.value(wanted) for key, study in studies.items()})
+    return series.unstack().loc[list(dict.fromkeys(label for label, _ in studies))]
+
+
+def beside(
+    studies: Studies, paper: pd.DataFrame, names: Iterable[str], state: str = "finetuned"
+) -> pd.DataFrame:
+    """The paper's numbers and ours, in per cent: a row per label, and for each of the table's
+    columns ``paper`` and ``ours``."""
+    columns = {}
+    for name in names:
+        ours = said(values(studies, number(name, state)))
+        theirs = (f"{paper[name][key]:.1f}" if key in paper.index else "" for key in ours.index)
+        columns |= {(name, "paper"): list(theirs), (name, "ours"): ours.to_numpy()}
+    return pd.DataFrame(columns, index=ours.index)
+
+
+def readouts(studies: Studies, convention: str = "min_k_r") -> pd.DataFrame:
+    """mAP@10 of retrieval by category before fine-tuning, by every read-out: label against
+    read-out, mean over seeds."""
+    wanted = {"task": "retrieval", "state": "pretrained", "metric": "mAP@10"}
+    rows = pick(tidy(studies), wanted | {"convention": convention}).rename(
+        columns={"variant": "read-out"}
+    )
+    return rows.pivot_table(index="label", columns="read-out", values="value", sort=False)

@@ -256,7 +256,7 @@ def test_nothing_taken_away_changes_nothing(found):
 
 
 def test_the_papers_claim_is_judged(found):
-    (row,) = claims.judge(found[0], ["Figure 6"], "d", "n")
+    (row,) = claims.judge(found[0], ["Figure 6"])
     assert row["id"] == "C90" and row["verdict"] in ("confirmed", "not confirmed", "contradicted")
     ours, theirs = (
         found[0][label, 0].value(study.number("silhouette of the map"))

@@ -8,7 +8,7 @@ from m5lib import figures
 from m5lib.catalogue import split_of
 from m5lib.embeddings import DEFAULT
 from m5lib.figures import style
-from m5lib.lab import measure, notebooks, recording, runs, summary
+from m5lib.lab import claims, notebooks, recording, runs, study
 
 CONTEXT = {
     "notebook": "05_downstream",
@@ -64,26 +64,26 @@ def test_tables_are_made_from_rows():
     ):
         found += recording.rows([NUMBER | {"value": value}], CONTEXT, state=state, variant=variant)
     frame = pd.DataFrame(found)
-    assert summary.compare(frame, "mAP@1", "min_k_r", DEFAULT).loc["I+T"].tolist() == [
+    assert recording.compare(frame, "mAP@1", "min_k_r", DEFAULT).loc["I+T"].tolist() == [
         0.1,
         0.9,
         0.4,
     ]
-    wide = summary.wide(frame)
+    wide = recording.wide(frame)
     assert wide["mAP@1"].tolist() == [0.1, 0.9, 0.4]
     assert (
-        summary.markdown(wide)
+        claims.markdown(wide)
         .splitlines()[2]
         .startswith(f"| untrained | scale | I+T | {DEFAULT} | 0.100 |")
     )
     assert (
-        summary.fill("a <!-- x -->old<!-- /x --> b", {"x": "new"})
+        claims.fill("a <!-- x -->old<!-- /x --> b", {"x": "new"})
         == "a <!-- x -->\nnew\n<!-- /x --> b"
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summary, "blocks", lambda: {"x": "new"})
-        with pytest.raises(ValueError, match="no page has a marker for .'x'."):
-            summary.main()
+    for text in ("<!-- x --> not closed", "<!-- y --><!-- /y -->"):
+        with pytest.raises(ValueError, match="not one of x"):
+            claims.fill(text, {"x": "new"})
+    assert claims.fill("nothing", {"x": "new"}) == "nothing"
 
 
 def test_a_finished_run_is_loaded_and_another_seed_is_another_run(
@@ -103,10 +103,10 @@ def test_a_finished_run_is_loaded_and_another_seed_is_another_run(
         assert one.equal(two)
     assert runs.Job(profile="tiny", epochs=1, seed=1).folder(stream_set) != first.folder
     assert runs.Job(profile="tiny", epochs=2).folder(stream_set) != first.folder
-    points = measure.milestones(first)
+    points = study.milestones(first)
     assert set(points["share"]) == {0.0, 0.25, 0.5, 0.75, 1.0}
     assert len(
-        measure.milestone_rows(points, first.context("04_pretrain", job, stream_set.catalogue))
+        study.milestone_rows(points, first.context("04_pretrain", job, stream_set.catalogue))
     ) == len(points)
 
 
@@ -130,7 +130,7 @@ def test_an_interrupted_run_resumes(stream_set, tmp_path, monkeypatch):
         runs.pretrained(job, stream_set)
     resumed = runs.pretrained(job, stream_set)
     assert [x["loss"] for x in resumed.history] == [x["loss"] for x in whole.history]
-    assert measure.milestones(resumed).equals(measure.milestones(whole))
+    assert study.milestones(resumed).equals(study.milestones(whole))
 
 
 def test_products_without_labels_pretrain_but_are_not_measured(extracted, tmp_path, monkeypatch):
@@ -148,7 +148,7 @@ def test_products_without_labels_pretrain_but_are_not_measured(extracted, tmp_pa
         runs.Job(profile="tiny", epochs=1),
         streams.Streams(bare, extracted[1], streams.train_tokenizer(bare, 300)),
     )
-    assert measure.milestones(run).empty and figures.milestones(measure.milestones(run), "mAP").axes
+    assert study.milestones(run).empty and figures.milestones(study.milestones(run), "mAP").axes
     assert figures.long_tail(bare.labels).axes and "harmony" in run.history[-1]
     with pytest.raises(DataError, match="give the category of each product in a column 'label'"):
         evaluate.require_labels(bare)

@@ -1,16 +1,18 @@
-"""Studies, the tables made of them, and the verdicts on the paper's claims."""
+"""Studies: whole, made once, and their numbers; what is measured on the way; tables beside the
+paper's."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from m5lib import home
+from m5lib import embeddings, home
+from m5lib.catalogue import Catalogue, Product
 from m5lib.embeddings import PAPER, READOUTS
 from m5lib.evaluation import evaluate
-from m5lib.lab import claims, recording, runs, study, summary, tables
+from m5lib.lab import claims, recording, runs, study
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +27,10 @@ def found(folder, tmp_path_factory):
         yield study.studies(grid, str(folder), "tiny", [0], "t")
 
 
-def fake(seed: int, better: float, queries: int = 200) -> study.Study:
-    """A study of which every query has one number: ``better`` more than chance."""
-    rng = np.random.default_rng(seed)
-    values = rng.random(queries) * 0.2 + better
-    wanted = [study.number(name) for name in ("mAP@1_finetune", "mAP@1_pretrain", "accuracy")]
-    each = pd.DataFrame({"id": [str(n) for n in range(queries)], "value": values})
-    frame = pd.concat([each.assign(**vars(w)) for w in wanted], ignore_index=True)
-    rows = [vars(w) | {"value": float(values.mean())} for w in wanted]
-    rows.append(vars(study.number("NMI")) | {"convention": "k=3", "value": better})
-    return study.Study(f"run{seed}", f"data{seed % 10}", rows, frame[list(study.COLUMNS)], [], 1)
-
-
 def test_a_study_is_whole_and_its_numbers_are_the_means_of_its_queries(found):
     assert set(found) == {("I+T", 0), ("random", 0)}  # the products have no sound
     one = found["I+T", 0]
-    frame = pd.DataFrame(one.rows)
+    frame = one.rows
     assert set(frame.columns) == set(recording.COLUMNS) and set(frame["state"]) == {
         "pretrained",
         "finetuned",
@@ -61,10 +51,9 @@ def test_a_study_is_whole_and_its_numbers_are_the_means_of_its_queries(found):
         and len(one.history)
         and one.parameters > 1000
     )
-    assert (
-        found["random", 0].history == [] and found["random", 0].rows[0]["model"] == "scale, random"
-    )
-    assert one.rows[0]["model"] == "scale"
+    assert found["random", 0].history == []
+    assert set(found["random", 0].rows["model"]) == {"scale, random"}
+    assert set(one.rows["model"]) == {"scale"}
 
 
 def test_a_study_is_made_once(found, folder, monkeypatch):
@@ -73,100 +62,60 @@ def test_a_study_is_made_once(found, folder, monkeypatch):
     again = study.studies(
         {"I+T": {"modalities": "I+T", "epochs": 0.5}}, str(folder), "tiny", [0], "t"
     )
-    assert again["I+T", 0].rows == found["I+T", 0].rows
+    assert again["I+T", 0].rows.equals(found["I+T", 0].rows)
+
+
+def test_a_study_reports_the_query_split(found, folder):
+    """Nothing was chosen on these products; made again here from the run's vectors."""
+    catalogue, features = runs.load(str(folder), runs.profile_of("tiny"))
+    streams = runs.streams_of(catalogue, features, runs.profile_of("tiny"), "I+T")
+    run = runs.pretrained(runs.Job(epochs=0.5), streams)
+    one, queries = found["I+T", 0], catalogue.queries("query")[0]
+    assert one.run == run.name and set(catalogue.ids[queries]) != set(catalogue.ids)
+    assert list(one.values(study.number("mAP@1_pretrain")).index) == list(catalogue.ids[queries])
+    everything = np.arange(len(catalogue))
+    vectors = runs.vectors(run.model, streams, everything)[PAPER]
+    for split, convention in (("query", "min_k_r"), ("validation", recording.VALIDATION)):
+        slow = evaluate.retrieval(catalogue, vectors, split)
+        slow = next(n for n in slow if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r"))
+        wanted = study.number("mAP@10_pretrain") | {"convention": convention}
+        assert one.value(wanted) == pytest.approx(slow["value"], abs=1e-6), split
+    classifier = runs.finetuned(run, runs.Job(epochs=0.5), streams)
+    _, labels = runs.tuned_vectors(classifier, streams, everything)
+    right = one.values(study.number("accuracy"))
+    asked = [row for row in catalogue.split("query") if catalogue.labels[row] is not None]
+    assert list(right.index) == list(catalogue.ids[asked])
+    assert list(right) == [float(labels[row, 0] == catalogue.labels[row]) for row in asked]
 
 
 def test_numbers_of_the_papers_columns():
-    assert study.number("mAP@5_pretrain") == study.Number(
-        "pretrained", PAPER, "retrieval", "mAP@5", "min_k_r"
-    )
-    assert study.number("Prec@10_fine") == study.Number(
-        "finetuned", study.HIDDEN, "fine retrieval", "Prec@10", "k"
-    )
-    assert (
-        study.number("mAP@1", "pretrained").state == "pretrained"
-        and study.number("mAP@1_finetune").state == "finetuned"
-    )
+    of = study.number
+    assert list(of("mAP@5_pretrain").values()) == [
+        *("pretrained", PAPER, "retrieval", "mAP@5", "min_k_r"),
+    ]
+    assert list(of("Prec@10_fine").values()) == [
+        *("finetuned", recording.HIDDEN, "fine retrieval", "Prec@10", "k"),
+    ]
+    assert of("mAP@1", "pretrained")["state"] == of("mAP@1_pretrain")["state"] == "pretrained"
+    assert of("mAP@1_finetune")["state"] == "finetuned" and "convention" not in of("NMI")
     with pytest.raises(ValueError, match="no table"):
-        study.number("F1")
-
-
-def test_every_claim_is_one_of_our_numbers_or_said_not_to_be():
-    for claim in claims.load().itertuples(index=False):
-        if claim.id in claims.NOT_TESTABLE:
-            continue
-        for side in (claim.better, claim.worse):
-            label, wanted = claims._side(claim, side)
-            assert label and isinstance(wanted, study.Number), claim.id
-
-
-@pytest.mark.parametrize(
-    "gap, expected", [(0.1, "confirmed"), (0.0, "not confirmed"), (-0.1, "contradicted")]
-)
-def test_verdicts_follow_the_interval(gap, expected):
-    two = {
-        (label, seed): fake(seed + 10 * n, 0.3 + gap * (1 - n))
-        for n, label in enumerate(("MEM", "MLM"))
-        for seed in range(3)
-    }
-    row = next(
-        row for row in claims.judge(two, ["Table 7"], "shop", "n") if row["metric"] == "mAP@1"
-    )
-    assert row["verdict"] == expected and len(row["each_seed"]) == 3
-    assert (
-        row["difference"] == pytest.approx(gap, abs=0.02)
-        and row["low"] <= row["difference"] <= row["high"]
-    )
-
-
-def test_what_was_not_run_is_not_testable():
-    rows = claims.judge({("T", 0): fake(0, 0.3)}, ["Table 3"], "shop", "n")
-    assert {row["verdict"] for row in rows if "finetuned" not in row["better"]} == {"not testable"}
-    assert "I+T" in rows[0]["reason"]
+        of("F1")
 
 
 def test_what_these_products_cannot_show_is_not_testable(found):
-    both = found | {
-        ("T", 0): found["I+T", 0],
-        ("I+T+Tab+V+A", 0): found["I+T", 0],
-        ("I+A", 0): found["I+T", 0],
-        ("I+V", 0): found["I+T", 0],
-    }
-    verdicts = {row["id"]: row for row in claims.judge(both, ["Table 4"], "d", "n")}
-    assert (
-        verdicts["C20"]["verdict"] == "not testable" and "products" in verdicts["C20"]["reason"]
-    )  # mAP@1_fine
+    same = ("T", "I+T+Tab+V+A", "I+A", "I+V")
+    both = found | {(label, 0): found["I+T", 0] for label in same}
+    verdicts = {row["id"]: row for row in claims.judge(both, ["Table 4"])}
+    assert verdicts["C20"]["verdict"] == "not testable"  # mAP@1_fine
+    assert "products" in verdicts["C20"]["reason"]
     assert verdicts["C18"]["verdict"] == "not confirmed" and verdicts["C18"]["difference"] == 0
 
 
-def test_verdicts_of_other_products_stay(tmp_path, monkeypatch):
-    monkeypatch.setenv("M5_RESULTS", str(tmp_path))
-    two = {
-        (label, seed): fake(seed + 10 * n, 0.3)
-        for n, label in enumerate(("MEM", "MLM"))
-        for seed in range(2)
-    }
-    for data in ("shop", "fashion", "shop"):
-        claims.record("r", claims.judge(two, ["Table 7"], data, "n"), {"commit": data})
-    kept = json.loads((tmp_path / "claims.json").read_text())
-    assert (
-        len(kept["claims"]) == len({(row["id"], row["data"]) for row in kept["claims"]}) == 4
-        and len(kept["provenance"]) == 2
-    )
-    assert claims.record("", [], {}) is None
-    counts = summary.claims(tmp_path / "claims.json")
-    assert list(counts.columns) == list(claims.VERDICTS) and counts.to_numpy().sum() == 4
-    assert (
-        counts.loc[("shop", "Table 7"), "not confirmed"] == 2
-        and summary.contradicted(tmp_path / "claims.json") == []
-    )
-
-
 def test_tables_beside_the_papers(found):
-    paper = tables.published("table3_modality_addition", "modalities", data="subset").rename(
-        tables.ordered_codes
+    paper = study.published("table3_modality_addition", "modalities", data="subset").rename(
+        study.ordered_codes
     )
-    table = tables.beside(found, paper, ["accuracy", "mAP@1_pretrain"])
+    table = study.beside(found, paper, ["accuracy", "mAP@1_pretrain"])
     assert (
         table.loc["I+T", ("accuracy", "paper")] == "79.6"
         and table.loc["random", ("accuracy", "paper")] == ""
@@ -174,13 +123,13 @@ def test_tables_beside_the_papers(found):
     assert float(table.loc["I+T", ("accuracy", "ours")]) == pytest.approx(
         100 * found["I+T", 0].value(study.number("accuracy")), abs=0.051
     )
-    assert list(tables.readouts(found).columns) == list(READOUTS)
-    both = tables.differences(found, [("I+T", "random")], ["accuracy", "mAP@1_pretrain"])
+    assert list(study.readouts(found).columns) == list(READOUTS)
+    both = claims.differences(found, [("I+T", "random")], ["accuracy", "mAP@1_pretrain"])
     expected = found["I+T", 0].value(study.number("accuracy")) - found["random", 0].value(
         study.number("accuracy")
     )
     assert both["mean"].iloc[0] == pytest.approx(100 * expected)
-    assert tables.said(pd.DataFrame({0: [0.1], 1: [0.3]}))[0] == "20.0 ± 14.1"
+    assert recording.said(pd.DataFrame({0: [0.1], 1: [0.3]}))[0] == "20.0 ± 14.1"
 
 
 def test_only_complete_products_the_same_number_of_steps(stream_set):
@@ -219,3 +168,145 @@ def test_a_grid_leaves_out_what_the_products_cannot_tell(stream_set, capsys):
     )
     lacking = replace(catalogue, products=(bare, *others))
     assert list(study.jobs(grid, lacking, features, size, 0)) == ["all", "complete", "zeros", "T"]
+
+
+@pytest.fixture(scope="module")
+def run(stream_set, tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("M5_HOME", str(tmp_path_factory.mktemp("home")))
+    job = runs.Job(profile="tiny", epochs=1)
+    yield job, runs.pretrained(job, stream_set)
+    patch.undo()
+
+
+def test_measured_gives_every_readout_and_validation_beside(run, stream_set):
+    job, found = run
+    rows = study.measured(
+        found, job, stream_set, found.context("05_downstream", job, stream_set.catalogue)
+    )
+    frame = pd.DataFrame(rows)
+    assert set(frame["variant"]) == set(embeddings.READOUTS) and set(frame["state"]) == {
+        "untrained",
+        "pretrained",
+    }
+    chosen = frame[frame["convention"] == "min_k_r, validation queries"]
+    assert len(chosen) == 2 * len(embeddings.READOUTS)
+    best = chosen[chosen["state"] == "pretrained"].set_index("variant")["value"].idxmax()
+    assert recording.chosen(frame) == best
+    assert set(frame[frame["convention"] == "released"]["variant"]) == {embeddings.PAPER}
+
+
+def test_one_modality_asks_and_another_answers(run, stream_set):
+    job, found = run
+    catalogue, rows, read = stream_set.catalogue, evaluate.needed_rows(stream_set.catalogue), []
+
+    def embed(names):
+        read.append(names)
+        return runs.vectors(found.model, stream_set, rows, names, [embeddings.ACROSS])[
+            embeddings.ACROSS
+        ]
+
+    pairs = [(["image"], ["text"]), (["text"], ["image"]), (["image"], ["image"])]
+    context = found.context("t", job, catalogue)
+    frame = pd.DataFrame(
+        study.crossed(embed, catalogue, pairs, context, "pretrained", embeddings.ACROSS)
+    )
+    assert list(frame["modalities"].unique()) == ["I→T", "T→I", "I→I"] and read == [
+        ("image",),
+        ("text",),
+    ]
+    within = frame[(frame["metric"] == "mAP@10") & (frame["convention"] == "min_k_r")].set_index(
+        "modalities"
+    )["value"]
+    same = evaluate.retrieval(catalogue, embed(("image",)), given=(["image"], ["image"]))
+    assert within["I→I"] == next(
+        n["value"] for n in same if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r")
+    )
+
+
+def test_fine_tuned_models_are_measured_by_vector_and_by_head(run, stream_set):
+    job, found = run
+    classifier = runs.finetuned(found, job, stream_set)
+    frame = pd.DataFrame(
+        study.tuned(
+            classifier, stream_set, found.context("t", job, stream_set.catalogue), ["image", "text"]
+        )
+    )
+    assert set(frame["state"]) == {"finetuned"} and set(frame["modalities"]) == {"I+T"}
+    assert {"accuracy", "accuracy@5", "mAP@1", "NMI", "purity"} <= set(frame["metric"])
+
+
+def test_similarity_is_own_cosine_less_that_of_others(run, stream_set):
+    model, rows = run[1].model, np.arange(40)
+    output = model.eval()(stream_set.batch(rows))
+    both = output.presence[:, 0] & output.presence[:, 1]
+    one, other = (
+        torch.nn.functional.normalize(output.summary[name][both], dim=1)
+        for name in ("image", "text")
+    )
+    slow = [[float(a @ b) for b in other.detach()] for a in one.detach()]
+    n = len(slow)
+    own = np.mean([slow[i][i] for i in range(n)])
+    rest = np.mean([slow[i][j] for i in range(n) for j in range(n) if i != j])
+    products, values = embeddings.similarity(
+        model, stream_set, rows, ("image", "text"), batch_size=7
+    )
+    assert list(products) == list(rows[both.numpy()]) and values.mean() == pytest.approx(
+        own - rest, abs=1e-4
+    )
+    assert values[3] == pytest.approx(
+        slow[3][3] - np.mean([slow[3][j] for j in range(n) if j != 3]), abs=1e-4
+    )
+
+
+def test_fine_queries_look_for_other_listings_of_the_same_product():
+    products = [
+        Product(f"q{n}", {"text": "x"}, "mug", "fine_query", instance=str(n)) for n in range(3)
+    ]
+    products += [
+        Product(f"g{n}", {"text": "x"}, "mug", "fine_gallery", instance=str(n))
+        for n in (0, 1, 7, 8)
+    ]
+    catalogue = Catalogue("listings", tuple(products))
+    rows, excluded = catalogue.queries("fine_query")
+    assert list(rows) == [0, 1] and excluded == 1  # nobody else lists product 2
+    vectors = np.eye(8)[
+        [0, 1, 2, 0, 3, 1, 4]
+    ]  # query 0 finds its own first; query 1 finds the listing of product 7
+    found = {
+        (n["metric"], n["convention"]): n
+        for n in evaluate.retrieval(catalogue, vectors, "fine_query")
+    }
+    assert (
+        found["mAP@1", "min_k_r"]["value"] == 0.5
+        and found["mAP@1", "min_k_r"]["task"] == "fine retrieval"
+    )
+    assert evaluate.evaluate(catalogue, vectors, ["fine retrieval"])[0]["task"] == "fine retrieval"
+
+
+def test_few_products_take_a_smaller_model_and_more_steps(stream_set):
+    few = len(stream_set.catalogue.split("train"))
+    small, job = runs.profile_of("small"), runs.Job(profile="small")
+    assert (
+        job.size(stream_set) is small.few[1] is not small
+        and small.for_products(small.few[0]) is small
+    )
+    training = job.training(stream_set)
+    assert (
+        training.total_steps(few) > small.training.total_steps(few)
+        and training.batch_size < small.training.batch_size
+    )
+    assert job.spec(stream_set).width == small.few[1].width < small.width
+    assert runs.Job(profile="small", epochs=2).training(stream_set).steps is None
+
+
+def test_a_job_has_a_learning_rate_of_its_own_or_the_profiles(stream_set):
+    plain, slow = runs.Job(profile="tiny"), runs.Job(profile="tiny", learning_rate=3e-4)
+    assert (
+        slow.training(stream_set)
+        == replace(plain.training(stream_set), learning_rate=3e-4)
+        != plain.training(stream_set)
+    )
+    assert slow.folder(stream_set) != plain.folder(stream_set)
+    with pytest.raises(ValueError, match="learning_rate -1 is below 0"):
+        runs.Job(learning_rate=-1)

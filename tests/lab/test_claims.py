@@ -1,0 +1,238 @@
+"""From numbers to statements: tested differences, verdicts on the paper's claims, README tables;
+each against a slow transcription."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from m5lib.evaluation import stats
+from m5lib.lab import claims, recording, study
+
+FINE, PRE = study.number("mAP@1_finetune"), study.number("mAP@1_pretrain")
+CONTEXT = {
+    **{"notebook": "n", "run": "r", "data": "shop", "profile": "tiny"},
+    **{"model": "scale", "modalities": "T"},
+}
+
+
+def fake(seed: int, better: float, data: str = "", queries: int = 200) -> study.Study:
+    """A study of which every query has some numbers: ``better`` more than chance; before
+    fine-tuning 0.3 more than that."""
+    rng, rows, parts = np.random.default_rng(seed), [], []
+    for name in ("mAP@1_finetune", "mAP@1_pretrain", "accuracy"):
+        values = rng.random(queries) * 0.2 + better + 0.3 * (name == "mAP@1_pretrain")
+        ids = [str(n) for n in range(queries)]
+        parts.append(pd.DataFrame({"id": ids, "value": values}).assign(**study.number(name)))
+        rows.append(study.number(name) | {"value": float(values.mean())})
+    rows.append(study.number("NMI") | {"convention": "k=3", "value": better})
+    frame = pd.DataFrame([CONTEXT | {"seed": seed % 10} | row for row in rows])
+    fingerprint = data or f"data{seed % 10}"
+    return study.Study(f"run{seed}", fingerprint, frame, pd.concat(parts), [], 1)
+
+
+def two(gap: float, seeds: int = 3, data: str = "") -> dict:
+    """MEM, of which every number is ``gap`` more than MLM's."""
+    return {
+        (label, seed): fake(seed + 10 * n, 0.3 + gap * (1 - n), data)
+        for n, label in enumerate(("MEM", "MLM"))
+        for seed in range(seeds)
+    }
+
+
+@pytest.mark.parametrize(
+    "gap, expected", [(0.1, "confirmed"), (0.0, "not confirmed"), (-0.1, "contradicted")]
+)
+def test_verdicts_follow_the_interval(gap, expected):
+    verdicts = claims.judge(two(gap), ["Table 7"])
+    row = next(row for row in verdicts if row["metric"] == "mAP@1")
+    assert row["verdict"] == expected and len(row["each_seed"]) == 3
+    assert row["difference"] == pytest.approx(gap, abs=0.02)
+    assert row["low"] <= row["difference"] <= row["high"]
+    assert row["ours"] == "finetuned, hidden, retrieval, mAP@1, min_k_r"
+    assert (row["data"], row["notebook"]) == ("shop", "n")
+    shown = claims.table(verdicts).loc[row["id"]]
+    assert shown["ours"] == round(100 * row["difference"], 1)
+    assert (shown["low"], shown["high"]) == (
+        round(100 * row["low"], 1),
+        round(100 * row["high"], 1),
+    )
+
+
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [
+        (1e-9, 1.0, "confirmed"),
+        (0.0, 1.0, "not confirmed"),
+        (-1.0, 1.0, "not confirmed"),
+        (-1.0, 0.0, "not confirmed"),
+        (-1.0, -1e-9, "contradicted"),
+        (float("nan"), float("nan"), "not confirmed"),
+    ],
+)
+def test_an_interval_that_touches_zero_decides_nothing(low, high, expected):
+    assert claims.verdict(stats.Difference(0.0, low, high, 0.5, 3)) == expected
+
+
+@pytest.mark.parametrize("better, worse", [(FINE, FINE), (FINE, PRE), (PRE, FINE)])
+@pytest.mark.parametrize("shared", [True, False])
+def test_each_side_is_read_by_its_own_number_query_by_query(better, worse, shared):
+    """Against a loop over seeds and products. Seeds that share their products are one sample of
+    queries; else each is a sample of its own."""
+    studies = two(0.1, data="one" if shared else "")
+    ours, theirs = [], []
+    for seed in range(3):
+        ours.append([]), theirs.append([])
+        for product in range(200):
+            for label, own, values in (("MEM", better, ours), ("MLM", worse, theirs)):
+                for row in studies[label, seed].queries.itertuples():
+                    same = all(getattr(row, column) == value for column, value in own.items())
+                    if same and row.id == str(product):
+                        values[-1].append(row.value)
+    test = claims.tested(studies, ("MEM", better), ("MLM", worse))
+    by_seed = [sum(a) / len(a) - sum(b) / len(b) for a, b in zip(ours, theirs, strict=True)]
+    assert test["each_seed"] == pytest.approx(by_seed)
+    assert test["difference"] == pytest.approx(sum(by_seed) / 3)
+    sides = [np.array(side) if shared else [np.array(x) for x in side] for side in (ours, theirs)]
+    expected = stats.paired_bootstrap(*sides, draws=10_000)
+    assert (test["low"], test["high"]) == (expected.low, expected.high)
+    other = claims.tested(two(0.1, data="" if shared else "one"), ("MEM", better), ("MLM", worse))
+    assert other["low"] != test["low"], "the flag changes the interval"
+    assert test["how"] == "bootstrap over 3 seeds and 200, 200, 200 products"
+
+
+def test_clustering_is_compared_seed_by_seed():
+    nmi = study.number("NMI")
+    studies = {("MEM", s): fake(s, 0.5 + 0.01 * s) for s in range(3)}
+    studies |= {("MLM", s): fake(10 + s, 0.3 + 0.02 * s) for s in range(3)}
+    test = claims.tested(studies, ("MEM", nmi), ("MLM", nmi))
+    expected = stats.paired_seeds(np.array([0.5, 0.51, 0.52]), np.array([0.3, 0.32, 0.34]))
+    assert test["each_seed"] == pytest.approx([0.2, 0.19, 0.18]) and test["how"] == "t over 3 seeds"
+    assert (test["low"], test["high"]) == pytest.approx((expected.low, expected.high))
+    alone = claims.tested(
+        {key: studies[key] for key in studies if key[1] == 0}, *[("MEM", nmi)] * 2
+    )
+    assert alone["low"] is alone["high"] is None and alone["verdict"] == "not confirmed"
+
+
+def test_a_difference_is_the_first_label_less_the_second_in_per_cent():
+    studies = two(0.1)
+    pairs, names = [("MEM", "MLM"), ("MLM", "MEM")], ["mAP@1", PRE]
+    table = claims.differences(studies, pairs, names)
+    for (pair, shown), row in table.iterrows():
+        one, other = pair.split(" - ")
+        own = FINE if shown == "mAP@1" else PRE
+        slow = np.mean(
+            [studies[one, s].value(own) - studies[other, s].value(own) for s in range(3)]
+        )
+        assert row["mean"] == pytest.approx(100 * slow) and row["low"] < row["mean"] < row["high"]
+        assert (row["mean"] > 5) == (one == "MEM") == (row["as a claim"] == "confirmed")
+    assert table.index[1] == ("MEM - MLM", "mAP@1, min_k_r")
+    plain = claims.differences(studies, pairs[:1], names[:1], scale=1.0)
+    assert plain["low"].iloc[0] == pytest.approx(table["low"].iloc[0] / 100)
+
+
+def test_every_claim_is_one_of_our_numbers_or_said_not_to_be():
+    for claim in claims.load().itertuples(index=False):
+        if claim.id in claims.NOT_TESTABLE:
+            continue
+        for side in (claim.better, claim.worse):
+            label, wanted = claims.side_of(claim, side)
+            assert label and set(wanted) <= set(study.KEYS), claim.id
+
+
+def test_what_was_not_run_is_not_testable():
+    rows = claims.judge({("T", 0): fake(0, 0.3)}, ["Table 3"])
+    assert {row["verdict"] for row in rows if "finetuned" not in row["better"]} == {"not testable"}
+    assert "I+T" in rows[0]["reason"]
+
+
+def test_verdicts_of_other_products_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("M5_RESULTS", str(tmp_path))
+    verdicts = claims.judge(two(0.0, seeds=2), ["Table 7"])
+    for data in ("shop", "fashion", "shop"):
+        claims.record("r", [row | {"data": data} for row in verdicts], {"commit": data})
+    kept = json.loads((tmp_path / "claims.json").read_text())
+    assert len({(row["id"], row["data"]) for row in kept["claims"]}) == len(kept["claims"]) == 4
+    assert len(kept["provenance"]) == 2 and claims.record("", [], {}) is None
+    text = claims.counted(tmp_path / "claims.json").splitlines()
+    assert text[0] == "| data | table | " + " | ".join(claims.VERDICTS) + " |"
+    assert text[3] == "| shop | Table 7 | 0 | 2 | 0 | 0 |" and text[-1] == "None is contradicted."
+    claims.record("r", claims.judge(two(-0.1, seeds=2), ["Table 7"]), {})
+    text = claims.counted(tmp_path / "claims.json").splitlines()
+    assert text[3] == "| shop | Table 7 | 0 | 0 | 2 | 0 |"
+    against = [line for line in text if line.startswith("- shop, Table 7, mAP@1: MEM over MLM")]
+    assert len(against) == 1 and "ours -10." in against[0] or "ours -9." in against[0]
+
+
+def test_compact_and_ladder_tables(tmp_path):
+    base = {
+        "notebook": "05_downstream",
+        "run": "r",
+        "data": "d",
+        "profile": "tiny",
+        "model": "scale",
+        "task": "retrieval",
+        "metric": "mAP@10",
+    }
+    rows = []
+    for seed in (0, 1):
+        for state in ("untrained", "pretrained"):
+            for number, variant in enumerate(("fused_first", "layered", "encoded_first")):
+                for convention in ("min_k_r", "min_k_r, validation queries"):
+                    value = 0.1 * (state == "pretrained") + 0.2 * number + 0.01 * seed
+                    rows.append(
+                        base
+                        | {
+                            "seed": seed,
+                            "state": state,
+                            "modalities": "I+T",
+                            "variant": variant,
+                            "convention": convention,
+                            "value": value,
+                        }
+                    )
+    control = base | {
+        "seed": 0,
+        "state": "control",
+        "modalities": "T",
+        "variant": "tfidf",
+        "convention": "min_k_r",
+        "value": 0.3,
+    }
+    made = recording.provenance("tiny", 0, 1.0)
+    fine = [
+        row | {"task": "fine retrieval", "value": 0.99} for row in rows
+    ]  # the same metrics of another task
+    path = recording.save_results(tmp_path / "x.json", [*rows, control, *fine], made)
+    wide = recording.headline(path)
+    assert wide.loc[("pretrained", "scale", "I+T", "layered"), "mAP@10"] == pytest.approx(0.305)
+    frame = recording.load_results(path)
+    assert recording.compare(frame, "mAP@10", "min_k_r", "layered").loc[
+        "I+T", "pretrained"
+    ] == pytest.approx(0.31)
+    table = claims.compact(path)
+    assert recording.chosen(pd.DataFrame(rows)) == "encoded_first"
+    assert table.loc["I+T", "pretrained, encoded_first"] == pytest.approx(0.51) and table.loc[
+        "T", "best control"
+    ] == pytest.approx(0.3)
+    tuned = [
+        row | {"variant": "hidden", "state": "finetuned"}
+        for row in rows
+        if row["state"] == "pretrained" and row["variant"] == "layered"
+    ]
+    tuned = [row for row in tuned if row["convention"] == "min_k_r"]
+    tuned += [
+        row | {"task": "classification", "metric": "accuracy", "convention": "fine-tuned head"}
+        for row in tuned
+    ]
+    path = recording.save_results(
+        tmp_path / "y.json", [row for row in rows if row["state"] == "pretrained"] + tuned, made
+    )
+    steps = claims.ladder(path)
+    assert (
+        steps.loc["I+T", "mAP@10, encoded_first"] == "50.5 ± 0.7"
+        and steps.loc["I+T", "accuracy, fine-tuned"] == "30.5 ± 0.7"
+    )
+    assert "profile `tiny`, seeds 0, 1, commit" in claims.made_by(path, "05_downstream")
