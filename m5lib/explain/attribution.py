@@ -1,31 +1,30 @@
-"""What a number of the model comes from: tokens by integrated gradients (Captum), modalities by
-exact Shapley values.
+"""What a number of the model comes from: tokens by gradients (Captum), modalities by exact Shapley
+values.
 
 The number F(x) is a :class:`Target`: the logit of a class, or the similarity to another product.
-Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) follow a straight path from a
-*baseline* x' to the product; what the tokens get adds up to F(x) - F(x'). Words start from their
-embeddings, regions, frames and sound from their features. So the summary token of a feature stream,
-which is
-the mean of the others, is computed again on the way, and what it adds is with the tokens that it is
-the mean of: ``[CLS]``, ``[SEP]``, summaries and padding get nothing, and every token that gets
-something can be seen or heard.
+A gradient method follows a :class:`Path` from a baseline x' to the product x. Integrated gradients
+(Sundararajan et al. 2017, arXiv 1703.01365) are complete: their scores add up to F(x) - F(x').
 
-========  ==============================================================================================================
-baseline  x'
-========  ==============================================================================================================
-absent    every token is there and says nothing, as the masked tasks hide it: words are ``[MASK]``, features are zeros. The
-          number of tokens, their places and boxes, ``[CLS]`` and ``[SEP]`` stay.
-mean      every token is the mean one of its modality (:func:`means`); the rest stays as above
-========  ==============================================================================================================
+The path starts from the embeddings of words and from the features of everything else. The summary
+token of a feature stream is the mean of its other tokens: it is computed again at every point, so
+its share is with the tokens that it is the mean of. ``[CLS]``, ``[SEP]``, summaries and padding get
+nothing: every token with a score can be seen or heard.
 
-A path cannot take a token away by halves, so "absent" is not absence. In :func:`shapley`, and where
-tokens are deleted (:mod:`m5lib.explain.faithfulness`), what is absent really is: nobody reads it,
-as with products that lack a modality.
-"""  # noqa: E501
+======== =========================================================================================
+baseline x'
+======== =========================================================================================
+absent   every token is there and says nothing, as in the masked tasks: words are ``[MASK]``,
+         features are zeros; the number of tokens, places, boxes, ``[CLS]``, ``[SEP]`` stay
+mean     every token is the mean token of its modality (:func:`means`); the rest as above
+======== =========================================================================================
+
+No path takes a token away by halves, so the baseline "absent" is not absence. :func:`shapley` and
+deletion (:mod:`m5lib.explain.faithfulness`) really take tokens away: nobody reads them.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import factorial
+from math import comb
 from typing import NamedTuple
 
 import numpy as np
@@ -34,11 +33,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from m5lib.catalogue import Rows
-from m5lib.embeddings import DEFAULT, read_out
+from m5lib.catalogue import Catalogue, DataError, Rows
+from m5lib.embeddings import DEFAULT, embeddings, read_out
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model, Output
 from m5lib.models.finetune import Classifier
+from m5lib.ranking import rank
 from m5lib.streams import Batch, Stream, Streams, impute, with_summary
 
 Tokens = dict[str, Float[Tensor, "B L"]]
@@ -90,14 +90,14 @@ def class_logit(classifier: Classifier, labels: Sequence[str] | np.ndarray) -> T
         logits = classifier.out(classifier.hidden(torch.cat(list(output.summary.values()), dim=-1)))
         return logits.gather(1, sought[:, None])[:, 0]
 
-    sought = torch.tensor(
-        [known[str(label)] for label in labels], device=next(classifier.parameters()).device
-    )
+    device = next(classifier.parameters()).device
+    sought = torch.tensor([known[str(label)] for label in labels], device=device)
     return Target("class logit", classifier.model, read, sought)
 
 
 def similarity(model: Model, vectors: Float[np.ndarray, "B E"], readout: str = DEFAULT) -> Target:
-    """The cosine of each product's embedding with a given one: what makes two products alike.
+    """The cosine of each product's embedding with a given one, which is held: why are two products
+    alike?
 
     Args:
         vectors: embeddings of the other products (:func:`m5lib.embeddings.embeddings`), by the same
@@ -112,8 +112,29 @@ def similarity(model: Model, vectors: Float[np.ndarray, "B E"], readout: str = D
     return Target("similarity", model, read, sought, fused=readout == "fused_mean")
 
 
-# --- tokens
-# ------------------------------------------------------------------------------------------------
+def nearest(model: Model, streams: Streams, rows: Rows) -> tuple[Target, np.ndarray]:
+    """The similarity of each product to its nearest other one in the gallery; and the rows of
+    these (B,)."""
+    ids, gallery = streams.catalogue.ids, streams.catalogue.split("gallery")
+    own, offered = (
+        embeddings(model, streams, part, readouts=(DEFAULT,))[DEFAULT] for part in (rows, gallery)
+    )
+    best = rank(own, offered, 1, ids[rows], ids[gallery])[:, 0]
+    return similarity(model, offered[best]), gallery[best]
+
+
+def rows_of(catalogue: Catalogue, ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Rows of the products with these ids. Raises :class:`~m5lib.catalogue.DataError` for an
+    unknown one."""
+    place = {product: row for row, product in enumerate(catalogue.ids)}
+    if unknown := sorted(set(ids) - set(place)):
+        raise DataError(
+            f"{catalogue.name} has no product {unknown[:3]}; ids are such as {next(iter(place))!r}"
+        )
+    return np.array([place[product] for product in ids], dtype=int)
+
+
+# --- the path from the baseline to the product
 
 
 def content(stream: Stream) -> Bool[Tensor, "B L"]:
@@ -123,99 +144,81 @@ def content(stream: Stream) -> Bool[Tensor, "B L"]:
 
 
 def summarised(model: Model, batch: Batch) -> Batch:
-    """The model's streams as it reads them: what is missing imputed, where it is made so."""
+    """The streams as the model reads them: with what is missing imputed, where its spec says so."""
     batch = replace(batch, streams={name: batch.streams[name] for name in model.spec.modalities})
     return impute(batch, model.spec.empty) if model.spec.missing == "impute" else batch
 
 
 class Path(NamedTuple):
-    """What Captum is given: ``forward(*inputs, *rest) -> (B,)``, one input and one baseline per
-    stream, in the order of ``names``."""
+    """What a method of Captum is given: ``forward(*inputs, *rest) -> (B,)``, and for each stream of
+    ``names`` an input and a baseline (B, L, D), and which tokens may get a score (B, L)."""
 
     names: tuple[str, ...]
     forward: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
     baselines: tuple[Tensor, ...]
+    scored: tuple[Tensor, ...]
     rest: tuple[Tensor, ...]
 
     def of(self, chosen: slice) -> "Path":
         """The path of some of the products."""
-        inputs, baselines, rest = (
-            tuple(x[chosen] for x in part) for part in (self.inputs, self.baselines, self.rest)
-        )
-        return self._replace(inputs=inputs, baselines=baselines, rest=rest)
-
-    def summed(self, scores: Sequence[Tensor]) -> Tokens:
-        """(B, L, D) of each stream -> (B, L)."""
-        return {name: part.detach().sum(-1) for name, part in zip(self.names, scores, strict=True)}
+        parts = (tuple(x[chosen] for x in part) for part in self[2:])
+        return Path(self.names, self.forward, *parts)
 
 
 @torch.no_grad()
 def path(target: Target, batch: Batch, mean: Mapping[str, Tensor] | None = None) -> Path:
-    """The path from the baseline "absent", or "mean" where the mean tokens (:func:`means`) are
-    given, to the products."""
+    """The path to the products from the baseline "absent", or from "mean" where the mean tokens
+    (:func:`means`) are given."""
     model, batch = target.model, summarised(target.model, batch)
-    inputs, blank = _values(model, batch), _values(model, _hidden(model, batch))
-    baselines = {
-        n: torch.where(
-            content(batch.streams[n])[..., None], mean[n] if mean else blank[n], inputs[n]
-        )
-        for n in inputs
-    }
-    streams = list(batch.streams.values())
-    boxed = [stream.boxes is not None for stream in streams]
+    streams, inputs = batch.streams, _values(model, batch)
+    blank = mean or _values(model, _hidden(model, batch))
+    scored = {name: content(stream) for name, stream in streams.items()}
+    baselines = {n: torch.where(scored[n][..., None], blank[n], x) for n, x in inputs.items()}
+    boxed = [name for name, stream in streams.items() if stream.boxes is not None]
 
     def forward(*given: Tensor) -> Tensor:
-        values, valid, (sought, *boxes) = (
-            given[: len(streams)],
-            given[len(streams) : 2 * len(streams)],
-            given[2 * len(streams) :],
-        )
-        embedded, left = {}, iter(boxes)
-        for name, value, there, has in zip(batch.streams, values, valid, boxed, strict=True):
-            box = next(left) if has else None
+        values = dict(zip(streams, given, strict=False))
+        valid = dict(zip(streams, given[len(streams) :], strict=False))
+        sought, *boxes = given[2 * len(streams) :]
+        boxes = dict(zip(boxed, boxes, strict=True))
+        for name, value in values.items():
             if MODALITIES[name].kind == "features":
-                value = model.embeddings[model.spec.owner(name)](
-                    Stream(with_summary(value, there), there, boxes=box)
-                )
-            embedded[name] = value
-        output = model.forward_from_embeddings(
-            embedded, dict(zip(batch.streams, valid, strict=True)), None if target.fused else {}
-        )
-        return target.read(output, sought)
+                summed = with_summary(value, valid[name])
+                stream = Stream(summed, valid[name], boxes=boxes.get(name))
+                values[name] = model.embeddings[model.spec.owner(name)](stream)
+        wanted = None if target.fused else {}
+        return target.read(model.forward_from_embeddings(values, valid, wanted), sought)
 
-    boxes = [stream.boxes for stream in streams if stream.boxes is not None]
-    rest = (*(stream.valid for stream in streams), target.sought, *boxes)
-    return Path(
-        tuple(inputs), forward, tuple(inputs.values()), tuple(baselines[n] for n in inputs), rest
-    )
+    valid = (stream.valid for stream in streams.values())
+    rest = (*valid, target.sought, *(streams[name].boxes for name in boxed))
+    parts = (tuple(part.values()) for part in (inputs, baselines, scored))
+    return Path(tuple(inputs), forward, *parts, rest)
 
 
 def _values(model: Model, batch: Batch) -> dict[str, Tensor]:
     """What a path runs through: embeddings of words, features of the rest."""
     embedded = model.embed(batch)
-    return {
-        n: s.tokens if MODALITIES[n].kind == "features" else embedded[n]
-        for n, s in batch.streams.items()
-    }
+    features = {n: s.tokens for n, s in batch.streams.items() if MODALITIES[n].kind == "features"}
+    return {name: features.get(name, x) for name, x in embedded.items()}
 
 
 def _hidden(model: Model, batch: Batch) -> Batch:
     """Every token hidden as in the masked tasks."""
-    if model.tokenizer is None and any(MODALITIES[name].kind == "words" for name in batch.streams):
+    worded = {name for name in batch.streams if MODALITIES[name].kind == "words"}
+    if worded and model.tokenizer is None:
         raise ValueError(
             "the model has no tokenizer, so nobody knows its [MASK]: load it by from_pretrained, "
             "or set model.tokenizer"
         )
-    mask = 0 if model.tokenizer is None else model.tokenizer.mask_token_id
-    fill = {name: mask if MODALITIES[name].kind == "words" else 0.0 for name in batch.streams}
-    return replace(
-        batch,
-        streams={
-            n: replace(s, tokens=torch.full_like(s.tokens, fill[n]))
-            for n, s in batch.streams.items()
-        },
-    )
+    streams = {
+        n: replace(
+            s,
+            tokens=torch.full_like(s.tokens, model.tokenizer.mask_token_id if n in worded else 0.0),
+        )
+        for n, s in batch.streams.items()
+    }
+    return replace(batch, streams=streams)
 
 
 @torch.no_grad()
@@ -235,9 +238,12 @@ def means(
     return {name: total[name] / max(1, count[name]) for name in total}
 
 
+# --- scores of tokens
+
+
 class Attribution(NamedTuple):
-    """Signed scores of the tokens, F(x) and F(x'): the scores of a product add up to ``value -
-    base``, all but ``delta``."""
+    """Signed scores of the tokens, F(x) and F(x'). A complete method's scores of a product add up
+    to ``value - base``."""
 
     tokens: Tokens
     value: Float[Tensor, " B"]
@@ -246,18 +252,30 @@ class Attribution(NamedTuple):
     @property
     def delta(self) -> Float[Tensor, " B"]:
         """By how much completeness is missed."""
-        return torch.stack([x.sum(1) for x in self.tokens.values()]).sum(0) - (
-            self.value - self.base
-        )
+        total = torch.stack([x.sum(1) for x in self.tokens.values()]).sum(0)
+        return total - (self.value - self.base)
 
     @property
     def error(self) -> Float[Tensor, " B"]:
         """The same as a share of |F(x) - F(x')|."""
         return self.delta.abs() / (self.value - self.base).abs().clamp(min=1e-12)
 
-    def modalities(self) -> Float[Tensor, "B M"]:
-        """What each modality gets: the sum over its tokens."""
-        return torch.stack([x.sum(1) for x in self.tokens.values()], dim=1)
+
+def attributed(
+    whole: Path, method: Callable[[Path, int], tuple[Tensor, ...]], at_once: int = 512
+) -> Attribution:
+    """The scores of a method: what it says of each number of a token, added up.
+
+    Args:
+        method: (path, at_once) -> one (B, L, D) for each of ``path.inputs``, such as
+            :func:`integrated`; at most ``at_once`` copies of products in one backward pass.
+        at_once: halved where memory does not suffice, down to one.
+    """
+    parts = [torch.cat(x) for x in zip(*fitting(method, whole, at_once), strict=True)]
+    own = zip(whole.names, parts, whole.scored, strict=True)
+    with torch.no_grad():
+        ends = (whole.forward(*x, *whole.rest) for x in (whole.inputs, whole.baselines))
+        return Attribution({name: x.detach().sum(-1) * there for name, x, there in own}, *ends)
 
 
 def integrated_gradients(
@@ -267,29 +285,17 @@ def integrated_gradients(
     steps: int = STEPS,
     at_once: int = 512,
 ) -> Attribution:
-    """Integrated gradients over all streams at once, by Gauss-Legendre quadrature.
-
-    Args:
-        mean: the mean tokens for the baseline "mean"; by default it is "absent".
-        at_once: copies of products in one backward pass; halved where memory does not suffice, down
-            to one.
-    """
-    whole = path(target, batch, mean)
-    parts = list(fitting(lambda part, size: integrated(part, steps, size), whole, at_once))
-    scores = [torch.cat(x) for x in zip(*parts, strict=True)]
-    with torch.no_grad():
-        return Attribution(
-            whole.summed(scores),
-            *(whole.forward(*start, *whole.rest) for start in (whole.inputs, whole.baselines)),
-        )
+    """Integrated gradients over all streams at once, by Gauss-Legendre quadrature. ``mean``: the
+    mean tokens for the baseline "mean"; by default it is "absent"."""
+    method = lambda part, size: integrated(part, steps, size)  # noqa: E731
+    return attributed(path(target, batch, mean), method, at_once)
 
 
 def integrated(part: Path, steps: int, at_once: int) -> tuple[Tensor, ...]:
     """Captum's integrated gradients along a path, one (B, L, D) per stream."""
     from captum.attr import IntegratedGradients
 
-    explain = IntegratedGradients(part.forward).attribute
-    return explain(
+    return IntegratedGradients(part.forward).attribute(
         part.inputs,
         part.baselines,
         additional_forward_args=part.rest,
@@ -298,7 +304,9 @@ def integrated(part: Path, steps: int, at_once: int) -> tuple[Tensor, ...]:
     )
 
 
-def fitting(work: Callable[[Path, int], tuple], whole: Path, at_once: int) -> Iterator[tuple]:
+def fitting(
+    work: Callable[[Path, int], tuple], whole: Path, at_once: int
+) -> Iterator[tuple[Tensor, ...]]:
     """``work(part, at_once)`` of a path in parts of at most ``at_once`` products; half as many,
     from where memory does not suffice."""
     start, count = 0, len(whole.inputs[0])
@@ -306,12 +314,9 @@ def fitting(work: Callable[[Path, int], tuple], whole: Path, at_once: int) -> It
         try:
             yield work(whole.of(slice(start, start + at_once)), at_once)
             start += at_once
-        except (
-            RuntimeError
-        ) as error:  # torch.OutOfMemoryError is one; the processor's allocator raises a plain one
-            if at_once == 1 or not (
-                "out of memory" in str(error).lower() or "not enough memory" in str(error).lower()
-            ):
+        except RuntimeError as error:  # of CUDA, or the processor's allocator: a plain one
+            short = ("out of memory", "not enough memory")
+            if at_once == 1 or not any(words in str(error).lower() for words in short):
                 raise
             at_once = at_once // 2
             print(f"out of memory; {at_once} copies at once from here on")
@@ -319,21 +324,7 @@ def fitting(work: Callable[[Path, int], tuple], whole: Path, at_once: int) -> It
             torch.cuda.empty_cache()
 
 
-def gradient_times_input(target: Target, batch: Batch) -> Tokens:
-    """Gradient times input (Captum's ``InputXGradient``), summed over the width of each token."""
-    from captum.attr import InputXGradient
-
-    whole = path(target, batch)
-    inputs = tuple(x.clone().requires_grad_() for x in whole.inputs)
-    found = whole.summed(
-        InputXGradient(whole.forward).attribute(inputs, additional_forward_args=whole.rest)
-    )
-    streams = summarised(target.model, batch).streams
-    return {name: x * content(streams[name]) for name, x in found.items()}
-
-
 # --- modalities
-# ------------------------------------------------------------------------------------------------
 
 
 class Shapley(NamedTuple):
@@ -351,29 +342,21 @@ class Shapley(NamedTuple):
 
 
 def shapley(target: Target, batch: Batch) -> Shapley:
-    """Exact Shapley values of the modalities (Shapley 1953), from F of all 2^M coalitions; absent
-    modalities take part in nothing.
+    """Exact Shapley values of the modalities (Shapley 1953), in double precision; absent modalities
+    take part in nothing.
 
-    value of m = sum over S without m of |S|! (M - |S| - 1)! / M! (F(S + m) - F(S)), in double
-    precision.
+    value of m = sum over S without m of |S|! (M - |S| - 1)! / M! (F(S + m) - F(S)). That is F of
+    2^M coalitions; Captum's ``ShapleyValues`` asks for M! M.
     """
     names = target.model.spec.modalities
-    count, columns = len(names), []
-    for coalition in range(2**count):
-        columns.append(
-            target.value(
-                batch.only([n for place, n in enumerate(names) if coalition >> place & 1])
-            ).double()
-        )
-    worth, found = torch.stack(columns, dim=1), []
+    count, coalitions = len(names), range(2 ** len(names))
+    holds = [[n for n in range(count) if coalition >> n & 1] for coalition in coalitions]
+    there = [target.value(batch.only([names[n] for n in held])).double() for held in holds]
+    worth, values = torch.stack(there, dim=1), []
     for place in range(count):
-        without = torch.tensor(
-            [c for c in range(2**count) if not c >> place & 1], device=worth.device
-        )
-        size = [bin(c).count("1") for c in without.tolist()]
-        weight = worth.new_tensor(
-            [factorial(s) * factorial(count - s - 1) / factorial(count) for s in size]
-        )
-        found.append((worth[:, without | 1 << place] - worth[:, without]) @ weight)
-    there = torch.stack([batch.streams[name].valid[:, 0] for name in names], dim=1)
-    return Shapley(torch.stack(found, dim=1) * there, worth[:, -1], worth[:, 0])
+        without = [c for c in coalitions if place not in holds[c]]
+        weight = [1 / (count * comb(count - 1, len(holds[c]))) for c in without]
+        gain = worth[:, [c | 1 << place for c in without]] - worth[:, without]
+        values.append(gain @ worth.new_tensor(weight))
+    has = torch.stack([batch.streams[name].valid[:, 0] for name in names], dim=1)
+    return Shapley(torch.stack(values, dim=1) * has, worth[:, -1], worth[:, 0])

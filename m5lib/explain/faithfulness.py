@@ -1,8 +1,8 @@
-"""Are attributions faithful? What happens to F when the tokens go that they point at, and does an
-attribution follow the weights at all.
+"""Are attributions faithful: what happens to F when the tokens go that they point at, and does an
+attribution follow the weights at all?
 
-And, on the synthetic shop, the known answer: which tokens carry the category (:func:`carriers`),
-and whether the one with the highest score is among them (:func:`pointing`).
+On the synthetic shop the answer is known: which tokens carry the category (:func:`carriers`), and
+whether the token with the highest score is among them (:func:`pointing`).
 """
 
 import copy
@@ -28,7 +28,6 @@ SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 # --- deletion and insertion
-# ------------------------------------------------------------------------------------------------
 
 
 def left_with(batch: Batch, keep: Mapping[str, Tensor]) -> Batch:
@@ -61,8 +60,8 @@ class Curves(NamedTuple):
     def areas(self) -> tuple[np.ndarray, np.ndarray]:
         """(B,) mean height of each curve (trapezia). Faithful is low for deletion and high for
         insertion."""
-        middle = lambda x: ((x[:, 1:] + x[:, :-1]) / 2).mean(axis=1)  # noqa: E731  (shares are evenly spaced)
-        return middle(self.deletion), middle(self.insertion)
+        middles = ((x[:, 1:] + x[:, :-1]) / 2 for x in self)  # shares are evenly spaced
+        return tuple(x.mean(axis=1) for x in middles)
 
 
 def ranks(
@@ -88,26 +87,20 @@ def curves(target: Target, batch: Batch, scores: Mapping[str, Tensor]) -> Curves
 
     def value(share: float, best: bool) -> Tensor:
         cut = (share * count).round()[:, None]
-        return target.value(
-            left_with(batch, {name: (x < cut) == best for name, x in place.items()})
-        )
+        keep = {name: (x < cut) == best for name, x in place.items()}
+        return target.value(left_with(batch, keep))
 
-    deleted, inserted = [target.value(batch)], [value(0.0, True)]
-    for share in SHARES[1:-1]:
-        deleted.append(value(share, False))
-        inserted.append(value(share, True))
-    deleted, inserted = [*deleted, inserted[0]], [*inserted, deleted[0]]
+    whole, none = target.value(batch), value(0.0, True)
+    deleted = [whole, *(value(share, False) for share in SHARES[1:-1]), none]
+    inserted = [none, *(value(share, True) for share in SHARES[1:-1]), whole]
     return Curves(*(torch.stack(x, dim=1).cpu().numpy() for x in (deleted, inserted)))
 
 
 def random_scores(batch: Batch, names: Iterable[str], seed: int) -> Tokens:
     """A random order of the tokens."""
     generator = torch.Generator().manual_seed(seed)
-    device = batch.presence.device
-    return {
-        name: torch.rand(batch.streams[name].valid.shape, generator=generator).to(device)
-        for name in names
-    }
+    masks = {name: batch.streams[name].valid for name in names}
+    return {n: torch.rand(x.shape, generator=generator).to(x.device) for n, x in masks.items()}
 
 
 def gains(scored: Curves, drawn: Sequence[Curves]) -> dict[str, np.ndarray]:
@@ -119,7 +112,6 @@ def gains(scored: Curves, drawn: Sequence[Curves]) -> dict[str, np.ndarray]:
 
 
 # --- infidelity, sensitivity, randomisation
-# ----------------------------------------------------------------------------------
 
 
 def infidelity(
@@ -131,47 +123,38 @@ def infidelity(
     Tokens are set to their baseline at random, each with the chance ``share``; an attribution that
     adds up says by how much F falls: the scores of these tokens. Mean over products and draws of
     (sum of these scores - fall)², over that of fall²: 0 is exact, 1 no better than saying nothing.
+    ``scores`` may go on beyond the path, in products and in padding.
     """
     from captum.metrics import infidelity as measure
 
     def hide(inputs: tuple[Tensor, ...], baselines: tuple[Tensor, ...]) -> tuple[tuple, tuple]:
-        draws = [
-            (torch.rand(x.shape[:2], generator=generator) < share)
-            .to(x.device)[..., None]
-            .expand_as(x)
-            for x in inputs
-        ]
-        hidden = tuple(
-            torch.where(d, b, x) for d, x, b in zip(draws, inputs, baselines, strict=True)
-        )
+        shapes = (x.shape[:2] for x in inputs)
+        draws = [torch.rand(shape, generator=generator) < share for shape in shapes]
+        draws = [d.to(x.device)[..., None].expand_as(x) for d, x in zip(draws, inputs, strict=True)]
+        sides = zip(draws, baselines, inputs, strict=True)
+        hidden = tuple(torch.where(d, b, x) for d, b, x in sides)
         return tuple(d.to(x.dtype) for d, x in zip(draws, inputs, strict=True)), hidden
 
-    found = []
+    missed = []
     for factor in (1.0, 0.0):
         generator = torch.Generator().manual_seed(seed)
         # a token's score is dealt out over its width: only the sum is read
         dealt = tuple(
-            factor * scores[n][..., None].expand_as(x) / x.shape[-1]
+            factor * scores[n][: len(x), : x.shape[1], None].expand_as(x) / x.shape[-1]
             for n, x in zip(whole.names, whole.inputs, strict=True)
         )
-        more = {
-            "baselines": whole.baselines,
-            "additional_forward_args": whole.rest,
-            "n_perturb_samples": samples,
-        }
-        found.append(
-            float(
-                measure(
-                    whole.forward,
-                    hide,
-                    whole.inputs,
-                    dealt,
-                    max_examples_per_batch=4 * len(dealt[0]),
-                    **more,
-                ).mean()
-            )
+        values = measure(
+            whole.forward,
+            hide,
+            whole.inputs,
+            dealt,
+            baselines=whole.baselines,
+            additional_forward_args=whole.rest,
+            n_perturb_samples=samples,
+            max_examples_per_batch=4 * len(dealt[0]),
         )
-    return found[0] / max(found[1], 1e-12)
+        missed.append(float(values.mean()))
+    return missed[0] / max(missed[1], 1e-12)
 
 
 def sensitivity(
@@ -188,24 +171,21 @@ def sensitivity(
     from captum.metrics import sensitivity_max
 
     def explain(inputs, baselines, additional_forward_args):
-        moved = whole._replace(
-            inputs=tuple(inputs), baselines=baselines, rest=additional_forward_args
-        )
-        parts = list(fitting(lambda part, size: integrated(part, steps, size), moved, at_once))
+        moved = whole._replace(inputs=inputs, baselines=baselines, rest=additional_forward_args)
+        parts = fitting(lambda part, size: integrated(part, steps, size), moved, at_once)
         return tuple(torch.cat(x) for x in zip(*parts, strict=True))
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        more = {
-            "perturb_radius": radius,
-            "n_perturb_samples": samples,
-            "baselines": whole.baselines,
-        }
-        return (
-            sensitivity_max(explain, whole.inputs, additional_forward_args=whole.rest, **more)
-            .cpu()
-            .numpy()
+        values = sensitivity_max(
+            explain,
+            whole.inputs,
+            perturb_radius=radius,
+            n_perturb_samples=samples,
+            baselines=whole.baselines,
+            additional_forward_args=whole.rest,
         )
+    return values.cpu().numpy()
 
 
 def randomised(classifier: Classifier, seed: int = 0) -> Iterator[tuple[str, Classifier]]:
@@ -215,26 +195,22 @@ def randomised(classifier: Classifier, seed: int = 0) -> Iterator[tuple[str, Cla
     Yields what was added (``out``, ``hidden``, each stage's layers, ``embeddings``) and a copy with
     all parts up to it drawn anew.
     """
+    hidden, dropout = classifier.hidden.out_features, classifier.dropout.p
     with torch.random.fork_rng():
         torch.manual_seed(2**31 + seed)  # not the seed that the weights themselves began with
-        fresh = Classifier(
-            Model(classifier.model.spec),
-            classifier.labels,
-            classifier.hidden.out_features,
-            classifier.dropout.p,
-        )
-    found, fresh = copy.deepcopy(classifier), fresh.to(next(classifier.parameters()).device)
+        fresh = Classifier(Model(classifier.model.spec), classifier.labels, hidden, dropout)
+    device, anew = next(classifier.parameters()).device, copy.deepcopy(classifier)
     parts: list[tuple[str, list[str]]] = [("out", ["out."]), ("hidden", ["hidden."])]
     for number, stack in reversed(list(enumerate(classifier.model.stages))):
         for layer in reversed(range(stack.stage.layers)):
             names = [f"model.stages.{number}.blocks.{owner}.{layer}." for owner in stack.blocks]
             parts.append((f"{stack.stage.kind} {layer + 1}", names))
     parts.append(("embeddings", ["model.embeddings."]))
-    new = fresh.state_dict()
+    new = fresh.to(device).state_dict()
     for label, prefixes in parts:
         drawn = {key: value for key, value in new.items() if key.startswith(tuple(prefixes))}
-        found.load_state_dict(drawn, strict=False)
-        yield label, copy.deepcopy(found)
+        anew.load_state_dict(drawn, strict=False)
+        yield label, copy.deepcopy(anew)
 
 
 def rank_correlation(
@@ -246,25 +222,22 @@ def rank_correlation(
     Across modalities any two scorings agree that some modality has the larger numbers. Modalities
     with fewer than three tokens, or with constant scores, do not count; NaN where none is left.
     """
-    found = {name: np.full(len(batch.rows), np.nan) for name in a}
-    for name, values in found.items():
+    values = {name: np.full(len(batch.rows), np.nan) for name in a}
+    for name in a:
         own = content(batch.streams[name]).cpu().numpy()
         sides = [x[name].float().cpu().numpy() for x in (a, b)]
         for n in np.flatnonzero(own.sum(1) > 2):
-            x, y = (
-                rankdata(np.abs(side[n, own[n]]) if absolute else side[n, own[n]]) for side in sides
-            )
+            pair = (side[n, own[n]] for side in sides)
+            x, y = (rankdata(np.abs(side) if absolute else side) for side in pair)
             if x.std() > 0 and y.std() > 0:
-                values[n] = np.corrcoef(x, y)[0, 1]
-    whole = np.stack(list(found.values()))
+                values[name][n] = np.corrcoef(x, y)[0, 1]
+    whole = np.stack(list(values.values()))
     known = np.isfinite(whole)
-    return np.where(
-        known.any(0), np.where(known, whole, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan
-    )
+    mean = np.where(known, whole, 0).sum(0) / np.maximum(known.sum(0), 1)
+    return np.where(known.any(0), mean, np.nan)
 
 
 # --- the known answer
-# ------------------------------------------------------------------------------------------------
 
 
 def _regions(streams: Streams, name: str, row: int, batch: Batch, place: int, box) -> np.ndarray:

@@ -450,34 +450,29 @@ def deletion_insertion(
 
 
 @styled
-def pointing(hits: pd.DataFrame, chance: pd.DataFrame, title: str) -> Figure:
-    """Pointing accuracy: a panel per modality, a line per method, dots are seeds; the grey line is
+def pointing(seeds: Sequence[tuple[Mapping, Mapping]], title: str) -> Figure:
+    """Pointing accuracy: a panel per modality, a bar per method, dots are seeds; the dotted line is
     chance.
 
     Args:
-        hits: columns ``modality``, ``method``, ``seed``, ``value``; ``chance``: the same without a
-            method.
+        seeds: of each, (modality, method) -> hits of its products, and modality -> chance
+            (:func:`m5lib.explain.checks.pointed`).
     """
-    names, methods = list(dict.fromkeys(hits["modality"])), list(dict.fromkeys(hits["method"]))
-    figure, axes = canvas(
-        1, len(names), (1.5 + 1.75 * len(names), 1.1 + 0.3 * len(methods)), sharey=True
-    )
+    names, methods = (list(dict.fromkeys(part)) for part in zip(*seeds[0][0], strict=True))
+    size = (1.5 + 1.75 * len(names), 1.1 + 0.3 * len(methods))
+    figure, axes = canvas(1, len(names), size, sharey=True)
     for place, name in zip(axes[0], names, strict=True):
-        part, level = (
-            hits[hits["modality"] == name],
-            chance[chance["modality"] == name]["value"].mean(),
-        )
+        level = np.mean([chance[name].mean() for _, chance in seeds if name in chance])
         for y, method in enumerate(methods):
-            values = part[part["method"] == method]["value"]
-            place.barh(y, values.mean(), 0.62, color=colour(name), alpha=0.45)
+            values = [hits[name, method].mean() for hits, _ in seeds if (name, method) in hits]
+            place.barh(y, np.mean(values), 0.62, color=colour(name), alpha=0.45)
             place.scatter(values, np.full(len(values), y), s=12, color=colour(name), zorder=3)
         place.axvline(level, color="#444444", ls=":")
         place.annotate(
             "chance", (level, -0.78), (2, 0), textcoords="offset points", fontsize=7.5, va="center"
         )
-        place.set(
-            xlim=(0, 1.02), title=name, ylim=(len(methods) - 0.4, -1.05), yticks=range(len(methods))
-        )
+        ends = (len(methods) - 0.4, -1.05)
+        place.set(xlim=(0, 1.02), title=name, ylim=ends, yticks=range(len(methods)))
         place.set_yticklabels(methods)
         place.set_xlabel("share of products", fontsize=8.5)
         place.tick_params(labelsize=8.5)

@@ -59,9 +59,8 @@ def test_scores_add_up_and_only_content_gets_any(logit, five_batch):
     for name, scores in found.tokens.items():
         own = attribution.content(batch.streams[name])
         assert (scores[~own] == 0).all() and (scores[own] != 0).any()
-    assert torch.allclose(
-        found.modalities().sum(1), found.value - found.base + found.delta, atol=1e-5
-    )
+    summed = sum(x.sum(1) for x in found.tokens.values())
+    assert torch.allclose(summed, found.value - found.base + found.delta, atol=1e-5)
 
 
 def test_integrated_gradients_are_the_integral(logit, five_batch):
@@ -171,14 +170,34 @@ def test_a_model_without_tokenizer_says_so(logit, five_batch):
         attribution.integrated_gradients(logit, five_batch())
 
 
-def test_gradient_times_input_is_the_gradient(logit, five_batch):
+def test_any_method_of_captum_follows_the_path(logit, five_batch):
+    """Gradient times input; special tokens have a gradient, and no score."""
+    from captum.attr import InputXGradient
+
+    def method(path, at_once):
+        inputs = tuple(x.clone().requires_grad_() for x in path.inputs)
+        return InputXGradient(path.forward).attribute(inputs, additional_forward_args=path.rest)
+
     batch, whole = five_batch(), attribution.path(logit, five_batch())
     inputs = [x.clone().requires_grad_() for x in whole.inputs]
     whole.forward(*inputs, *whole.rest).sum().backward()
-    found = attribution.gradient_times_input(logit, batch)
-    for name, x in zip(whole.names, inputs, strict=True):
-        own = attribution.content(batch.streams[name])
-        assert torch.allclose(found[name], (x.grad * x).sum(-1) * own, atol=1e-6)
+    for at_once in (512, 4):
+        found = attribution.attributed(whole, method, at_once).tokens
+        for name, x in zip(whole.names, inputs, strict=True):
+            own = attribution.content(batch.streams[name])
+            assert torch.allclose(found[name], (x.grad * x).sum(-1) * own, atol=1e-6)
+
+
+def test_captums_shapley_values_are_ours(logit, five_batch):
+    from captum.attr import ShapleyValues
+
+    batch, names = five_batch(), logit.model.spec.modalities
+
+    def worth(kept):
+        return logit.value(batch.only([n for n, k in zip(names, kept[0], strict=True) if k]))
+
+    theirs = ShapleyValues(worth).attribute(torch.ones(6, 5))
+    assert torch.allclose(theirs.double(), attribution.shapley(logit, batch).values, atol=1e-5)
 
 
 def test_shapley_values_are_means_over_orders(logit, five_batch):

@@ -86,17 +86,13 @@ def test_curves_pointing_and_cascade_draw_each_line():
     assert len(lines) == 8 and np.allclose(
         lines[1].get_ydata(), (part["deletion"] - part["deletion"][:, :1]).mean(0)
     )
-    hits = pd.DataFrame(
-        {
-            "modality": ["image"] * 4,
-            "method": ["a", "a", "b", "b"],
-            "seed": [0, 1] * 2,
-            "value": [0.2, 0.4, 0.6, 0.8],
-        }
-    )
-    pointing = figures.pointing(
-        hits, pd.DataFrame({"modality": ["image"], "value": [0.3]}), "title"
-    ).axes[0]
-    assert [bar.get_width() for bar in pointing.patches] == pytest.approx([0.3, 0.7])
+    seeds = []
+    for seed in (0, 1):
+        hits = {("image", name): np.array([0.2, 0.6]) + 0.2 * seed for name in "ab"}
+        hits["image", "b"] = hits["image", "b"] + 0.2
+        seeds.append((hits, {"image": np.array([0.3, 0.3])}))
+    pointing = figures.pointing(seeds, "title").axes[0]
+    assert pointing.lines[0].get_xdata()[0] == pytest.approx(0.3)
+    assert [bar.get_width() for bar in pointing.patches] == pytest.approx([0.5, 0.7])
     cascade = figures.cascade(pd.DataFrame({"x": [1.0, 0.2]}, index=["nothing", "out"])).axes[0]
     assert list(cascade.lines[0].get_ydata()) == [1.0, 0.2]
