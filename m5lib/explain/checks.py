@@ -77,7 +77,11 @@ def tested(seeds: Sequence[Mapping[str, Removed]]) -> pd.DataFrame:
 
 
 def cascade(
-    classifier: Classifier, labels: Sequence[str], batch: Batch, mean: Mapping | None, steps: int
+    classifier: Classifier,
+    labels: Sequence[str] | np.ndarray,
+    batch: Batch,
+    mean: Mapping | None,
+    steps: int,
 ) -> pd.DataFrame:
     """Rank correlation with the trained classifier's own scores while ever more of its weights are
     drawn anew (:func:`m5lib.explain.faithfulness.randomised`).
