@@ -35,10 +35,10 @@ from torch import Tensor
 
 from m5lib.catalogue import Catalogue, DataError, Rows
 from m5lib.embeddings import DEFAULT, embeddings, read_out
+from m5lib.metrics import rank
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model, Output
 from m5lib.models.finetune import Classifier
-from m5lib.ranking import rank
 from m5lib.streams import Batch, Stream, Streams, impute, with_summary
 
 Tokens = dict[str, Float[Tensor, "B L"]]

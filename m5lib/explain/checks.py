@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from m5lib import metrics
+from m5lib.evaluation.stats import paired_bootstrap
 from m5lib.explain import attention, attribution, faithfulness
 from m5lib.explain.attribution import Target, Tokens
 from m5lib.explain.faithfulness import Curves
@@ -61,7 +61,7 @@ def pooled(seeds: Sequence[Mapping[str, Removed]]) -> dict[str, dict[str, np.nda
 def tested(seeds: Sequence[Mapping[str, Removed]]) -> pd.DataFrame:
     """Paired test of the areas against random order, over seeds and products: by how much is
     deletion lower, insertion higher."""
-    against_none = lambda gains: metrics.paired_bootstrap(gains, [0 * x for x in gains])  # noqa: E731
+    against_none = lambda gains: paired_bootstrap(gains, [0 * x for x in gains])  # noqa: E731
     rows = []
     for label in seeds[0]:
         for kind in Curves._fields:
@@ -132,7 +132,7 @@ def pointing_table(seeds: Sequence[tuple[dict, dict]]) -> pd.DataFrame:
             (hits[name, method], chance[name]) for hits, chance in seeds if (name, method) in hits
         ]
         sides = list(zip(*here, strict=True))
-        test = metrics.paired_bootstrap(*map(list, sides))
+        test = paired_bootstrap(*map(list, sides))
         means = [np.mean([x.mean() for x in side]) for side in sides]
         rows.append((name, method, *means, test.low, test.high, test.p, sum(map(len, sides[0]))))
     columns = ["modality", "method", "hits", "chance", "low", "high", "p", "products"]
