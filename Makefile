@@ -2,6 +2,7 @@
 PYTHON ?= python3
 DATA ?=
 PROFILE ?= small
+EXTRACTORS ?=
 SEEDS ?= 3
 BIN = .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
@@ -13,7 +14,7 @@ help:
 	@echo "make demo DATA=<folder>   the same on products of your own (README: what DATA may be)"
 	@echo "make test                 lint, tests and notebooks (tiny)"
 	@echo "make lab                  open JupyterLab"
-	@echo "make notebooks            run every notebook into reports/ (PROFILE=tiny|small|full DATA=<folder>)"
+	@echo "make notebooks            run every notebook into reports/ (PROFILE=tiny|small|full DATA=<folder> EXTRACTORS=image=regions:<weights>)"
 	@echo "make results              everything in results/, three seeds (SEEDS=1 DATA=<folder of real products>); hours, resumes"
 	@echo "make doctor               is this machine ready: versions, builds, FFmpeg, kernels, disk; and what mends each fault"
 	@echo "make clean                remove .venv, reports, runs, sweeps and caches"
@@ -29,10 +30,10 @@ environment: .venv/ready
 	@touch $@
 
 demo: environment
-	$(BIN)/python -m m5lib.lab.notebooks --demo --profile $(PROFILE) --data "$(DATA)"
+	$(BIN)/python -m m5lib.lab.notebooks --demo --profile $(PROFILE) --data "$(DATA)" --extractors "$(EXTRACTORS)"
 
 notebooks: environment
-	$(BIN)/python -m m5lib.lab.notebooks --profile $(PROFILE) --data "$(DATA)"
+	$(BIN)/python -m m5lib.lab.notebooks --profile $(PROFILE) --data "$(DATA)" --extractors "$(EXTRACTORS)"
 
 results: environment
 	$(BIN)/python -m m5lib.lab.results --profile $(PROFILE) --seeds $(SEEDS) --data "$(DATA)"

@@ -5,9 +5,9 @@ starts with its summary token.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,13 +27,32 @@ class Ragged(NamedTuple):
     ``values`` (T, F) float16, ``boxes`` (T, 5) float16 or None, ``offsets`` (N + 1,) int64; an
     absent modality has no rows. ``classes`` (T, K) are class probabilities, where there are any.
     ``values`` and ``boxes`` are arrays, or :class:`m5lib.data.store.Mapped` files that are indexed
-    like arrays.
+    like arrays. ``settings`` say what extractor made them
+    (:func:`m5lib.data.extractors.described`).
     """
 
     values: np.ndarray
     offsets: np.ndarray
     boxes: np.ndarray | None = None
     classes: np.ndarray | None = None
+    settings: Mapping[str, Any] | None = None
+
+    @property
+    def step(self) -> float | None:
+        """Seconds of a token; None where a token is no stretch of time."""
+        return (self.settings or {}).get("hints", {}).get("step")
+
+
+def computed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An extractor's settings without the hints, which say nothing of what it computes."""
+    return {key: value for key, value in settings.items() if key != "hints"}
+
+
+def named(settings: Mapping[str, Any] | None) -> str:
+    """An extractor in a few words, for messages: ``Crops(version=2, width=176, levels=[1, 2])``."""
+    made = computed(settings or {"extractor": "an extractor that is not known"})
+    rest = ", ".join(f"{key}={value}" for key, value in made.items() if key != "extractor")
+    return f"{made['extractor']}({rest})" if rest else made["extractor"]
 
 
 SPECIAL = {
@@ -154,10 +173,11 @@ class Stream:
 @dataclass(frozen=True)
 class Batch:
     """B products: streams in the order of the table, and ``rows`` (B,), where they stand in the
-    catalogue."""
+    catalogue. ``settings`` say what extractor made each feature stream."""
 
     streams: Mapping[str, Stream]
     rows: np.ndarray
+    settings: Mapping[str, Mapping] = field(default_factory=dict)
 
     @property
     def presence(self) -> Bool[Tensor, "B M"]:
@@ -270,6 +290,12 @@ class Streams:
         }
 
     @property
+    def settings(self) -> dict[str, Mapping]:
+        """What extractor made each feature modality, where that is known."""
+        made = {n: getattr(self.features[n], "settings", None) for n in self.widths}
+        return {name: settings for name, settings in made.items() if settings}
+
+    @property
     def classes(self) -> dict[str, int]:
         """Number of classes of each feature modality whose extractor gives their probabilities."""
         found = {n: getattr(self.features[n], "classes", None) for n in self.widths}
@@ -294,7 +320,9 @@ class Streams:
         rows = np.asarray(rows, dtype=np.int64)
         make = {"words": self._word_stream, "features": self._feature_stream}
         return Batch(
-            {name: make[MODALITIES[name].kind](name, rows) for name in self.modalities}, rows
+            {name: make[MODALITIES[name].kind](name, rows) for name in self.modalities},
+            rows,
+            self.settings,
         )
 
     def _word_stream(self, name: str, rows: np.ndarray) -> Stream:

@@ -1,5 +1,8 @@
-"""Extractors with pre-trained weights: Faster R-CNN for regions of a picture, S3D for clips of a
-video.
+"""Which extractor makes a modality's features: chosen by words, or made again from its settings.
+And the extractors with pre-trained weights: Faster R-CNN for regions of a picture, S3D for clips.
+
+:func:`choose` reads the parameter ``extractors`` of notebooks and jobs, such as
+``image=regions:weights.pt,audio=logmel``; :func:`extractor_of` reads what travels with a model.
 
 Weights come by torchvision's own download, or from a file of yours (``weights``, a state dict; read
 with ``weights_only``). torchvision is imported where it is used. The paper's own networks
@@ -7,8 +10,8 @@ with ``weights_only``). torchvision is imported where it is used. The paper's ow
 torchvision's: these are their nearest kin there, trained on COCO and Kinetics-400.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -18,7 +21,21 @@ import numpy as np
 
 from m5lib.catalogue import DataError, MediaFile
 from m5lib.data.decoding import MediaError, frames, open_image, probe
-from m5lib.data.extractors import Features, locations
+from m5lib.data.extractors import (
+    PLAIN,
+    Crops,
+    Features,
+    Frames,
+    LogMel,
+    Mfcc,
+    Pixels,
+    ReleasedMel,
+    checksum,
+    described,
+    locations,
+)
+from m5lib.data.m5features import OFFICIAL
+from m5lib.streams import computed, named
 
 _LOADING = Lock()
 
@@ -155,6 +172,7 @@ class Clips:
     device: str = field(default="cpu", compare=False)
     width: ClassVar[int] = 1024
     version: ClassVar[int] = 1
+    step: ClassVar[float] = 1.0
     rate: ClassVar[int] = 16
 
     def network(self):
@@ -202,3 +220,118 @@ def _s3d():
     from torchvision.models import video
 
     return video.s3d(weights=None)
+
+
+#: Modality -> word -> extractor. ``official``: the features of the M5Product release, already
+#: extracted (:mod:`m5lib.data.m5features`).
+CHOICES = {
+    "image": {"crops": Crops, "pixels": Pixels, "regions": Regions},
+    "video": {"frames": Frames, "clips": Clips},
+    "audio": {"mfcc": Mfcc, "logmel": LogMel, "releasedmel": ReleasedMel},
+}
+for _name, _reader in OFFICIAL.items():
+    CHOICES[_name]["official"] = _reader
+
+
+def choose(words: str | Mapping[str, object], others: Mapping[str, object] = PLAIN) -> dict:
+    """Extractors by words: ``image=crops,audio=logmel``.
+
+    ``image=regions:weights.pt`` and ``video=clips:weights.pt`` take the path of a state dict;
+    without one, torchvision downloads its own. Modalities that are not named get ``others``.
+    Extractors by modality pass as they are.
+
+    Raises:
+        DataError: an unknown modality or word (the message lists the known ones), a modality twice,
+            or weights that are not there.
+    """
+    if not isinstance(words, str):
+        return dict(words)
+    chosen = {}
+    for part in filter(None, map(str.strip, words.split(","))):
+        name, _, word = part.partition("=")
+        word, _, path = word.partition(":")
+        if word not in CHOICES.get(name, ()):
+            known = "; ".join(f"{name}={'|'.join(choice)}" for name, choice in CHOICES.items())
+            raise DataError(f"extractors: {part!r} is unknown; known are {known}")
+        if name in chosen:
+            raise DataError(f"extractors: {name} is chosen twice in {words!r}; choose it once")
+        chosen[name] = _make(part, CHOICES[name][word], path)
+    return {**others, **chosen}
+
+
+def _make(part: str, choice, path: str):
+    kind = choice if isinstance(choice, type) else type(choice)
+    if not path:
+        return choice() if kind is choice else choice
+    if "weights" not in {field.name for field in fields(kind)}:
+        raise DataError(
+            f"extractors: {kind.__name__} has no weights; take the path out of {part!r}"
+        )
+    if not (weights := Path(path).expanduser()).is_file():
+        raise DataError(f"extractors: {weights}: no such file; {part!r} needs a state dict there")
+    return kind(weights=weights)
+
+
+def absolute(words: str) -> str:
+    """The same choice with absolute paths, for a process that works in another folder."""
+    parts = [part.partition(":") for part in words.split(",")]
+    there = [(word, path, Path(path).expanduser()) for word, _, path in parts]
+    return ",".join(
+        f"{word}:{file.resolve() if file.is_file() else path}" if path else word
+        for word, path, file in there
+    )
+
+
+def extractor_of(settings: Mapping[str, object]):
+    """The extractor of some settings (:func:`~m5lib.data.extractors.described`), as a model carries
+    them.
+
+    Raises:
+        DataError: it is none of the library's, computes something else now (another version), or
+            its weights are not where they were, or others lie there.
+    """
+    choices = [choice for words in CHOICES.values() for choice in words.values()]
+    kinds = {k.__name__: k for k in (c if isinstance(c, type) else type(c) for c in choices)}
+    if (kind := kinds.get(settings["extractor"])) is None:
+        raise DataError(
+            f"{settings['extractor']} is not one of the library's extractors ({', '.join(kinds)}); "
+            "extract with your own, by m5lib.data.store.extract"
+        )
+    if kind.version != settings["version"]:
+        raise DataError(
+            f"made with version {settings['version']} of {kind.__name__}, this is version "
+            f"{kind.version}"
+        )
+    given = {f.name: settings[f.name] for f in fields(kind) if f.compare and f.name in settings}
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    if known := given.get("weights"):
+        given["weights"] = file = Path(settings.get("hints", {}).get("weights", ""))
+        if not file.is_file():
+            raise DataError(
+                f"{kind.__name__} needs weights of checksum {known}; they were at {file}, where no "
+                "file is now; say where they are by the parameter extractors, such as "
+                "image=regions:weights.pt"
+            )
+        if (found := checksum(file)) != known:
+            raise DataError(
+                f"{file}: weights of checksum {found}, but {kind.__name__} was used with {known}; "
+                "say where those are by the parameter extractors"
+            )
+    return kind(**given)
+
+
+def agreed(settings: Mapping[str, Mapping], words: str = "") -> dict:
+    """The extractors of a model's settings; those that the words choose are taken from there, for
+    weights that lie elsewhere now.
+
+    Raises:
+        DataError: the words choose another extractor than the model's, or :func:`extractor_of`.
+    """
+    chosen = {n: e for n, e in choose(words, {}).items() if n in settings}
+    for name, extractor in chosen.items():
+        if computed(settings[name]) != computed(described(extractor)):
+            raise DataError(
+                f"extractors: the {name} features of this model are those of "
+                f"{named(settings[name])}, not of {named(described(extractor))}"
+            )
+    return {n: chosen[n] if n in chosen else extractor_of(made) for n, made in settings.items()}

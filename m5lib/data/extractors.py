@@ -1,7 +1,7 @@
 """Extractors: one media file in, an array of feature vectors out.
 
 An extractor is a frozen dataclass, so that its settings can be saved beside a model, with a
-``width`` (F), and a callable::
+``width`` (F), where tokens are stretches of time a ``step`` (seconds), and a callable::
 
     extractor(file: MediaFile) -> Features(values (L, F) float32, boxes (L, 5) float32 or None)
 
@@ -25,10 +25,13 @@ Pre-trained ones are in :mod:`m5lib.data.backbones`. torch and torchaudio are im
 are used.
 """
 
+import hashlib
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from threading import Lock
 from typing import ClassVar, NamedTuple
 
@@ -176,6 +179,7 @@ class Frames:
     directions: int = 8
     limit: int = 12
     version: ClassVar[int] = 2
+    step: ClassVar[float] = 1.0
 
     @property
     def width(self) -> int:
@@ -260,6 +264,11 @@ class LogMel:
         """F."""
         return self.bands
 
+    @property
+    def step(self) -> float:
+        """Seconds of a token."""
+        return self.group * HOP / RATE
+
     def spectrogram(self, samples) -> np.ndarray:
         """(T,) tensor of samples -> (frames, bands) decibels, as torchaudio's ``MelSpectrogram``
         and ``AmplitudeToDB``."""
@@ -299,6 +308,11 @@ class Mfcc:
     def width(self) -> int:
         """F."""
         return self.coefficients
+
+    @property
+    def step(self) -> float:
+        """Seconds of a token."""
+        return self.group * HOP / RATE
 
     def spectrogram(self, samples) -> np.ndarray:
         """(T,) tensor of samples -> (frames, coefficients), equal to torchaudio's ``MFCC``."""
@@ -342,6 +356,44 @@ class ReleasedMel:
             torch.nn.functional.pad(samples, (0, round(self.seconds * RATE) - len(samples)))
         )
         return Features(((mel - mel.mean(dim=0)) / (mel.std(dim=0) + 1e-9)).numpy())
+
+
+def settings(extractor) -> dict:
+    """What an extractor computes, as JSON: its name, version, width and fields. A file of weights
+    counts by its checksum, not by its path."""
+    made = {
+        "extractor": type(extractor).__name__,
+        "version": getattr(extractor, "version", 1),
+        "width": extractor.width,
+    }
+    for field in fields(extractor):
+        value = getattr(extractor, field.name)
+        if field.compare:
+            made[field.name] = checksum(value) if isinstance(value, Path) else value
+    return json.loads(json.dumps(made))  # tuples become lists, as they are read again
+
+
+def described(extractor) -> dict:
+    """:func:`settings` with ``hints`` that say nothing of what is computed: seconds of a token
+    (``step``), and where the weights lay."""
+    hints, weights = {}, getattr(extractor, "weights", None)
+    if weights is not None:
+        hints["weights"] = str(Path(weights).resolve())
+    if getattr(extractor, "step", None):
+        hints["step"] = extractor.step
+    return settings(extractor) | {"hints": hints}
+
+
+def checksum(path: Path) -> str:
+    """16 hex digits of all bytes of a file of weights."""
+    seen = path.stat()
+    return _checksum(path.resolve(), seen.st_size, seen.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _checksum(path: Path, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 #: Extractors that need no weights, used where nothing else is asked for.

@@ -16,7 +16,7 @@ same store.
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,7 +35,7 @@ from m5lib.data.m5records import (
     write_lmdb,
     write_tsv,
 )
-from m5lib.data.media import Ragged
+from m5lib.data.media import Ragged, with_sound
 from m5lib.data.media import extract as extract_in_memory
 from m5lib.modalities import MODALITIES
 
@@ -87,11 +87,12 @@ class StoredRegions:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """The first ``rows`` rows of an ``.npy`` (t, ``width``): clip features of a video, or mel bands
-    of a sound."""
+    """The first ``rows`` rows of an ``.npy`` (t, ``width``): clip features of a video, one per
+    ``step`` seconds, or mel bands of a sound."""
 
     width: int
     rows: int
+    step: float | None = field(default=None, compare=False)
     version: ClassVar[int] = 1
     decodes: ClassVar[bool] = False
 
@@ -109,7 +110,11 @@ class StoredRows:
 
 
 #: Readers of the released features.
-OFFICIAL = {"image": StoredRegions(), "video": StoredRows(1024, 12), "audio": StoredRows(751, 80)}
+OFFICIAL = {
+    "image": StoredRegions(),
+    "video": StoredRows(1024, 12, 1.0),
+    "audio": StoredRows(751, 80),
+}
 #: Where they lie: files of many records, the first that has an id counts, and folders of a file per
 #: product.
 RECORDS = {"image": (("lmdb_features/*.lmdb", lmdb_records), ("tsv_features/*.tsv", tsv_records))}
@@ -128,11 +133,11 @@ def read_features(
 
     Args:
         folder: the data root. Where a product is in an LMDB and in a TSV, the LMDB is read.
-        catalogue: from :func:`m5lib.data.m5product.read_m5product`; None: products are the ids of
-            the features, titles the captions that region records carry; no labels, no tables.
+        catalogue: from :func:`m5lib.data.m5product.read_m5product`; None: :func:`listed`.
         store: folder of a :mod:`m5lib.data.store` to put them into, for more than memory holds;
             None keeps them in memory.
-        readers: for features of other widths, as ``{"image": StoredRegions(1024)}``.
+        readers: modality -> reader, for features of other widths as ``{"image":
+            StoredRegions(1024)}``; or an extractor, which reads that modality's media.
 
     Returns:
         as :func:`m5lib.data.media.extract`. A product has the feature modalities that it has
@@ -141,43 +146,19 @@ def read_features(
     Raises:
         DataError: there are no features, or an LMDB is broken.
     """
-    folder, skipped = Path(folder), []
-    sources: dict[str, dict[str, MediaFile]] = {name: {} for name in readers}
-    captions: dict[str, str] = {}
-    for name in readers:
-        files = [
-            (records, path)
-            for pattern, records in RECORDS.get(name, ())
-            for path in sorted(folder.glob(pattern))
-        ]
-        for records, path in files:
-            for found in records(path, skipped):
-                if sources[name].setdefault(found.id, found.file) is found.file:
-                    captions[found.id] = found.caption
-        if name in ROWS:
-            paths = sorted((folder / ROWS[name]).glob("*.npy"))
-            sources[name] |= {
-                path.stem: MediaFile(path, size=path.stat().st_size) for path in paths
-            }
-    if not any(sources.values()):
-        records = [pattern for patterns in RECORDS.values() for pattern, _ in patterns]
-        places = ", ".join((*records, *(f"{place}/*.npy" for place in ROWS.values())))
-        raise DataError(f"{folder}: no features; expected some of {places}")
-    if catalogue is None:
-        ids = dict.fromkeys(i for found in sources.values() for i in found)
-        products = [
-            Product(i, {"text": captions[i]} if captions.get(i, "").strip() else {}) for i in ids
-        ]
-        catalogue = Catalogue(
-            folder.name, tuple(replace(p, contents=_with(p, sources)) for p in products)
-        )
+    skipped: list[Skip] = []
+    sources, captions = _sources(Path(folder), readers, skipped)
+    catalogue = _listed(Path(folder), sources, captions) if catalogue is None else catalogue
+    decoded = {name for name in readers if name not in sources}
+    if any(MODALITIES[name].inside for name in decoded):  # while the videos are still videos
+        catalogue = with_sound(catalogue, workers)
     own = {product.id: product.contents for product in catalogue.products}
-    sourced = [replace(product, contents=_with(product, sources)) for product in catalogue.products]
+    sourced = [replace(p, contents=_with(p, sources, decoded)) for p in catalogue.products]
     skipped += [
         Skip(product.id, name, "no features of this id")
         for product in catalogue.products
-        for name, found in sources.items()
-        if name in product.contents and product.id not in found
+        for name, records in sources.items()
+        if name in product.contents and product.id not in records
     ]
     sourced = replace(
         catalogue,
@@ -197,14 +178,61 @@ def read_features(
     return replace(clean, products=tuple(back)), features
 
 
-def _with(product: Product, sources: Mapping[str, Mapping[str, MediaFile]]) -> dict[str, Any]:
-    """A product's contents with its feature records instead of media."""
+def listed(folder: str | Path, readers: Mapping[str, Any] = OFFICIAL) -> Catalogue:
+    """The products of a release of which only the features are there: ids of the features, titles
+    from the captions of region records; no labels, no tables. Raises as :func:`read_features`."""
+    return _listed(Path(folder), *_sources(Path(folder), readers, []))
+
+
+def _listed(folder: Path, sources: Mapping[str, dict], captions: Mapping[str, str]) -> Catalogue:
+    ids = dict.fromkeys(i for records in sources.values() for i in records)
+    products = [
+        Product(i, {"text": captions[i]} if captions.get(i, "").strip() else {}) for i in ids
+    ]
+    products = [replace(p, contents=_with(p, sources)) for p in products]
+    return Catalogue(folder.name, tuple(products))
+
+
+def _sources(
+    folder: Path, readers: Mapping[str, Any], skipped: list[Skip]
+) -> tuple[dict[str, dict[str, MediaFile]], dict[str, str]]:
+    """Feature records by modality and id, and captions by id."""
+    stored = [name for name, reader in readers.items() if not getattr(reader, "decodes", True)]
+    sources: dict[str, dict[str, MediaFile]] = {name: {} for name in stored}
+    captions: dict[str, str] = {}
+    for name in stored:
+        files = [
+            (records, path)
+            for pattern, records in RECORDS.get(name, ())
+            for path in sorted(folder.glob(pattern))
+        ]
+        for records, path in files:
+            for found in records(path, skipped):
+                if sources[name].setdefault(found.id, found.file) is found.file:
+                    captions[found.id] = found.caption
+        if name in ROWS:
+            paths = sorted((folder / ROWS[name]).glob("*.npy"))
+            sources[name] |= {
+                path.stem: MediaFile(path, size=path.stat().st_size) for path in paths
+            }
+    if not any(sources.values()):
+        records = [pattern for patterns in RECORDS.values() for pattern, _ in patterns]
+        places = ", ".join((*records, *(f"{place}/*.npy" for place in ROWS.values())))
+        raise DataError(f"{folder}: no features; expected some of {places}")
+    return sources, captions
+
+
+def _with(product: Product, sources: Mapping[str, dict], decoded=()) -> dict[str, Any]:
+    """A product's contents with its feature records instead of media, save those that are
+    decoded."""
     kept = {
         name: content
         for name, content in product.contents.items()
-        if MODALITIES[name].kind == "words"
+        if MODALITIES[name].kind == "words" or name in decoded
     }
-    kept |= {name: found[product.id] for name, found in sources.items() if product.id in found}
+    kept |= {
+        name: records[product.id] for name, records in sources.items() if product.id in records
+    }
     return {name: kept[name] for name in MODALITIES if name in kept}
 
 

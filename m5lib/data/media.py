@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from m5lib.catalogue import Catalogue, MediaFile, Product, Skip
 from m5lib.data.decoding import MediaError, open_image, probe
-from m5lib.data.extractors import PLAIN, Crops, Features, Pixels
+from m5lib.data.extractors import PLAIN, Crops, Features, Pixels, described
 from m5lib.modalities import MODALITIES
 from m5lib.streams import Ragged
 
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-def _stack(found: list[Features | None]) -> Ragged:
+def _stack(found: list[Features | None], extractor) -> Ragged:
     lengths = [0 if features is None else len(features.values) for features in found]
     there = [features for features in found if features is not None]
     boxes = (
@@ -47,7 +47,8 @@ def _stack(found: list[Features | None]) -> Ragged:
         else None
     )
     values = np.concatenate([f.values for f in there]).astype(np.float16)
-    return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]), boxes)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Ragged(values, offsets, boxes, settings=described(extractor))
 
 
 def features_of(
@@ -172,7 +173,9 @@ def extract(
         }
     clean = catalogue.without(broken) if broken else catalogue
     return clean, {
-        name: _stack([by_id.get(i) for i in clean.ids]) for name, by_id in found.items() if by_id
+        name: _stack([by_id.get(i) for i in clean.ids], extractors[name])
+        for name, by_id in found.items()
+        if by_id
     }
 
 

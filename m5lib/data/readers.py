@@ -38,9 +38,7 @@ def read(path: str | Path) -> Catalogue:
         raise DataError(f"{path}: no such file or folder")
     if path.is_dir() and (path / "styles.csv").exists():
         return read_fashion(path)
-    if path.is_dir() and (
-        (path / m5product.ANNOTATIONS).is_dir() or any(path.glob("*id_label.json"))
-    ):
+    if annotated(path):
         return m5product.read_m5product(path)
     if path.is_file() and path.suffix in (".csv", ".parquet"):
         return read_table(path)
@@ -49,6 +47,11 @@ def read(path: str | Path) -> Catalogue:
         f"{m5product.ANNOTATIONS}/ (the official "
         "release), or a .csv or .parquet file"
     )
+
+
+def annotated(path: Path) -> bool:
+    """Whether the annotation of the official release lies there."""
+    return (path / m5product.ANNOTATIONS).is_dir() or any(path.glob("*id_label.json"))
 
 
 def _rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, dict[str, str]]]:

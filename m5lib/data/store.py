@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from m5lib.catalogue import Catalogue, DataError, MediaFile, Product, Skip
+from m5lib.catalogue import Catalogue, DataError, Product, Skip
+from m5lib.data.extractors import described, settings
 from m5lib.data.files import locked
 from m5lib.data.media import UNREADABLE, Ragged, features_of, in_parallel, prepared
 from m5lib.modalities import MODALITIES
@@ -83,58 +84,6 @@ class Mapped:
         return Mapped(
             self.paths, lengths, self.shape[1], rows if self.rows is None else self.rows[rows]
         )
-
-
-def settings(extractor) -> dict:
-    """What an extractor computes, as JSON: its name, version and fields. A file (weights) counts by
-    its checksum, not its path."""
-    found = {
-        "extractor": type(extractor).__name__,
-        "version": getattr(extractor, "version", 1),
-        "width": extractor.width,
-    }
-    for field in dataclasses.fields(extractor):
-        value = getattr(extractor, field.name)
-        if field.compare:
-            found[field.name] = MediaFile(value).checksum if isinstance(value, Path) else value
-    return found
-
-
-def extractor_of(found: dict):
-    """The extractor of some :func:`settings`; the settings themselves, where it is not one of the
-    library's or needs weights.
-
-    Raises:
-        ValueError: its class computes something else now (another version).
-    """
-    from m5lib.data import backbones, extractors, m5features
-
-    kind = next(
-        (
-            getattr(m, found["extractor"])
-            for m in (extractors, backbones, m5features)
-            if hasattr(m, found["extractor"])
-        ),
-        None,
-    )
-    if kind is None or found.get(
-        "weights"
-    ):  # a file of weights is known by its checksum, not by where it lies
-        return found
-    if getattr(kind, "version", 1) != found["version"]:
-        raise ValueError(
-            f"made with version {found['version']} of {kind.__name__}, this is version "
-            f"{kind.version}"
-        )
-    given = {
-        field.name: found[field.name] for field in dataclasses.fields(kind) if field.name in found
-    }
-    return kind(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in given.items()
-        }
-    )
 
 
 def _write(path: Path, write: Callable) -> None:
@@ -259,6 +208,7 @@ def extract(
     folder = Path(folder).absolute()  # read from later, perhaps by a process that works elsewhere
     catalogue, extractors = prepared(catalogue, extractors, workers)
     broken: list[Skip] = []
+    indices = {}
     with locked(folder / ".lock"):
         for part in folder.rglob("*.part"):  # left by a process that was killed
             part.unlink()
@@ -286,9 +236,12 @@ def extract(
                 "rows": sum(sum(r["lengths"]) for r in records),
             }
             _write_json(folder / f"{name}.json", index)
+            indices[name] = index | {"settings": described(extractor)}
     clean = catalogue.without(broken) if broken else catalogue
     return clean, {
-        name: ragged for name in extractors if (ragged := _read(folder, name, clean)) is not None
+        name: ragged
+        for name, index in indices.items()
+        if (ragged := _read(folder, name, clean, index)) is not None
     }
 
 
@@ -309,10 +262,9 @@ def _run(todo: list[_Shard], done: int, name: str, extractor, workers: int | Non
                 part, found = next(parts, None), []
 
 
-def _read(folder: Path, name: str, catalogue: Catalogue) -> Ragged | None:
+def _read(folder: Path, name: str, catalogue: Catalogue, index: dict) -> Ragged | None:
     """Features of a catalogue's products, in its order, from the shards that the index names; None
     where there are none."""
-    index = json.loads((folder / f"{name}.json").read_bytes())
     stems = [folder / name / key for key in index["shards"]]
     records = [json.loads(stem.with_suffix(".json").read_bytes()) for stem in stems]
     filled = [
@@ -344,7 +296,7 @@ def _read(folder: Path, name: str, catalogue: Catalogue) -> Ragged | None:
         rows, np.arange(len(values))
     ):  # other products, or another order, than were extracted
         values, boxes = values.take(rows), boxes and boxes.take(rows)
-    return Ragged(values, offsets, boxes)
+    return Ragged(values, offsets, boxes, settings=index["settings"])
 
 
 def load(folder: str | Path, catalogue: Catalogue) -> tuple[Catalogue, dict[str, Ragged]]:
@@ -388,7 +340,8 @@ def load(folder: str | Path, catalogue: Catalogue) -> tuple[Catalogue, dict[str,
     catalogue = catalogue.without(lost) if lost else catalogue
     for name in names:
         if name in catalogue.modalities:
-            features[name] = _read(folder, name, catalogue)
+            index = json.loads((folder / f"{name}.json").read_bytes())
+            features[name] = _read(folder, name, catalogue, index)
     return catalogue, {name: ragged for name, ragged in features.items() if ragged is not None}
 
 

@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
-from m5lib.data.extractors import HOP, PLAIN, RATE
 from m5lib.explain.attribution import STEPS, Path, Target, Tokens, content, fitting, integrated
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier
@@ -262,9 +261,9 @@ def _pairs(streams: Streams, name: str, row: int, batch: Batch, place: int, pair
 
 
 def _spans(streams: Streams, name: str, row: int, batch: Batch, place: int, spans) -> np.ndarray:
-    """Tokens whose middle lies in the seconds in which making or using is shown or heard; a token
-    of frames is a second."""
-    step = getattr(PLAIN[name], "group", RATE / HOP) * HOP / RATE
+    """Tokens whose middle lies in the seconds in which making or using is shown or heard; none
+    where a token is no stretch of time."""
+    step = streams.features[name].step or np.nan
     middle = (
         np.arange(batch.streams[name].valid.shape[1]) - 0.5
     ) * step  # the summary stands first
@@ -279,7 +278,7 @@ def carriers(
     streams: Streams, batch: Batch, truth: pd.DataFrame
 ) -> dict[str, Bool[np.ndarray, "B L"]]:
     """Which tokens of a shop's products carry the category, by its truth
-    (:func:`m5lib.shop.listings.truth`), for plain extractors.
+    (:func:`m5lib.shop.listings.truth`).
 
     Known: the box of the product, the words and pairs that name the category, the seconds of making
     and using. Not known: which corner of the box tells most. Other words (usage, material) hint at

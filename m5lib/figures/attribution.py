@@ -14,7 +14,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from m5lib.catalogue import MediaFile
 from m5lib.data import decoding
-from m5lib.data.extractors import HOP, PLAIN, RATE, LogMel, seconds_of
+from m5lib.data.extractors import HOP, RATE, LogMel, seconds_of
 from m5lib.figures.style import PALETTE, QUIET, RIGHT, WRONG, canvas, colour, short, styled
 from m5lib.figures.tokens import GAP, LINE, SIZE, TRUE, chip_width
 from m5lib.modalities import MODALITIES
@@ -120,7 +120,7 @@ def _regions(
     (x, y, width, height), name = at, "image"
     picture = np.asarray(decoding.open_image(streams.catalogue.products[row].contents[name]))
     boxes = streams.batch([row]).streams[name].boxes[0, 1 : len(scores)].numpy()
-    levels = [level**2 for level in getattr(PLAIN[name], "levels", ())]
+    levels = [level**2 for level in streams.settings.get(name, {}).get("levels", ())]
     groups = levels if sum(levels) == len(boxes) else [len(boxes)]
     wide, start = (width - 0.1 * (len(groups) - 1)) / len(groups), 1
     for number, count in enumerate(groups):
@@ -238,16 +238,16 @@ def _film(figure: Figure, at: tuple, streams: Streams, row: int, scores: np.ndar
 
 def _sound(figure: Figure, at: tuple, streams: Streams, row: int, scores: np.ndarray, told) -> None:
     """The spectrogram, and a bar below each second: the sum of its tokens."""
-    (x, y, width, height), maker = at, PLAIN["audio"]
-    samples = decoding.sound(streams.catalogue.products[row].contents["audio"], RATE, maker.seconds)
-    mel = LogMel(maker.bands).spectrogram(torch.from_numpy(samples))
+    (x, y, width, height), made = at, streams.settings.get("audio", {})
+    file, bands = streams.catalogue.products[row].contents["audio"], made.get("bands", 80)
+    samples = decoding.sound(file, RATE, made.get("seconds", 12.0))
+    mel = LogMel(bands).spectrogram(torch.from_numpy(samples))
     end, values = len(mel) * HOP / RATE, np.asarray(scores[1:])
     above = _place(figure, x, y, width, 0.5 * height)
-    above.imshow(
-        mel.T, origin="lower", aspect="auto", extent=(0, end, 0, maker.bands), cmap="cividis"
-    )
+    above.imshow(mel.T, origin="lower", aspect="auto", extent=(0, end, 0, bands), cmap="cividis")
     above.set(xticks=[], yticks=[])
-    second = ((np.arange(len(values)) + 0.5) * maker.group * HOP / RATE).astype(int)
+    step = streams.features["audio"].step or end / len(values)
+    second = ((np.arange(len(values)) + 0.5) * step).astype(int)
     summed = np.bincount(second, weights=values, minlength=int(np.ceil(end)))
     axes = _place(figure, x, y + 0.5 * height + 0.05, width, 0.5 * height - 0.05)
     _bars(axes, np.arange(len(summed)), 1.0, summed, told, "seconds of the sound")

@@ -346,6 +346,7 @@ def maps(
     settings: Settings,
     notebook: str,
     products: int = 0,
+    extractors: str = "",
 ) -> dict[tuple[str, int], Mapped]:
     """The maps of a grid's models, for each seed of the same products; models that read what the
     products lack are left out.
@@ -356,13 +357,14 @@ def maps(
         seeds: of weights, order, masks and maps; with ``data="shop"`` of the shop too.
         products: at most so many are read, evenly over the splits, of data other than the shop; 0:
             what the profile says.
+        extractors: as :func:`m5lib.lab.runs.load`.
 
     Returns:
         (label, seed) -> maps, in the order of the seeds and of the grid.
     """
     size, found = sized(profile, products), {}
     for seed in seeds:
-        catalogue, features = runs.load(data, size, seed)
+        catalogue, features = runs.load(data, size, seed, extractors)
         evaluate.require_labels(catalogue)
         merchants = (
             "merchant " + listings.truth(listings.folder_of(size.name, seed))["merchant"]
@@ -370,7 +372,8 @@ def maps(
             else None
         )
         models = {}
-        for label, (job, streams) in jobs(grid, catalogue, features, size, seed).items():
+        several = jobs(grid, catalogue, features, size, seed, extractors)
+        for label, (job, streams) in several.items():
             state = grid[label].get("state", "pretrained")
             if state == "untrained":
                 run = runs.Run(runs.untrained(job, streams), job.folder(streams), [])

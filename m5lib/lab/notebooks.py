@@ -336,6 +336,7 @@ def write_index(folder: Path, table: str = "", figures: Sequence[Path] = ()) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns 0, or 1 where a notebook failed (the others still ran)."""
+    from m5lib.data.backbones import absolute, choose
     from m5lib.lab import runs
 
     parser = argparse.ArgumentParser(
@@ -352,6 +353,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="",
         help="folder or file of products; by default each notebook's own default",
     )
+    parser.add_argument(
+        "--extractors",
+        default="",
+        help="what makes features, such as image=regions:weights.pt; by default the plain ones",
+    )
     options = parser.parse_args(arguments)
     show_progress()
     chosen = options.notebook or [n for n in find() if not options.demo or n.name.startswith(DEMO)]
@@ -359,6 +365,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = {"profile": options.profile} | (
         {"data": str(Path(options.data).resolve())} if options.data else {}
     )
+    if options.extractors:
+        choose(options.extractors)  # a mistyped one costs no run
+        wanted["extractors"] = absolute(options.extractors)
     if options.demo:
         wanted["record"] = options.record
     for notebook in chosen:

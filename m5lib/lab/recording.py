@@ -148,9 +148,9 @@ def device_name(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def provenance(profile: str, seed: int, seconds: float) -> dict:
+def provenance(profile: str, seed: int, seconds: float, extractors: str = "") -> dict:
     """How numbers came to be: commit (``+`` where files were changed since), versions, device,
-    profile, seed, wall time in seconds."""
+    profile, seed, the choice of extractors, wall time in seconds."""
     packages = ("torch", "transformers", "scikit-learn", "numpy")
     changed = "+" if _git("status", "--porcelain", "--", "m5lib", "notebooks") else ""
     return {
@@ -160,6 +160,7 @@ def provenance(profile: str, seed: int, seconds: float) -> dict:
         "device": device_name(best_device()),
         "profile": profile,
         "seed": seed,
+        "extractors": extractors or "plain",
         "wall_seconds": round(seconds, 1),
     }
 

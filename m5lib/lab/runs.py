@@ -7,7 +7,7 @@ fingerprint and the library's source. A finished run is not run again, an interr
 import copy
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,8 @@ import torch
 
 from m5lib import home
 from m5lib.catalogue import Catalogue, Rows, split_of
-from m5lib.data import readers, store
+from m5lib.data import m5features, readers, store
+from m5lib.data.backbones import agreed, choose
 from m5lib.data.files import code_version, locked, write_json
 from m5lib.data.media import PLAIN, Pixels, Ragged
 from m5lib.embeddings import READOUTS, embeddings, fit_whitening, mean_harmony
@@ -31,7 +32,7 @@ from m5lib.models.zoo import build
 from m5lib.pretrain import Training, pretrain
 from m5lib.shop import listings
 from m5lib.spec import Spec, change
-from m5lib.streams import Streams, load_tokenizer, train_tokenizer
+from m5lib.streams import Streams, computed, load_tokenizer, train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -118,18 +119,35 @@ def thin(catalogue: Catalogue, products: int) -> Catalogue:
     return catalogue.take(sorted(order[int(n * step)] for n in range(products)))
 
 
-def load(data: str, profile: Profile, seed: int = 0) -> tuple[Catalogue, dict[str, Ragged]]:
-    """Read, thin and extract: the catalogue without broken media, and its features.
+def load(
+    data: str | Path, profile: Profile, seed: int = 0, extractors: str | Mapping = ""
+) -> tuple[Catalogue, dict[str, Ragged]]:
+    """Read, thin and extract: the catalogue without broken media, and its features. Of products
+    that the profile leaves aside nothing stands in ``skipped``.
 
-    ``shop`` is the synthetic shop, of the profile's size.
+    Args:
+        data: ``shop``, the synthetic one of the profile's size, or a path
+            (:func:`m5lib.data.readers.read`).
+        extractors: as :func:`m5lib.data.backbones.choose`; empty: the plain ones.
+
+    Raises:
+        DataError: nothing readable lies there, or an unknown extractor.
     """
+    chosen = choose(extractors)
+    stored = any(not getattr(extractor, "decodes", True) for extractor in chosen.values())
     if data == "shop":
         catalogue = listings.make(size=profile.name, seed=seed)
     else:
-        catalogue = thin(readers.read(data), profile.products)
-    return store.extract(
-        catalogue, PLAIN, home("cache", f"{catalogue.name}-{catalogue.fingerprint}")
-    )
+        bare = stored and Path(data).is_dir() and not readers.annotated(Path(data))
+        whole = m5features.listed(data, chosen) if bare else readers.read(data)
+        catalogue = thin(whole, profile.products)
+        others = set(whole.ids) - set(catalogue.ids)
+        skipped = tuple(skip for skip in catalogue.skipped if skip.where not in others)
+        catalogue = replace(catalogue, skipped=skipped)
+    cache = home("cache", f"{catalogue.name}-{catalogue.fingerprint}")
+    if stored:
+        return m5features.read_features(data, catalogue, cache, chosen)
+    return store.extract(catalogue, chosen, cache)
 
 
 def pixels(catalogue: Catalogue) -> dict[str, Ragged]:
@@ -154,6 +172,7 @@ def streams_of(
 class Job:
     """One pre-training run: everything it depends on besides the data and the code.
 
+    ``extractors`` are those of :func:`load` (empty: whatever made the streams).
     ``settings`` are further arguments of the model's row, such as ``(("text_table", "one"),)``;
     ``bert`` is the name or path of a BERT to start titles from; ``changes`` are those of
     :func:`m5lib.spec.change`, such as ``(("objective.contrast", "siglip"),)``.
@@ -172,6 +191,7 @@ class Job:
     epochs: int | float = 0
     learning_rate: float = 0.0
     tokenizer: str = ""
+    extractors: str = ""
     bert: str = ""
     settings: tuple[tuple[str, Any], ...] = ()
     changes: tuple[tuple[str, Any], ...] = ()
@@ -227,8 +247,13 @@ class Job:
     def folder(self, streams: Streams) -> Path:
         """``runs/<model>-<codes>-<hash>`` of this job on this data with this code."""
         spec = self.spec(streams)
+        job = asdict(self) | {"extractors": None}  # by what they compute, wherever weights lie
         what = {
-            "job": asdict(self),
+            "job": job,
+            "extractors": [
+                streams.settings.get(name) and computed(streams.settings[name])
+                for name in spec.modalities
+            ],
             "training": asdict(self.training(streams)),
             "spec": spec.to_dict(),
         }
@@ -237,6 +262,18 @@ class Job:
             json.dumps(what, sort_keys=True).encode(), digest_size=5
         ).hexdigest()
         return home("runs", f"{self.model}-{codes(spec.modalities)}-{digest}")
+
+
+def data_name(catalogue: Catalogue, settings: Mapping[str, Mapping]) -> str:
+    """What result rows call the data: its name, and the extractors that are not the plain ones,
+    with the first digits of their weights' checksum."""
+    plain = {name: store.settings(extractor) for name, extractor in PLAIN.items()}
+    others = [
+        f"{name}={made['extractor']}" + f":{made.get('weights') or ''}"[:9].rstrip(":")
+        for name, made in settings.items()
+        if computed(made) != plain.get(name)
+    ]
+    return f"{catalogue.name} ({', '.join(others)})" if others else catalogue.name
 
 
 @dataclass(frozen=True)
@@ -253,11 +290,12 @@ class Run:
         return self.folder.name
 
     def context(self, notebook: str, job: Job, catalogue: Catalogue) -> dict:
-        """The columns that all result rows of a notebook share."""
+        """The columns that all result rows of a notebook share. ``data`` says the extractors, where
+        they are not the plain ones."""
         return {
             "notebook": notebook,
             "run": self.name,
-            "data": catalogue.name,
+            "data": data_name(catalogue, self.model.extractors),
             "profile": job.profile,
             "seed": job.seed,
             "model": job.model,
@@ -283,12 +321,15 @@ def vectors(
 
 def untrained(job: Job, streams: Streams) -> Model:
     """The model as :func:`pretrained` starts it: the control of every claim about pre-training."""
+    if job.extractors:
+        agreed(streams.settings, job.extractors)
     torch.manual_seed(job.seed)
     model = Model(job.spec(streams)).to(best_device())
     if job.bert:
         start_from_bert(model, job.bert)
     model.tokenizer = streams.tokenizer
-    model.extractors = {n: store.settings(PLAIN[n]) for n in model.spec.modalities if n in PLAIN}
+    made = streams.settings
+    model.extractors = {name: made[name] for name in model.spec.modalities if name in made}
     fit_whitening(model, streams, streams.catalogue.split("train"))
     return model.eval()
 
@@ -334,6 +375,7 @@ def pretrained(job: Job, streams: Streams) -> Run:
             {
                 "job": asdict(job),
                 "training": asdict(training),
+                "extractors": streams.settings,
                 "data": streams.catalogue.fingerprint,
             },
         )

@@ -273,6 +273,7 @@ def studies(
     seeds: Iterable[int],
     notebook: str,
     products: int = 0,
+    extractors: str = "",
 ) -> dict[tuple[str, int], Study]:
     """The studies of a grid, one after another, each with a line when it is there; those that ask
     for what the products lack are left out.
@@ -283,14 +284,16 @@ def studies(
         seeds: of weights, order and masks; with ``data="shop"`` of the shop too.
         products: at most so many, evenly over the splits, of data other than the shop; 0: what the
             profile says.
+        extractors: as :func:`m5lib.lab.runs.load`.
 
     Returns:
         (label, seed) -> study, in the order of the seeds and of the grid.
     """
     size, result = sized(profile, products), {}
     for seed in seeds:
-        catalogue, features = runs.load(data, size, seed)
-        for label, (job, streams) in jobs(grid, catalogue, features, size, seed).items():
+        catalogue, features = runs.load(data, size, seed, extractors)
+        several = jobs(grid, catalogue, features, size, seed, extractors)
+        for label, (job, streams) in several.items():
             begun, plain = time.monotonic(), (job.model, grid[label].get("modalities", ""))
             name = job.model if label in plain else f"{job.model}, {label}"
             result[label, seed] = one = study(job, streams, notebook, name)
@@ -310,6 +313,7 @@ def jobs(
     features: Mapping[str, Ragged],
     size: runs.Profile,
     seed: int,
+    extractors: str = "",
 ) -> dict[str, tuple[runs.Job, Streams]]:
     """The jobs of a grid with their streams, by label, all before the first is run, so that a
     mistyped setting costs no training.
@@ -332,7 +336,8 @@ def jobs(
             names, known = ", ".join(sorted(unknown)), ", ".join(sorted(fields))
             raise ValueError(f"{label}: a job has no {names}; it has {known}")
         own = {name: value for name, value in settings.items() if name in fields}
-        job = runs.Job(**{"profile": size.name, "seed": seed} | own)
+        shared = {"profile": size.name, "seed": seed, "extractors": extractors}
+        job = runs.Job(**shared | own)
         streams = runs.streams_of(catalogue, features, size, modalities)
         about_missing = job.products == "complete" or dict(job.changes).get("missing") == "impute"
         if about_missing and catalogue.presence[list(streams.modalities)].to_numpy().all():

@@ -39,6 +39,7 @@ from matplotlib.figure import Figure
 from m5lib import figures
 from m5lib.catalogue import Catalogue, DataError, MediaFile, Product
 from m5lib.data import media
+from m5lib.data.backbones import agreed, choose
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings, read_out
 from m5lib.evaluation import evaluate
 from m5lib.lab import recording, runs
@@ -64,7 +65,11 @@ class Hits(NamedTuple):
 
 
 def build(
-    data: str | Path = "shop", model: str | Path = "", profile: str = "small", seed: int = 0
+    data: str | Path = "shop",
+    model: str | Path = "",
+    profile: str = "small",
+    seed: int = 0,
+    extractors: str = "",
 ) -> "Index":
     """Read products, extract, embed. What was done before with the same products is loaded.
 
@@ -74,15 +79,16 @@ def build(
         model: folder of a pre-trained model (a run's, or any written by ``save_pretrained``); by
             default one is pre-trained on the training products among these, which needs no labels.
         profile: size of what is pre-trained; ``tiny`` reads at most 400 products.
+        extractors: of a model that is pre-trained here (:func:`m5lib.data.backbones.choose`). With
+            ``model``, which brings its own: where their weights are now, if not where they were.
 
     Raises:
         DataError: nothing readable, too little to pre-train on, or a model that reads none of it.
     """
     begun, size = time.monotonic(), runs.profile_of(profile)
     trained = intake.load_model(model) if model else None
-    catalogue, features = intake.load(
-        data, size, seed, intake.extractors_of(trained) if trained else media.PLAIN
-    )
+    made = agreed(trained.extractors, extractors) if trained else choose(extractors)
+    catalogue, features = runs.load(data, size, seed, made)
     if trained:
         streams, folder = intake.Fitted(catalogue, features, trained), Path(model).resolve()
     else:
@@ -92,28 +98,25 @@ def build(
                 "give `model`, a run's folder"
             )
         streams = runs.streams_of(catalogue, features, size)
-        run = runs.pretrained(runs.Job(profile=profile, seed=seed), streams)
+        run = runs.pretrained(runs.Job(profile, seed=seed, extractors=extractors), streams)
         trained, folder = run.model, run.folder
     vectors = embeddings(trained, streams, range(len(streams)), readouts=(DEFAULT, ACROSS))
-    made = recording.provenance(profile, seed, time.monotonic() - begun)
-    return Index(
-        trained,
-        streams,
-        vectors,
-        made
-        | {"model": str(folder.name), "data": catalogue.name, "fingerprint": catalogue.fingerprint},
-    )
+    how = recording.provenance(profile, seed, time.monotonic() - begun, extractors)
+    how |= {"model": str(folder.name), "fingerprint": catalogue.fingerprint}
+    how |= {"data": runs.data_name(catalogue, trained.extractors)}
+    return Index(trained, streams, vectors, how, made)
 
 
 @dataclass
 class Index:
     """Products, the model, and the vectors (N, D) of both read-outs with everything that each
-    product has."""
+    product has; ``extractors`` for what asks (None: made again from the model's settings)."""
 
     model: Model
     streams: Streams
     vectors: dict[str, np.ndarray]
     made: dict
+    extractors: Mapping[str, Any] | None = None
     _given: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict, repr=False)
     _best: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False)
 
@@ -224,7 +227,9 @@ class Index:
 
     def asked(self, query: Product) -> Streams:
         """What asks as streams; a sound that lies in its video asks too."""
-        wanted = intake.extractors_of(self.model)
+        if self.extractors is None:
+            self.extractors = agreed(self.model.extractors)
+        wanted = {n: e for n, e in self.extractors.items() if n in self.model.spec.modalities}
         try:
             catalogue, features = media.extract(Catalogue("query", (query,)), wanted)
         except DataError as error:

@@ -10,15 +10,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from m5lib import home
 from m5lib.catalogue import SPLITS, Catalogue, DataError, Rows
-from m5lib.data import readers, store
 from m5lib.data.files import write_json
 from m5lib.data.media import Ragged
 from m5lib.lab import runs
 from m5lib.modalities import MODALITIES, codes
 from m5lib.model import Model
-from m5lib.shop import listings
 from m5lib.streams import Batch, Stream, Streams
 
 #: What a cell of :attr:`Report.products` says of content that is there; one that was not given is
@@ -26,32 +23,12 @@ from m5lib.streams import Batch, Stream, Streams
 READ = "read"
 
 
-def load(
-    data: str | Path, size: runs.Profile, seed: int, extractors: Mapping
-) -> tuple[Catalogue, dict[str, Ragged]]:
-    """:func:`m5lib.lab.runs.load` with extractors of one's own. Of products that a profile leaves
-    aside nothing stands in ``skipped``.
-
-    Raises:
-        DataError: nothing readable lies there.
-    """
-    whole = listings.make(size=size.name, seed=seed) if data == "shop" else readers.read(data)
-    catalogue = whole if data == "shop" else runs.thin(whole, size.products)
-    others = set(whole.ids) - set(catalogue.ids)
-    catalogue = replace(
-        catalogue, skipped=tuple(skip for skip in catalogue.skipped if skip.where not in others)
-    )
-    return store.extract(
-        catalogue, extractors, home("cache", f"{catalogue.name}-{catalogue.fingerprint}")
-    )
-
-
 def load_model(folder: str | Path) -> Model:
     """A pre-trained model out of its folder, with what turns products into streams.
 
     Raises:
         FileNotFoundError, ValueError: as ``Model.from_pretrained``.
-        DataError: it has no tokenizer, or an extractor that cannot be made again.
+        DataError: it has no tokenizer.
     """
     if not Path(folder).is_dir():
         raise DataError(
@@ -64,22 +41,7 @@ def load_model(folder: str | Path) -> Model:
             f"{folder}: no tokenizer lies beside the weights; set model.tokenizer and save the "
             "model again"
         )
-    if bare := [n for n, e in extractors_of(model).items() if isinstance(e, dict)]:
-        raise DataError(
-            f"{folder}: the extractor of {bare} has weights of its own, or is not the library's; "
-            "extract with m5lib.data.store"
-        )
     return model
-
-
-def extractors_of(model: Model) -> dict:
-    """The extractors that the model was trained with, made again from their settings.
-
-    Raises:
-        ValueError: as :func:`m5lib.data.store.extractor_of`.
-    """
-    kept = [name for name in model.extractors if name in model.spec.modalities]
-    return {name: store.extractor_of(model.extractors[name]) for name in kept}
 
 
 class Fitted(Streams):

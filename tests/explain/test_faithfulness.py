@@ -10,10 +10,12 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from m5lib.data.extractors import Frames, LogMel, Mfcc, ReleasedMel, described
 from m5lib.explain import attribution, faithfulness
 from m5lib.explain.attribution import Target, content
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier
+from m5lib.streams import Ragged
 
 WORTH = torch.tensor([0.0, 5.0, 1.0, 3.0, 2.0, 4.0, 0.5, 0.25, 0.0])
 
@@ -243,14 +245,21 @@ def test_carriers_follow_the_truth(stream_set):
     )
 
 
-def test_spans_are_seconds(stream_set, five_batch):
-    batch = five_batch()
+def test_spans_are_seconds_of_whatever_extractor_made_the_tokens(five_batch):
+    batch, empty = five_batch(), np.zeros((0, 1))
+    makers = {"video": Frames(), "audio": Mfcc()}
+    features = {n: Ragged(empty, empty, settings=described(e)) for n, e in makers.items()}
+    streams = SimpleNamespace(features=features)
     assert (
-        faithfulness._spans(stream_set, "video", 0, batch, 0, [[1, 3]]).tolist()
+        faithfulness._spans(streams, "video", 0, batch, 0, [[1, 3]]).tolist()
         == [False, False, True, True] + [False] * 5
     )
-    heard = faithfulness._spans(stream_set, "audio", 0, batch, 0, [[0, 1]])
+    heard = faithfulness._spans(streams, "audio", 0, batch, 0, [[0, 1]])
     assert heard.tolist() == [False] + [(n + 0.5) * 0.16 < 1 for n in range(8)]
+    for other, step in ((LogMel(group=25), 0.4), (ReleasedMel(), np.nan)):  # bands have no time
+        features["audio"] = Ragged(empty, empty, settings=described(other))
+        heard = faithfulness._spans(streams, "audio", 0, batch, 0, [[0, 1]])
+        assert heard.tolist() == [False] + [(n + 0.5) * step < 1 for n in range(8)]
 
 
 def test_special_tokens_do_not_count(five_batch):

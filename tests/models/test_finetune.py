@@ -7,7 +7,7 @@ import torch
 
 from m5lib import streams
 from m5lib.catalogue import Catalogue, DataError
-from m5lib.data import media, store
+from m5lib.data import backbones, media, store
 from m5lib.embeddings import READOUTS, embeddings, fit_whitening
 from m5lib.evaluation import evaluate
 from m5lib.lab import recording, runs
@@ -170,7 +170,7 @@ def test_a_saved_model_brings_all_that_embeddings_need(stream_set, catalogue, tm
     model.save_pretrained(tmp_path / "model")
     loaded = Model.from_pretrained(tmp_path / "model")
     assert loaded.extractors == json.loads(json.dumps(model.extractors))
-    made = {name: store.extractor_of(kept) for name, kept in loaded.extractors.items()}
+    made = {name: backbones.extractor_of(kept) for name, kept in loaded.extractors.items()}
     assert made == extractors
     again = media.extract(Catalogue("some", catalogue.products[:30]), made)
     anew = streams.Streams(*again, loaded.tokenizer)
@@ -192,7 +192,7 @@ def test_an_extractor_of_ones_own_travels_as_its_settings(stream_set, tmp_path):
         '{"image": {"extractor": "Crops", "version": 99, "width": 7}}'
     )
     with pytest.raises(ValueError, match="made with version 99 of Crops, this is version"):
-        store.extractor_of(Model.from_pretrained(tmp_path).extractors["image"])
+        backbones.extractor_of(Model.from_pretrained(tmp_path).extractors["image"])
 
 
 def test_a_model_goes_to_a_hub_and_comes_back(stream_set, tmp_path, monkeypatch):

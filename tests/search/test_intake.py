@@ -10,7 +10,7 @@ from make_products import spoiled
 
 from m5lib.catalogue import Catalogue, DataError, Product, Skip
 from m5lib.data import media, readers
-from m5lib.lab.runs import profile_of
+from m5lib.lab.runs import load, profile_of
 from m5lib.search import intake
 
 
@@ -112,8 +112,8 @@ def test_tiny_reads_a_part_and_reports_only_that(folder, tmp_path, monkeypatch):
 
     monkeypatch.setenv("M5_HOME", str(tmp_path))
     spoiled(folder, tmp_path / "shop", limit=60)
-    catalogue, _ = intake.load(
-        tmp_path / "shop" / "products.csv", replace(profile_of("tiny"), products=30), 0, media.PLAIN
+    catalogue, _ = load(
+        tmp_path / "shop" / "products.csv", replace(profile_of("tiny"), products=30)
     )
     found = intake.Report(catalogue)
     assert len(catalogue) == 30 and len(found.products) == 30
