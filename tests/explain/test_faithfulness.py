@@ -1,6 +1,7 @@
 """Deletion, insertion, infidelity and pointing on numbers that are known; the cascade; carriers of
 a shop's category."""
 
+from copy import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -245,11 +246,12 @@ def test_carriers_follow_the_truth(stream_set):
     )
 
 
-def test_spans_are_seconds_of_whatever_extractor_made_the_tokens(five_batch):
+def test_spans_are_seconds_of_whatever_extractor_made_the_tokens(stream_set, five_batch):
     batch, empty = five_batch(), np.zeros((0, 1))
     makers = {"video": Frames(), "audio": Mfcc()}
     features = {n: Ragged(empty, empty, settings=described(e)) for n, e in makers.items()}
-    streams = SimpleNamespace(features=features)
+    streams = copy(stream_set)
+    streams.features = features
     assert (
         faithfulness._spans(streams, "video", 0, batch, 0, [[1, 3]]).tolist()
         == [False, False, True, True] + [False] * 5
