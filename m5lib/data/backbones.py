@@ -11,7 +11,7 @@ torchvision's: these are their nearest kin there, trained on COCO and Kinetics-4
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -236,50 +236,71 @@ for _name, _reader in OFFICIAL.items():
 def choose(words: str | Mapping[str, object], others: Mapping[str, object] = PLAIN) -> dict:
     """Extractors by words: ``image=crops,audio=logmel``.
 
-    ``image=regions:weights.pt`` and ``video=clips:weights.pt`` take the path of a state dict;
-    without one, torchvision downloads its own. Modalities that are not named get ``others``.
+    After the word stand, each after a colon, settings of the extractor and the path of its weights:
+    ``audio=mfcc:coefficients=13``, ``image=regions:weights.pt:side=400:device=cuda``. Without a
+    path, torchvision downloads the weights. Modalities that are not named get ``others``.
     Extractors by modality pass as they are.
 
     Raises:
-        DataError: an unknown modality or word (the message lists the known ones), a modality twice,
-            or weights that are not there.
+        DataError: an unknown modality, word or setting (the message lists the known ones), a
+            modality twice, or weights that are not there.
     """
     if not isinstance(words, str):
         return dict(words)
     chosen = {}
     for part in filter(None, map(str.strip, words.split(","))):
-        name, _, word = part.partition("=")
-        word, _, path = word.partition(":")
+        name, _, rest = part.partition("=")
+        word, *more = rest.split(":")
         if word not in CHOICES.get(name, ()):
             known = "; ".join(f"{name}={'|'.join(choice)}" for name, choice in CHOICES.items())
             raise DataError(f"extractors: {part!r} is unknown; known are {known}")
         if name in chosen:
             raise DataError(f"extractors: {name} is chosen twice in {words!r}; choose it once")
-        chosen[name] = _make(part, CHOICES[name][word], path)
+        chosen[name] = _made(CHOICES[name][word], more, part)
     return {**others, **chosen}
 
 
-def _make(part: str, choice, path: str):
-    kind = choice if isinstance(choice, type) else type(choice)
-    if not path:
-        return choice() if kind is choice else choice
-    if "weights" not in {field.name for field in fields(kind)}:
+def _made(choice, more: list[str], part: str):
+    """An extractor with the settings and the path that stand after its word."""
+    extractor = choice() if isinstance(choice, type) else choice
+    known = {
+        f.name: type(v) for f in fields(extractor) if _is_word(v := getattr(extractor, f.name))
+    }
+    changed, path = {}, []
+    for text in more:
+        name, equals, value = text.partition("=")
+        if equals and name in known:
+            try:
+                changed[name] = known[name](value)
+            except ValueError:
+                kind = known[name].__name__
+                raise DataError(f"extractors: {name} in {part!r} must be {kind}") from None
+        else:
+            path.append(text)
+    if path and not hasattr(extractor, "weights"):
         raise DataError(
-            f"extractors: {kind.__name__} has no weights; take the path out of {part!r}"
+            f"extractors: {':'.join(path)!r} in {part!r} is no setting of "
+            f"{type(extractor).__name__}, which has {', '.join(known)} and no weights"
         )
-    if not (weights := Path(path).expanduser()).is_file():
-        raise DataError(f"extractors: {weights}: no such file; {part!r} needs a state dict there")
-    return kind(weights=weights)
+    if path:
+        changed["weights"] = weights = Path(":".join(path)).expanduser()
+        if not weights.is_file():
+            raise DataError(
+                f"extractors: {weights}: no such file; {part!r} needs a state dict there"
+            )
+    return replace(extractor, **changed)
+
+
+def _is_word(value) -> bool:
+    return isinstance(value, int | float | str)
 
 
 def absolute(words: str) -> str:
     """The same choice with absolute paths, for a process that works in another folder."""
-    parts = [part.partition(":") for part in words.split(",")]
-    there = [(word, path, Path(path).expanduser()) for word, _, path in parts]
-    return ",".join(
-        f"{word}:{file.resolve() if file.is_file() else path}" if path else word
-        for word, path, file in there
-    )
+    chosen = [part.split(":") for part in words.split(",")]
+    files = {p: Path(p).expanduser() for parts in chosen for p in parts[1:]}
+    there = {text: str(file.resolve()) for text, file in files.items() if file.is_file()}
+    return ",".join(":".join(there.get(text, text) for text in parts) for parts in chosen)
 
 
 def extractor_of(settings: Mapping[str, object]):

@@ -1,0 +1,181 @@
+"""Extractors chosen by words, carried by features and models, made again elsewhere."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from make_media import pictures
+from make_products import spoiled
+from torch import nn
+
+from m5lib import search
+from m5lib.catalogue import DataError
+from m5lib.data import backbones, media
+from m5lib.data.backbones import Regions, absolute, agreed, choose, extractor_of
+from m5lib.data.extractors import PLAIN, Crops, LogMel, Mfcc, described, settings
+from m5lib.data.m5features import OFFICIAL
+from m5lib.lab import runs
+from m5lib.model import Model
+from m5lib.streams import Streams, computed
+
+
+class Backbone(nn.Module):
+    """One convolution, so that a detector takes milliseconds."""
+
+    out_channels = 8
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=8)
+
+    def forward(self, x):
+        return {"0": self.conv(x)}
+
+
+def small_detector():
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+    from torchvision.models.detection.rpn import AnchorGenerator
+
+    return FasterRCNN(
+        Backbone(),
+        num_classes=None,
+        rpn_anchor_generator=AnchorGenerator(((16, 32),), ((1.0,),)),
+        box_head=TwoMLPHead(8 * 7 * 7, 1024),
+        box_predictor=FastRCNNPredictor(1024, 4),
+        rpn_post_nms_top_n_test=20,
+    )
+
+
+@pytest.fixture
+def detector(tmp_path, monkeypatch) -> Path:
+    """Weights of a small detector in place of the library's large one."""
+    monkeypatch.setattr(backbones, "_faster_rcnn", small_detector)
+    torch.manual_seed(0)
+    torch.save(small_detector().state_dict(), tmp_path / "detector.pt")
+    return tmp_path / "detector.pt"
+
+
+def test_words_choose_extractors(tmp_path):
+    (tmp_path / "w.pt").write_bytes(b"1")
+    assert choose("") == PLAIN and choose("image=crops,audio=mfcc") == PLAIN
+    assert choose("audio=logmel") == PLAIN | {"audio": LogMel()} and choose("", {}) == {}
+    assert choose("image=official, video=official,audio=official") == OFFICIAL
+    assert choose("audio=mfcc:coefficients=13:seconds=3")["audio"] == Mfcc(13, seconds=3.0)
+    chosen = choose(f"image=regions:{tmp_path / 'w.pt'}:side=64:device=cuda")["image"]
+    assert chosen == Regions(side=64, weights=tmp_path / "w.pt") and chosen.device == "cuda"
+    own = {"image": Crops(levels=(1,))}
+    assert choose(own) == own
+    for words, says in (
+        (
+            "image=cropss",
+            "'image=cropss' is unknown; known are image=crops|pixels|regions",
+        ),
+        ("smell=nose", "known are image="),
+        ("crops", "known are image="),
+        ("image=crops:there", "'there' in 'image=crops:there' is no setting of Crops, which has"),
+        ("image=regions:none.pt", "none.pt: no such file; 'image=regions:none.pt' needs a state"),
+        ("audio=mfcc:bands=many", "bands in 'audio=mfcc:bands=many' must be int"),
+        ("image=crops,image=pixels", "image is chosen twice"),
+    ):
+        with pytest.raises(DataError, match=says.replace("|", r"\|")):
+            choose(words)
+
+
+def test_a_process_that_works_elsewhere_finds_the_weights(tmp_path, monkeypatch):
+    (tmp_path / "w.pt").write_bytes(b"1")
+    monkeypatch.chdir(tmp_path)
+    found = absolute("image=regions:w.pt:side=64,audio=logmel")
+    assert found == f"image=regions:{tmp_path / 'w.pt'}:side=64,audio=logmel"
+
+
+def test_an_extractor_is_made_again_from_its_settings(tmp_path):
+    weights = tmp_path / "w.pt"
+    weights.write_bytes(b"a" * 100_000)
+    for extractor in (*PLAIN.values(), *OFFICIAL.values(), Regions(side=64, weights=weights)):
+        made = json.loads(json.dumps(described(extractor)))
+        assert extractor_of(made) == extractor and computed(made) == settings(extractor)
+    # Hints say nothing of what is computed; the whole file of weights counts, and only its content.
+    other = shutil.copy(weights, tmp_path / "copy.pt")
+    moved = described(Regions(side=64, weights=other))
+    assert moved != made and computed(moved) == computed(made)
+    weights.write_bytes(b"a" * 50_000 + b"b" + b"a" * 49_999)
+    with pytest.raises(DataError, match=r"w\.pt: weights of checksum .* but Regions was used with"):
+        extractor_of(made)
+    weights.unlink()
+    with pytest.raises(DataError, match=r"they were at .*w\.pt, where no file is now"):
+        extractor_of(made)
+    there = agreed({"image": made, "audio": described(Mfcc())}, f"image=regions:{other}:side=64")
+    assert there == {"image": Regions(side=64, weights=other), "audio": Mfcc()}
+    with pytest.raises(DataError, match=r"are those of Regions\(.*side=64.*not of Crops\("):
+        agreed({"image": made}, "image=crops")
+    with pytest.raises(DataError, match=r"Mine is not one of the library's extractors \(Crops"):
+        extractor_of(made | {"extractor": "Mine"})
+
+
+def test_features_say_what_made_them(tmp_path):
+    catalogue = pictures(tmp_path, 3)
+    stored = media.extract(catalogue, PLAIN)[1]["image"]
+    assert stored.settings == described(PLAIN["image"]) and stored.step is None
+    assert media.Ragged(stored.values, stored.offsets).step is None
+
+
+def test_a_model_refuses_the_features_of_another_extractor(catalogue, stream_set):
+    def streams(**given):
+        some = replace(catalogue, products=catalogue.products[:24])
+        return Streams(*media.extract(some, {"image": Crops(**given)}), stream_set.tokenizer)
+
+    ours = streams()
+    model = runs.untrained(runs.Job(), ours)
+    assert model.extractors == {"image": described(Crops())}
+    model(ours.batch([0, 1]))
+    with pytest.raises(ValueError, match=r"of Crops\(.*levels=\[1\].*trained on.*\[1, 2, 3\]"):
+        model(streams(levels=(1,)).batch([0, 1]))
+    with pytest.raises(ValueError, match=r"99, 3.* 99 wide|99 wide, but the model was trained on"):
+        model(streams(cells=3).batch([0, 1]))
+    with pytest.raises(DataError, match=r"those of Crops\(.*not of Pixels\("):
+        runs.untrained(runs.Job(extractors="image=pixels"), ours)
+
+
+def test_a_detector_by_its_path_trains_a_model_that_is_asked_with_a_picture(
+    folder, detector, tmp_path, monkeypatch
+):
+    """Weights by path, rows that say so, a saved model that is asked with a new picture, and what
+    happens when the weights move."""
+    monkeypatch.setenv("M5_HOME", str(tmp_path / "home"))
+    tiny = runs.PROFILES["tiny"]
+    short = replace(tiny, training=replace(tiny.training, epochs=1))
+    monkeypatch.setitem(runs.PROFILES, "tiny", short)
+    spoiled(folder, tmp_path / "shop", broken=3, limit=60)
+    table, words = tmp_path / "shop" / "products.csv", f"image=regions:{detector}:side=64"
+    index = search.build(table, profile="tiny", extractors=words)
+    made = index.model.extractors["image"]
+    assert made["extractor"] == "Regions" and made["side"] == 64
+    assert made["hints"] == {"weights": str(detector)}
+    job = runs.Job("tiny", extractors=words)
+    run = runs.pretrained(job, index.streams)
+    assert run.name == index.made["model"]  # loaded: the same run
+    named = run.context("05_downstream", job, index.catalogue)["data"]
+    assert named == f"products (image=Regions:{made['weights'][:8]})" == index.made["data"]
+    assert index.made["extractors"] == words
+    plain = runs.Job("tiny").folder(runs.streams_of(*runs.load(table, short), short))
+    assert plain.name != run.name
+
+    saved = shutil.copytree(run.folder, tmp_path / "saved")
+    loaded = search.build(table, model=saved, profile="tiny")
+    picture = sorted((tmp_path / "shop" / "media").glob("*"))[5]
+    hits, again = (i.search(image=picture, top=3) for i in (index, loaded))
+    assert hits.rows.tolist() == again.rows.tolist() and np.allclose(hits.cosines, again.cosines)
+
+    moved = detector.rename(tmp_path / "moved.pt")
+    with pytest.raises(DataError, match=r"detector\.pt, where no file is now; say where"):
+        search.build(table, model=saved, profile="tiny")
+    there = search.build(
+        table, model=saved, profile="tiny", extractors=f"image=regions:{moved}:side=64"
+    )
+    assert there.search(image=picture, top=3).rows.tolist() == hits.rows.tolist()
+    assert Model.from_pretrained(saved).extractors["image"]["weights"] == made["weights"]
