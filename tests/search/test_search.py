@@ -132,8 +132,8 @@ def test_bad_questions_get_one_clear_error(index, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
     for contents, error, says in (
-        ({}, ValueError, "nothing is asked with; give one or more of image, text, table"),
-        ({"text": ""}, ValueError, "nothing is asked"),
+        ({}, ValueError, "the query is empty; give one or more of image, text, table"),
+        ({"text": ""}, ValueError, "the query is empty"),
         ({"smell": "x"}, ValueError, "unknown modality"),
         ({"video": "a.mp4"}, ValueError, "does not read .'video'.; it reads image, text, table"),
         ({"image": "gone.jpg"}, DataError, "gone.jpg: no such file"),
@@ -269,30 +269,6 @@ def test_figures(index):
     assert [text.get_text() for text in texts] == ["threshold 0.90"]
     with pytest.raises(ValueError, match="known are hit, query"):
         explain(index, hits, 0, "both")
-
-
-def test_known_listings(index):
-    products = tuple(
-        replace(p, instance="one" if n in (3, 4, 5) else None)
-        for n, p in enumerate(index.catalogue.products)
-    )
-    streams = intake.Fitted(
-        replace(index.catalogue, products=products), index.streams.features, index.model
-    )
-    found = (
-        search.Index(index.model, streams, index.vectors, {})
-        .listed([-1.0, 0.5, 1.1])
-        .set_index("threshold")
-    )
-    assert (
-        found.loc[-1.0, "pairs"] == 120 * 119 / 2
-        and found.loc[-1.0, "right"] == 3
-        and found.loc[-1.0, "recall"] == 1
-    )
-    assert found.loc[0.5, "precision"] == pytest.approx(
-        found.loc[0.5, "right"] / max(1, len(index.duplicates(0.5)))
-    )
-    assert list(found.loc[1.1]) == [0, 0, 0, 0] and index.listed([0.5]).empty
 
 
 def test_planted_copies_are_found(index, home, tmp_path, monkeypatch):
