@@ -318,23 +318,31 @@ class Index:
         """Pairs of products at or above a cosine by all that they have (read-out ``layered``), best
         first: ``id``, ``other``, ``cosine``.
 
-        Exact: in blocks, in double precision. Only the ``most`` best are kept;
-        ``.attrs["pairs"]`` says how many reach the threshold.
+        Exact: single precision finds the pairs, double precision decides. Only the ``most`` best
+        are kept; ``.attrs["pairs"]`` says how many reach the threshold (in single precision where
+        some were dropped).
         """
-        unit, total = _unit(self.vectors[DEFAULT].astype(np.float64)), 0
+        vectors, total, edge = self.vectors[DEFAULT], 0, threshold
         best = np.zeros(0, dtype=[("distance", "f8"), ("row", "i8"), ("of", "i8")])
-        for start in range(0, len(unit), 256):
-            cosines = unit[start : start + 256] @ unit[start:].T
-            cosines[np.tril_indices(len(cosines), m=cosines.shape[1])] = -np.inf  # each pair once
+        unit = _unit(vectors.astype(np.float32))
+        for start in range(0, len(unit), 512):
+            cosines = unit[start : start + 512] @ unit[start:].T
+            cosines[np.tril_indices(len(cosines), m=cosines.shape[1])] = -2.0  # each pair once
             total += int((cosines >= threshold).sum())
-            edge = -best["distance"][-1] if len(best) == most else threshold
-            row, of = np.nonzero(cosines >= edge)
-            near = np.empty(len(row), dtype=best.dtype)
-            near["distance"], near["row"], near["of"] = -cosines[row, of], row + start, of + start
-            best = np.sort(np.concatenate([best, near]))[:most]
+            rows, others = start + np.array(np.nonzero(cosines >= edge - 1e-5))
+            for low in range(0, len(rows), 2**16):  # bounds the memory of low thresholds
+                row, of = rows[low : low + 2**16], others[low : low + 2**16]
+                near = np.empty(len(row), dtype=best.dtype)
+                near["distance"], near["row"], near["of"] = (
+                    -_cosine(vectors[row], vectors[of]),
+                    row,
+                    of,
+                )
+                best = np.sort(np.concatenate([best, near[near["distance"] <= -edge]]))[:most]
+                edge = -best["distance"][-1] if len(best) == most else edge
         one, other = (self.catalogue.ids[best[side]] for side in ("row", "of"))
         pairs = pd.DataFrame({"id": one, "other": other, "cosine": -best["distance"]})
-        pairs.attrs["pairs"] = total
+        pairs.attrs["pairs"] = len(pairs) if len(pairs) < most else max(total, len(pairs))
         return pairs
 
 
