@@ -16,7 +16,7 @@ import torch
 from m5lib import objectives, pretrain
 from m5lib.data import files
 from m5lib.lab import recording, runs
-from m5lib.masking import Vocabulary, mask
+from m5lib.masking import Vocabulary, hidden, mask
 
 
 def step(model, optimizer, streams, rows, wanted: bool, seed: int) -> tuple[float, float]:
@@ -35,7 +35,7 @@ def step(model, optimizer, streams, rows, wanted: bool, seed: int) -> tuple[floa
         )
         loss, _ = objectives.total(
             model,
-            model(batch, objectives.masked_tokens(model, targets, batch) if wanted else None),
+            model(batch, hidden(batch, targets) if wanted else None),
             targets,
         )
     optimizer.zero_grad()

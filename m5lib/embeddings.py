@@ -26,8 +26,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from m5lib.catalogue import Rows
-from m5lib.model import Model, Output, first_token, mean_token
-from m5lib.objectives import scores
+from m5lib.layers import first_token, mean_token
+from m5lib.model import Model, Output
 from m5lib.streams import Streams
 
 #: The paper's read-out, and the one used where nothing else is asked for: the best on validation
@@ -148,7 +148,7 @@ def mean_harmony(model: Model, streams: Streams, rows: Rows, batch_size: int = 1
     for start in range(0, len(rows), batch_size):
         output = model.encode(streams.batch(rows[start : start + batch_size]).to(device))
         both = output.presence[:, :, None] & output.presence[:, None, :]
-        found = scores(model, torch.stack(list(output.pooled.values()), dim=1), output.presence)
+        found = model.harmony(torch.stack(list(output.pooled.values()), dim=1), output.presence)
         total = total + (both if found is None else found).sum(0)
         count = count + both.sum(0)
     model.train(was_training)

@@ -1,12 +1,16 @@
-"""One transformer block. Nothing here knows of modalities."""
+"""One transformer block, the two ways to a summary, and whitening. Nothing knows of modalities.
 
-from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+>>> block = AttentionBlock(256, Block(heads=4))
+>>> weights = []  # (B, heads, L, L), appended only where a list is given
+>>> y = block(x, valid, seen=weights)  # (B, L, 256) -> (B, L, 256)
+"""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from m5lib.spec import Block
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -17,16 +21,12 @@ def quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
-def check_choices(settings) -> None:
-    """Raises ``ValueError``, with the known names, where a ``Literal`` field of a dataclass holds
-    something else."""
-    for name, hint in get_type_hints(type(settings)).items():
-        value = getattr(settings, name, None)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            raise ValueError(
-                f"{type(settings).__name__}: unknown {name} {value!r}: known are "
-                f"{list(get_args(hint))}"
-            )
+def attention_weights(
+    q: Float[Tensor, "B H L E"], k: Float[Tensor, "B H K E"], readable: Bool[Tensor, "B K"]
+) -> Float[Tensor, "B H L K"]:
+    """softmax(q kᵀ / √E) over the readable keys."""
+    logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return logits.masked_fill(~readable[:, None, None], float("-inf")).softmax(dim=-1)
 
 
 def attention(
@@ -42,43 +42,18 @@ def attention(
     backwards in bf16 (``benchmarks/attention.json``), and streams are short.
     """
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=readable[:, None, None], dropout_p=dropout
-        )
-    weights = (
-        (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5)
-        .masked_fill(~readable[:, None, None], float("-inf"))
-        .softmax(dim=-1)
-    )
-    return F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v
-
-
-@dataclass(frozen=True)
-class Block:
-    """Settings of one transformer block.
-
-    ``norm="post"`` is BERT's order (add, then normalise), ``"pre"`` is CLIP's. ``hidden`` is the
-    width of the feed-forward layer as a multiple of the model's width. ``dropout`` acts on
-    attention weights and on both residual branches.
-    """
-
-    heads: int = 4
-    hidden: float = 4.0
-    norm: Literal["pre", "post"] = "pre"
-    activation: Literal["gelu", "quick_gelu"] = "gelu"
-    dropout: float = 0.1
-    eps: float = 1e-6
-
-    def __post_init__(self):
-        check_choices(self)
+        there = readable[:, None, None]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=there, dropout_p=dropout)
+    weights = F.dropout(attention_weights(q, k, readable), dropout, training=dropout > 0)
+    return weights.to(v.dtype) @ v
 
 
 class AttentionBlock(nn.Module):
     """Multi-head attention and a feed-forward layer, each with a residual.
 
     Tokens read ``context``; without one they read themselves. A product of which no context token
-    is valid reads all of them alike,
-    which keeps its numbers finite: nobody reads the result (see :class:`m5lib.model.Model`).
+    is valid reads all of them alike, which keeps its numbers finite: nobody reads the result (see
+    :class:`m5lib.model.Model`).
     """
 
     def __init__(self, width: int, block: Block):
@@ -98,43 +73,62 @@ class AttentionBlock(nn.Module):
         x: Float[Tensor, "B L D"],
         context: Float[Tensor, "B K D"],
         readable: Bool[Tensor, "B K"],
+        seen: list[Tensor] | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Scaled dot-product attention of ``x`` over the readable tokens of ``context``."""
         width = x.shape[-1]
-        if context is x:
+        if context is x:  # one product of matrices instead of two
             q, k, v = self.qkv(x).chunk(3, dim=-1)
         else:
-            q = F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width])
-            k, v = F.linear(context, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(
-                2, dim=-1
-            )
-        split = lambda t: t.unflatten(-1, (self.block.heads, -1)).transpose(1, 2)  # noqa: E731  (B, heads, tokens, D / heads)
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(x, weight[:width], bias[:width])
+            k, v = F.linear(context, weight[width:], bias[width:]).chunk(2, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.block.heads, -1)).transpose(1, 2) for t in (q, k, v))
         readable = readable | ~readable.any(dim=1, keepdim=True)
-        drop = self.block.dropout if self.training else 0.0
-        mixed = attention(split(q), split(k), split(v), readable, drop)
+        if seen is not None:
+            seen.append(attention_weights(q, k, readable))
+        mixed = attention(q, k, v, readable, self.block.dropout if self.training else 0.0)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def feed(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The feed-forward layer."""
         return self.down(ACTIVATIONS[self.block.activation](self.up(x)))
 
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.block.dropout, self.training)
+
     def forward(
         self,
         x: Float[Tensor, "B L D"],
         readable: Bool[Tensor, "B K"],
         context: Float[Tensor, "B K D"] | None = None,
+        seen: list[Tensor] | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """(B, L, D) -> (B, L, D). ``readable`` is the validity of the context (of ``x`` where there
-        is none)."""
-        drop = lambda t: F.dropout(t, self.block.dropout, self.training)  # noqa: E731
+        """(B, L, D) -> (B, L, D).
+
+        Args:
+            readable: validity of the context (of ``x`` where there is none).
+            seen: the attention weights (B, H, L, K) are appended to it.
+        """
         if self.block.norm == "pre":
             normed = self.norm_attention(x)
             read = normed if context is None else self.norm_attention(context)
-            x = x + drop(self.attend(normed, read, readable))
-            return x + drop(self.feed(self.norm_feed(x)))
+            x = x + self._drop(self.attend(normed, read, readable, seen))
+            return x + self._drop(self.feed(self.norm_feed(x)))
         read = x if context is None else context
-        x = self.norm_attention(x + drop(self.attend(x, read, readable)))
-        return self.norm_feed(x + drop(self.feed(x)))
+        x = self.norm_attention(x + self._drop(self.attend(x, read, readable, seen)))
+        return self.norm_feed(x + self._drop(self.feed(x)))
+
+
+def first_token(x: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
+    """The summary token; zero where the modality is absent."""
+    return x[:, 0] * valid[:, :1]
+
+
+def mean_token(x: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
+    """The mean of the tokens that are there; zero where the modality is absent."""
+    weight = valid[..., None].to(x.dtype)
+    return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 class Whitening(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from m5lib import objectives
-from m5lib.masking import Vocabulary, mask
+from m5lib.masking import Vocabulary, hidden, mask
 from m5lib.model import Model
 from m5lib.spec import Spec
 from m5lib.streams import Batch, Streams, impute
@@ -163,7 +163,9 @@ def pretrain(
         batch, targets = mask(
             batch, words, generator, objective.mask_rate, hides, tasks, objective.classes
         )
-        output = model(batch, objectives.masked_tokens(model, targets, batch))
+        # what the heads will read: before the fusion, nothing of it
+        wanted = hidden(batch, targets) if objective.reads == "fused" else {}
+        output = model(batch, wanted)
         loss, parts = objectives.total(model, output, targets)
         return loss, {"temperature": model.temperature} | parts
 

@@ -1,21 +1,55 @@
-"""What a model is: a list of stages and an objective. One row per model.
+"""What a model is and what it is trained with: frozen settings, saved as ``config.json``.
 
-``solo``: a modality reads itself; ``cross``: it reads the others; ``joint``: everyone reads
-everyone, with one set of weights.
+A model is a list of stages. ``solo``: a modality reads itself; ``cross``: it reads the others;
+``joint``: everyone reads everyone, with one set of weights. SCALE is ``solo`` then ``joint``.
+
+>>> spec = Spec("scale", (Stage("solo", 6), Stage("joint", 6)), width=768)
+>>> spec = change(spec, [("missing", "impute"), ("objective.contrast", "siglip")])
+>>> model = Model(spec.fit(streams))  # modalities, feature widths and vocabulary come from the data
 """
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from m5lib.layers import Block, check_choices
+from m5lib import simcl
 from m5lib.modalities import ordered
 
 Names = tuple[str, ...]
 
 
+def check_choices(settings, **known: Iterable[str]) -> None:
+    """Raises ``ValueError``, with the known names, where a ``Literal`` field of a dataclass, or one
+    whose choices are given here by its name, holds something else."""
+    for name, hint in get_type_hints(type(settings)).items():
+        choices = known.get(name) or (get_args(hint) if get_origin(hint) is Literal else ())
+        if choices and (value := getattr(settings, name)) not in choices:
+            kind = type(settings).__name__
+            raise ValueError(f"{kind}: unknown {name} {value!r}: known are {list(choices)}")
+
+
 def _owner(groups: tuple[Names, ...], name: str) -> str:
     return next(("+".join(group) for group in groups if name in group), name)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block (:class:`m5lib.layers.AttentionBlock`).
+
+    ``norm="post"`` is BERT's order (add, then normalise), ``"pre"`` is CLIP's. ``hidden`` is the
+    width of the feed-forward layer as a multiple of the model's width. ``dropout`` acts on
+    attention weights and on both residual branches.
+    """
+
+    heads: int = 4
+    hidden: float = 4.0
+    norm: Literal["pre", "post"] = "pre"
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    dropout: float = 0.1
+    eps: float = 1e-6
+
+    def __post_init__(self):
+        check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -71,13 +105,12 @@ class Objective:
             not features.
         matching: word modalities for which the model tells a product's own from another's
             (image-text matching, if ``("text",)``).
-        contrast: its form, see :mod:`m5lib.simcl`; on the summaries before the fusion.
+        contrast: a name in :data:`m5lib.simcl.FORMS`, or ``none``; on the summaries before the
+            fusion.
         pairs: ``all`` pairs of modalities, or ``neighbours`` in the table's order (M5-MMT).
-        harmony: scores S of each product: ``embedding`` (abstract, released code); ``free``, a
-            matrix of parameters in a form that trains; ``literal``, section 4.3 to the letter,
-            which does not (:func:`m5lib.objectives.literal_harmony`); ``uniform``, every score 1.
-        agreement: what ``embedding`` starts from, ``shifted`` = (1 + cosine) / 2 or the ``cosine``
-            (released code, after a ReLU).
+        harmony: scores S of each product, a name in :data:`m5lib.simcl.HARMONY`, or ``uniform``:
+            every score 1 (plain IMCL).
+        agreement: what ``embedding`` starts from, a name in :data:`m5lib.simcl.AGREEMENT`.
         harmony_on: where scores act: ``contrast`` (pair scores), ``masked`` (diagonal).
         acts_on: on ``logits`` (Eq. 3) or on ``losses``.
         pair_order: the score of a pair is that of its row in this order for both directions
@@ -93,10 +126,10 @@ class Objective:
     mask_rate: float = 0.15
     classes: Names = ()
     matching: Names = ()
-    contrast: Literal["infonce", "eq2", "released", "siglip", "symile", "gram", "none"] = "infonce"
+    contrast: str = "infonce"
     pairs: Literal["all", "neighbours"] = "all"
-    harmony: Literal["embedding", "free", "literal", "uniform"] = "embedding"
-    agreement: Literal["shifted", "cosine"] = "shifted"
+    harmony: str = "embedding"
+    agreement: str = "shifted"
     harmony_on: Names = ("contrast", "masked")
     acts_on: Literal["logits", "losses"] = "logits"
     pair_order: Names = ()
@@ -104,25 +137,19 @@ class Objective:
     learn_temperature: bool = True
 
     def __post_init__(self):
-        check_choices(self)
-        if unknown := set(self.harmony_on) - {"contrast", "masked"}:
-            raise ValueError(
-                f"Objective: unknown harmony_on {sorted(unknown)}: known are ['contrast', 'masked']"
-            )
-        ordered(
-            [
-                *(() if isinstance(self.masked, bool) else self.masked),
-                *dict(self.hides),
-                *self.classes,
-                *self.matching,
-            ]
-        )
+        # read when an objective is made: a notebook may have added a form of its own
+        contrast, harmony = (*simcl.FORMS, "none"), (*simcl.HARMONY, "uniform")
+        check_choices(self, contrast=contrast, harmony=harmony, agreement=simcl.AGREEMENT)
+        places = ["contrast", "masked"]
+        if unknown := set(self.harmony_on) - set(places):
+            raise ValueError(f"Objective: unknown harmony_on {sorted(unknown)}: known are {places}")
+        masked = () if isinstance(self.masked, bool) else self.masked
+        ordered([*masked, *dict(self.hides), *self.classes, *self.matching])
 
     def tasks(self, names: Iterable[str]) -> Names:
         """Those of the modalities that have a masked task."""
-        return tuple(
-            name for name in names if self.masked is True or (self.masked and name in self.masked)
-        )
+        chosen = self.masked or ()
+        return tuple(name for name in names if chosen is True or name in chosen)
 
 
 @dataclass(frozen=True)
@@ -172,6 +199,11 @@ class Spec:
         """Name under which the embedding and the head of a modality are kept."""
         return _owner(self.share, name)
 
+    @property
+    def contrasted(self) -> bool:
+        """Whether there is a contrast, which takes two modalities."""
+        return self.objective.contrast != "none" and len(self.modalities) > 1
+
     def fit(self, streams) -> "Spec":
         """The spec with modalities, feature widths and vocabulary of a
         :class:`~m5lib.streams.Streams`.
@@ -180,17 +212,14 @@ class Spec:
             ValueError: the streams have no modality that the model takes, or no class probabilities
                 that its objective needs.
         """
-        names = tuple(
-            name for name in ordered(streams.modalities) if not self.takes or name in self.takes
-        )
+        there = ordered(streams.modalities)
+        names = tuple(name for name in there if not self.takes or name in self.takes)
         if not names:
             raise ValueError(
-                f"{self.name} takes {list(self.takes)}; these streams have "
-                f"{list(streams.modalities)}"
+                f"{self.name} takes {list(self.takes)}; these streams have {list(there)}"
             )
-        if lacking := [
-            name for name in names if name in self.objective.classes and name not in streams.classes
-        ]:
+        predicted = [name for name in names if name in self.objective.classes]
+        if lacking := [name for name in predicted if name not in streams.classes]:
             raise ValueError(
                 f"{self.name} predicts class probabilities of {lacking}, but their extractor gives "
                 "none"
@@ -200,11 +229,7 @@ class Spec:
             self,
             modalities=names,
             widths=tuple((name, widths[name]) for name in names if name in widths),
-            classes=tuple(
-                (name, width)
-                for name, width in streams.classes.items()
-                if name in self.objective.classes and name in names
-            ),
+            classes=tuple((name, streams.classes[name]) for name in predicted),
             vocabulary=len(tokenizer),
             empty=(tokenizer.cls_token_id, tokenizer.sep_token_id),
         )
@@ -219,22 +244,24 @@ class Spec:
         stages = []
         for stage in config["stages"]:
             blocks = [(name, _make(Block, block)) for name, block in stage.get("blocks", ())]
-            stages.append(
-                _make(Stage, {**stage, "block": _make(Block, stage["block"]), "blocks": blocks})
-            )
-        return _make(
-            cls, {**config, "stages": stages, "objective": _make(Objective, config["objective"])}
-        )
+            block = _make(Block, stage["block"])
+            stages.append(_make(Stage, {**stage, "block": block, "blocks": blocks}))
+        objective = _make(Objective, config["objective"])
+        return _make(cls, {**config, "stages": stages, "objective": objective})
 
 
 def _tuples(value):
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _make(kind, values: dict):
+def _known(kind: type, names: Iterable[str]) -> None:
     known = [f.name for f in fields(kind)]
-    if unknown := set(values) - set(known):
-        raise ValueError(f"{kind.__name__} has no field {sorted(unknown)}: known are {known}")
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"{kind.__name__} has no field {unknown}: known are {known}")
+
+
+def _make(kind: type, values: dict):
+    _known(kind, values)
     return kind(**{key: _tuples(value) for key, value in values.items()})
 
 
@@ -246,21 +273,14 @@ def change(spec: Spec, changes: Iterable[tuple[str, Any]]) -> Spec:
         ValueError: a field or a value is unknown; the message lists the known ones.
     """
     for key, value in changes:
-        part, _, name = key.rpartition(".")
-        if part not in ("", "objective"):
+        owner, _, name = key.rpartition(".")
+        if owner not in ("", "objective"):
             raise ValueError(
                 f"cannot change {key!r}: give a field of Spec, or 'objective.' and a field of "
                 "Objective"
             )
-        target = spec.objective if part else spec
-        known = [f.name for f in fields(target)]
-        if name not in known:
-            raise ValueError(f"{type(target).__name__} has no field {name!r}: known are {known}")
+        target = spec.objective if owner else spec
+        _known(type(target), [name])
         target = replace(target, **{name: _tuples(value)})
-        spec = replace(spec, objective=target) if part else target
+        spec = replace(spec, objective=target) if owner else target
     return spec
-
-
-# --- the rows: each a function of width, layers and heads
-# ---------------------------------------------------------------------- ``layers`` is the paper's
-# 6: SCALE has as many in each of its two stages, a baseline twice as many in all (section 5).

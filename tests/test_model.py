@@ -5,13 +5,13 @@ import torch
 from conftest import make_five_batch
 from torch import nn
 
-from m5lib import objectives, simcl
+from m5lib import masking, objectives, simcl
 from m5lib.embeddings import READOUTS, read_out
-from m5lib.layers import AttentionBlock, Block, Whitening, attention
+from m5lib.layers import AttentionBlock, Whitening, attention
 from m5lib.masking import Vocabulary, mask
 from m5lib.model import Model
 from m5lib.models import zoo
-from m5lib.spec import Objective, Spec, Stage
+from m5lib.spec import Block, Objective, Spec, Stage
 from m5lib.streams import Batch, Stream
 
 NAMES = ("image", "text", "table", "video", "audio")
@@ -120,7 +120,7 @@ def scrambled(batch: Batch) -> Batch:
 def values(model, batch):
     output = model(batch)
     vectors = torch.stack(list(output.pooled.values()), 1)
-    scores = objectives.harmony(objectives.agreement(vectors), output.presence)
+    scores = simcl.harmony(simcl.agreement(vectors), output.presence)
     found, _ = simcl.infonce(vectors, output.presence, torch.tensor(0.1), scores)
     states = {
         f"fused_{n}": x[:, :9] * v[:, :9, None]
@@ -340,7 +340,7 @@ def test_a_loss_and_its_gradients_need_only_the_wanted_tokens(five):
         make_five_batch(), Vocabulary(50, 4), torch.Generator().manual_seed(0), 0.4
     )
     found = []
-    for wanted in (None, objectives.masked_tokens(model, targets, hidden)):
+    for wanted in (None, masking.hidden(hidden, targets)):
         model.zero_grad()
         loss, _ = objectives.total(model, model(hidden, wanted), targets)
         loss.backward()
@@ -360,3 +360,24 @@ def test_what_there_is_before_the_fusion_is_what_the_whole_model_says(five):
         and torch.equal(part.pooled[n], every.pooled[n])
         for n in NAMES
     )
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_attention_is_given_when_asked_and_changes_nothing(five, name):
+    """By stage and by who reads; one (B, heads, L, K) per layer."""
+    model, batch = build(replace(five, stages=STAGES[name][0])), make_five_batch()
+    plain, asked = model(batch), model(batch, wanted={}, attention=True)
+    assert plain.attention == () and len(asked.attention) == len(model.spec.stages)
+    lengths = {n: valid.shape[1] for n, valid in plain.valid.items()}
+    whole = sum(lengths.values())
+    for stage, weights in zip(model.spec.stages, asked.attention, strict=True):
+        assert tuple(weights) == (("joint",) if stage.kind == "joint" else NAMES)
+        for reader, layers in weights.items():
+            own = whole if reader == "joint" else lengths[reader]
+            read = whole - own if stage.kind == "cross" else own
+            assert len(layers) == stage.layers
+            for layer in layers:
+                assert layer.shape[0] == 6 and layer.shape[2:] == (own, read)
+                torch.testing.assert_close(layer.sum(-1), torch.ones(layer.shape[:-1]))
+    for n in NAMES:
+        torch.testing.assert_close(asked.fused[n], plain.fused[n])

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_five_batch
+from own_forms import register
 
 from m5lib import objectives, simcl
 from m5lib.embeddings import read_out
@@ -42,7 +43,7 @@ def slow_harmony(vectors, presence):
 @pytest.mark.parametrize("seed", range(5))
 def test_harmony_equals_its_formula(seed):
     vectors, presence = random_case(seed)
-    fast = objectives.harmony(objectives.agreement(vectors), presence)
+    fast = simcl.harmony(simcl.agreement(vectors), presence)
     torch.testing.assert_close(fast.double(), slow_harmony(vectors, presence), atol=1e-6, rtol=1e-5)
 
 
@@ -50,22 +51,17 @@ def test_harmony_limits():
     same = torch.ones(1, 5, 3)
     all_there = torch.ones(1, 5, dtype=torch.bool)
     torch.testing.assert_close(
-        objectives.harmony(objectives.agreement(same), all_there), torch.full((1, 5, 5), 5**-0.5)
+        simcl.harmony(simcl.agreement(same), all_there), torch.full((1, 5, 5), 5**-0.5)
     )
-    torch.testing.assert_close(
-        objectives.harmony(torch.eye(5)[None], all_there), torch.eye(5)[None]
-    )
-    none = objectives.harmony(torch.ones(1, 5, 5), torch.zeros(1, 5, dtype=torch.bool))
+    torch.testing.assert_close(simcl.harmony(torch.eye(5)[None], all_there), torch.eye(5)[None])
+    none = simcl.harmony(torch.ones(1, 5, 5), torch.zeros(1, 5, dtype=torch.bool))
     assert none.abs().sum() == 0
 
 
 def test_scores_are_never_negative():
     """A negative score would reward vectors that point away from each other."""
     opposite = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]])
-    assert (
-        objectives.harmony(objectives.agreement(opposite), torch.ones(1, 3, dtype=torch.bool)).min()
-        == 0
-    )
+    assert simcl.harmony(simcl.agreement(opposite), torch.ones(1, 3, dtype=torch.bool)).min() == 0
 
 
 def test_masked_values_equal_their_formulas():
@@ -175,9 +171,9 @@ def test_scores_act_where_they_are_told(five, five_batch, harmony, acts_on):
         torch.nn.init.normal_(model.scores)
     _, parts = objectives.total(model, output, targets)
     make = {
-        "embedding": lambda v: objectives.harmony(objectives.agreement(v), output.presence),
-        "free": lambda v: objectives.free_harmony(model.scores, output.presence),
-        "literal": lambda v: objectives.literal_harmony(model.scores, output.presence),
+        "embedding": lambda v: simcl.harmony(simcl.agreement(v), output.presence),
+        "free": lambda v: simcl.free(model.scores, output.presence),
+        "literal": lambda v: simcl.literal(model.scores, output.presence),
         "uniform": lambda v: torch.ones(6, 5, 5),
     }[harmony]
     pooled, summary = (torch.stack(list(x.values()), 1) for x in (output.pooled, output.summary))
@@ -203,7 +199,7 @@ def test_free_scores_equal_their_formula_and_start_at_one():
         torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]]).bool(),
         torch.randn(4, 4),
     )
-    found = objectives.free_harmony(matrix, presence)
+    found = simcl.free(matrix, presence)
     for b in range(4):
         there = [m for m in range(4) if presence[b, m]]
         for i in range(4):
@@ -215,7 +211,7 @@ def test_free_scores_equal_their_formula_and_start_at_one():
                     else 0.0
                 )
                 assert found[b, i, j].item() == pytest.approx(float(expected), abs=1e-5)
-    assert objectives.free_harmony(torch.zeros(4, 4), presence)[0].equal(torch.ones(4, 4))
+    assert simcl.free(torch.zeros(4, 4), presence)[0].equal(torch.ones(4, 4))
 
 
 def train(five, five_batch, settings, steps=40):
@@ -237,9 +233,7 @@ def train(five, five_batch, settings, steps=40):
             for n, p in model.named_parameters()
             if n != "scores" and p.grad is not None
         )
-        s = objectives.scores(model, torch.stack(list(output.pooled.values()), 1), output.presence)[
-            0
-        ]
+        s = model.harmony(torch.stack(list(output.pooled.values()), 1), output.presence)[0]
         seen.append((s[~torch.eye(5, dtype=torch.bool)].min().item(), loss.item(), pull))
         optimizer.step()
     return seen
@@ -302,7 +296,8 @@ def test_neighbours_are_the_chain_of_the_first_version(five, five_batch):
 
 
 @pytest.mark.parametrize("form", ["eq2", "released", "siglip", "symile", "gram"])
-def test_every_form_trains_the_model(five, five_batch, form):
+def test_every_form_trains_the_model(five, five_batch, form, monkeypatch):
+    register(monkeypatch)
     model, output, targets = outputs(five, five_batch, {"contrast": form})
     loss, parts = objectives.total(model, output, targets)
     loss.backward()

@@ -23,7 +23,6 @@ from m5lib.data.files import code_version, locked, write_json
 from m5lib.data.media import PLAIN, Pixels, Ragged
 from m5lib.embeddings import READOUTS, embeddings, fit_whitening, mean_harmony
 from m5lib.evaluation.evaluate import retrieval
-from m5lib.layers import check_choices
 from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier, classify, finetune, labels_of
@@ -31,7 +30,7 @@ from m5lib.models.weights import start_from_bert
 from m5lib.models.zoo import build
 from m5lib.pretrain import Training, pretrain
 from m5lib.shop import listings
-from m5lib.spec import Spec, change
+from m5lib.spec import Spec, change, check_choices
 from m5lib.streams import Streams, computed, load_tokenizer, train_tokenizer
 
 

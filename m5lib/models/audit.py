@@ -82,9 +82,7 @@ def _masked_values(
     output, diagonal = model(batch), None
     predictions, names = model.predict(output, targets), model.spec.modalities
     if scored:
-        found = objectives.scores(
-            model, torch.stack(list(output.summary.values()), dim=1), output.presence
-        )
+        found = model.harmony(torch.stack(list(output.summary.values()), dim=1), output.presence)
         diagonal = found.diagonal(dim1=1, dim2=2)[:, [names.index(name) for name in predictions]]
     return objectives.masked_values(predictions, targets, diagonal)
 
@@ -154,7 +152,7 @@ def pair_scores(model: Model, output: Output) -> Float[Tensor, " K"]:
     """Scores S before the fusion that multiply the contrast's logits: of all ordered pairs of
     modalities that a product has."""
     found, presence = (
-        objectives.scores(model, torch.stack(list(output.pooled.values()), dim=1), output.presence),
+        model.harmony(torch.stack(list(output.pooled.values()), dim=1), output.presence),
         output.presence,
     )
     other = ~torch.eye(presence.shape[1], dtype=torch.bool, device=presence.device)
@@ -188,7 +186,7 @@ def open_units(output: Output) -> dict[str, float]:
     }
 
 
-SIMILARITY = {"cosine": objectives.cosine, "shifted": objectives.agreement}
+SIMILARITY = {"cosine": simcl.cosine, "shifted": simcl.agreement}
 
 
 def diagonal(
@@ -202,7 +200,7 @@ def diagonal(
             ``Objective.agreement``.
     """
     similarity = SIMILARITY[form](vectors)
-    scores = objectives.harmony(similarity, presence).diagonal(dim1=1, dim2=2)
+    scores = simcl.harmony(similarity, presence).diagonal(dim1=1, dim2=2)
     others = presence[:, None, :] & ~torch.eye(
         presence.shape[1], dtype=torch.bool, device=presence.device
     )
@@ -228,7 +226,7 @@ def diagonal_limits(form: str, modalities: int = 5) -> dict[str, float]:
     }
     here = torch.ones(1, modalities, dtype=torch.bool)
     return {
-        name: float(objectives.harmony(SIMILARITY[form](case[None]), here)[0, 0, 0])
+        name: float(simcl.harmony(SIMILARITY[form](case[None]), here)[0, 0, 0])
         for name, case in cases.items()
     }
 
@@ -368,8 +366,8 @@ def norm_shares(model: Model, streams: Streams, rows: Rows) -> pd.Series:
 
 
 TOYS = {
-    "literal": objectives.literal_harmony,
-    "free": objectives.free_harmony,
+    "literal": simcl.literal,
+    "free": simcl.free,
     "none": lambda matrix, here: here[:, :, None] & here[:, None, :],
 }
 

@@ -1,8 +1,7 @@
 """The rows of the zoo: SCALE, the released model and the baselines, each a :class:`Spec`."""
 
-from m5lib.layers import Block
 from m5lib.modalities import MODALITIES
-from m5lib.spec import Names, Objective, Spec, Stage
+from m5lib.spec import Block, Names, Objective, Spec, Stage
 
 PAIR = ("image", "text")
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from m5lib.explain import attention
-from m5lib.layers import AttentionBlock, Block
+from m5lib.layers import AttentionBlock
 from m5lib.model import Model
 from m5lib.models import zoo
+from m5lib.spec import Block
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])

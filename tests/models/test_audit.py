@@ -8,7 +8,7 @@ from conftest import make_five_batch
 from make_media import file_of, tone, write_sound
 from test_zoo import STREAMS, build, fitted
 
-from m5lib import layers, metrics, objectives
+from m5lib import layers, metrics, simcl
 from m5lib.data import extractors
 from m5lib.masking import Vocabulary, mask
 from m5lib.models import anatomy, audit, zoo
@@ -118,7 +118,7 @@ def test_the_diagonal_is_bounded_in_both_forms_and_free_in_the_free_one():
             5**-0.5 - 1e-6 <= found["lowest"] < found["highest"] <= 1
             and found["correlation"] < -0.5
         )
-    scores = objectives.free_harmony(-20 * torch.eye(5), torch.ones(1, 5, dtype=torch.bool))
+    scores = simcl.free(-20 * torch.eye(5), torch.ones(1, 5, dtype=torch.bool))
     assert float(scores[0, 0, 0]) < 1e-6
 
 

@@ -79,9 +79,7 @@ def targets_of(inputs, dtype) -> dict[str, Target]:
 
 def graph_of(model, vectors):
     """Their matrix: S before its halves are made alike, in their order."""
-    plain = objectives.harmony(
-        objectives.cosine(vectors), torch.ones(vectors.shape[:2], dtype=torch.bool)
-    )
+    plain = simcl.harmony(simcl.cosine(vectors), torch.ones(vectors.shape[:2], dtype=torch.bool))
     place = [model.spec.modalities.index(name) for name in GRAPH]
     return plain[:, place][:, :, place]
 
@@ -100,7 +98,7 @@ def their_logits(model, output):
     """(10, 12, 11): the positive first, then the negatives in ascending order (theirs are sorted
     likewise by the test)."""
     vectors = torch.stack([output.pooled[n] for n in model.spec.modalities], 1)
-    scores = objectives.scores(model, vectors, output.presence)
+    scores = model.harmony(vectors, output.presence)
     found = []
     for logits, turned in pairs_in_their_order(
         model, simcl.released_logits(vectors, model.temperature, scores)
