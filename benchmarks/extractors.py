@@ -26,7 +26,7 @@ from PIL import Image, ImageFilter
 
 from m5lib.catalogue import Catalogue, MediaFile, Product
 from m5lib.data import backbones, extractors, store
-from m5lib.data.media import in_parallel
+from m5lib.data.store import in_parallel
 from m5lib.streams import Streams, train_tokenizer
 
 HERE = Path(__file__).parent

@@ -248,8 +248,8 @@ class Streams:
     """All streams of a catalogue, in the order of its products.
 
     Args:
-        catalogue: the products; broken media already taken out (:func:`m5lib.data.media.extract`).
-        features: what :func:`m5lib.data.media.extract` returned for it.
+        catalogue: the products; broken media already taken out (:func:`m5lib.data.store.extract`).
+        features: what :func:`m5lib.data.store.extract` returned for it.
         tokenizer: for titles and tables.
         modalities: which streams to build; by default every one the catalogue has content and
             features for.

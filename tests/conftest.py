@@ -21,7 +21,7 @@ import torch  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 
 from m5lib import streams  # noqa: E402
-from m5lib.data import media, readers  # noqa: E402
+from m5lib.data import readers, store  # noqa: E402
 from m5lib.models import zoo  # noqa: E402
 from m5lib.spec import Spec  # noqa: E402
 
@@ -101,7 +101,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def extracted(folder):
-    return media.extract(readers.read(folder))
+    return store.extract(readers.read(folder))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 from conftest import COLUMNS, SHARED, draw
 
 from m5lib.catalogue import Catalogue, DataError, Product, Skip, split_of
-from m5lib.data import media, readers
+from m5lib.data import readers, store
 
 
 def write(folder, rows, header=COLUMNS, pictures=()):
@@ -147,7 +147,7 @@ def test_broken_pictures_are_listed_and_never_zeros(tmp_path):
     (folder / "images" / "2.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "images" / "3.jpg").write_bytes(b"")
     (folder / "images" / "4.jpg").write_bytes(b"this is no picture")
-    catalogue, features = media.extract(readers.read(folder))
+    catalogue, features = store.extract(readers.read(folder))
     assert {s.where for s in catalogue.skipped if s.field == "image"} == {"2", "3", "4"}
     assert list(catalogue.presence["image"]) == [True, False, False, False]
     assert list(np.diff(features["image"].offsets)) == [14, 0, 0, 0]

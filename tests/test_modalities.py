@@ -40,7 +40,8 @@ def test_a_sixth_modality_is_one_row_and_one_extractor(catalogue, monkeypatch, t
 
     from m5lib import streams
     from m5lib.catalogue import Catalogue, MediaFile
-    from m5lib.data import media
+    from m5lib.data import store
+    from m5lib.data.extractors import PLAIN, Features
     from m5lib.embeddings import embeddings
     from m5lib.model import Model
     from m5lib.models import zoo
@@ -54,8 +55,8 @@ def test_a_sixth_modality_is_one_row_and_one_extractor(catalogue, monkeypatch, t
     class Sniff:
         width: int = 3
 
-        def __call__(self, file: MediaFile) -> media.Features:
-            return media.Features(
+        def __call__(self, file: MediaFile) -> Features:
+            return Features(
                 np.frombuffer(file.read()[:48], dtype=np.uint8).reshape(-1, 3).astype(np.float32)
                 / 255
             )
@@ -64,8 +65,8 @@ def test_a_sixth_modality_is_one_row_and_one_extractor(catalogue, monkeypatch, t
         replace(p, contents={**p.contents, "smell": p.contents["image"]})
         for p in catalogue.products[:60]
     ]
-    products, features = media.extract(
-        Catalogue("smelly", tuple(smelly)), {**media.PLAIN, "smell": Sniff()}
+    products, features = store.extract(
+        Catalogue("smelly", tuple(smelly)), {**PLAIN, "smell": Sniff()}
     )
     found = streams.Streams(products, features, streams.train_tokenizer(products, 300))
     assert (

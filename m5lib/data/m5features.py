@@ -1,43 +1,45 @@
 """Features of the official release: regions in TSV or LMDB, video and audio in ``.npy``. Nothing is
-unpickled.
+unpickled; neither tensorpack nor msgpack is needed.
 
 ::
 
-    <folder>/lmdb_features/*.lmdb   tensorpack's LMDBSerializer: msgpack of [features, boxes, n, height, width, id, caption]
-    <folder>/tsv_features/*.tsv     id, width, height, n, boxes, features (base64 float32), caption; no header
+    <folder>/lmdb_features/*.lmdb   tensorpack's LMDBSerializer, msgpack of a list:
+                                    features, boxes, n, height, width, id, caption
+    <folder>/tsv_features/*.tsv     id, width, height, n, boxes, features (base64 float32), caption;
+                                    no header
     <folder>/video_feature/<id>.npy (t, 1024) float16, a row per second
     <folder>/audio_feature/<id>.npy (80, 751) float32, mel bands x time
 
 A record is found once, as a :class:`~m5lib.catalogue.MediaFile` (a stretch of a file, or a key),
-and
-read by an extractor as media are: the same checks, the same list of what could not be read, the
+and read by an extractor as media are: the same checks, the same list of what could not be read, the
 same store.
-"""  # noqa: E501
+"""
 
+import base64
+import binascii
+import csv
 import io
-from collections.abc import Mapping
+import os
+import re
+import struct
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from m5lib.catalogue import Catalogue, DataError, MediaFile, Product, Skip
 from m5lib.data.decoding import MediaError
 from m5lib.data.extractors import Features, locations
-from m5lib.data.m5records import (
-    LmdbRecord,
-    array_of,
-    lmdb_records,
-    tsv_fields,
-    tsv_records,
-    unpack,
-    write_lmdb,
-    write_tsv,
-)
-from m5lib.data.media import Ragged, with_sound
-from m5lib.data.media import extract as extract_in_memory
+from m5lib.data.store import extract, with_sound
 from m5lib.modalities import MODALITIES
+from m5lib.streams import Ragged
+
+#: What msgpack, base64 and csv say of a record that is broken.
+BROKEN = (ValueError, TypeError, IndexError, RecursionError, csv.Error, binascii.Error)
 
 
 @dataclass(frozen=True)
@@ -52,35 +54,18 @@ class StoredRegions:
     def __call__(self, file: MediaFile) -> Features:
         """The regions of one record."""
         data = file.read()
-        if isinstance(file, LmdbRecord):
-            try:
-                record, _ = unpack(memoryview(data))
-                features, boxes = array_of(record[0], "features"), array_of(record[1], "boxes")
-                record = [features, boxes, *record[2:]]
-            except (ValueError, TypeError, IndexError, RecursionError) as error:
-                raise (
-                    error
-                    if isinstance(error, MediaError)
-                    else MediaError(f"not a record of seven ({error})")
-                ) from None
-        else:
-            record = tsv_fields(data)
-        features, boxes, count, height, width = record[:5]
+        features, boxes, *sizes = (_lmdb_fields if isinstance(file, LmdbRecord) else _tsv_fields)(
+            data
+        )
         try:
-            count, height, width = int(count), int(height), int(width)
+            count, height, width = map(int, sizes[:3])
         except (ValueError, TypeError):
+            raise MediaError(f"num_boxes, height or width is no number: {sizes[:3]}") from None
+        shapes = features.shape, boxes.shape
+        if shapes != ((count, self.width), (count, 4)) or min(height, width) < 1:
             raise MediaError(
-                f"num_boxes, height or width is no number: {count!r}, {height!r}, {width!r}"
-            ) from None
-        if (
-            features.shape != (count, self.width)
-            or boxes.shape != (count, 4)
-            or min(height, width) < 1
-        ):
-            raise MediaError(
-                f"features {features.shape} and boxes {boxes.shape} for num_boxes {count} of a "
-                f"picture {width} x {height}; "
-                f"expected ({count}, {self.width}) and ({count}, 4)"
+                f"features {shapes[0]} and boxes {shapes[1]} for num_boxes {count} of a picture "
+                f"{width} x {height}; expected ({count}, {self.width}) and ({count}, 4)"
             )
         return Features(features.astype(np.float32), locations(boxes, width, height))
 
@@ -109,15 +94,12 @@ class StoredRows:
         return Features(values[: self.rows].astype(np.float32))
 
 
-#: Readers of the released features.
+#: Readers of the released features, and the folders of those with a file per product.
 OFFICIAL = {
     "image": StoredRegions(),
     "video": StoredRows(1024, 12, 1.0),
     "audio": StoredRows(751, 80),
 }
-#: Where they lie: files of many records, the first that has an id counts, and folders of a file per
-#: product.
-RECORDS = {"image": (("lmdb_features/*.lmdb", lmdb_records), ("tsv_features/*.tsv", tsv_records))}
 ROWS = {"video": "video_feature", "audio": "audio_feature"}
 
 
@@ -140,7 +122,7 @@ def read_features(
             StoredRegions(1024)}``; or an extractor, which reads that modality's media.
 
     Returns:
-        as :func:`m5lib.data.media.extract`. A product has the feature modalities that it has
+        as :func:`m5lib.data.store.extract`. A product has the feature modalities that it has
         features for; its picture, video and sound stay its contents where it has them too.
 
     Raises:
@@ -148,34 +130,26 @@ def read_features(
     """
     skipped: list[Skip] = []
     sources, captions = _sources(Path(folder), readers, skipped)
-    catalogue = _listed(Path(folder), sources, captions) if catalogue is None else catalogue
+    catalogue = catalogue or _listed(Path(folder), sources, captions)
     decoded = {name for name in readers if name not in sources}
     if any(MODALITIES[name].inside for name in decoded):  # while the videos are still videos
         catalogue = with_sound(catalogue, workers)
     own = {product.id: product.contents for product in catalogue.products}
-    sourced = [replace(p, contents=_with(p, sources, decoded)) for p in catalogue.products]
+    products = [replace(p, contents=_with(p, sources, decoded)) for p in catalogue.products]
     skipped += [
         Skip(product.id, name, "no features of this id")
         for product in catalogue.products
         for name, records in sources.items()
         if name in product.contents and product.id not in records
     ]
-    sourced = replace(
-        catalogue,
-        products=tuple(p for p in sourced if p.contents),
-        skipped=(*catalogue.skipped, *skipped),
-    )
-    if store is None:
-        clean, features = extract_in_memory(sourced, readers, workers)
-    else:
-        from m5lib.data.store import extract
-
-        clean, features = extract(sourced, readers, store, workers)
-    back = [
+    kept, skips = tuple(p for p in products if p.contents), (*catalogue.skipped, *skipped)
+    sourced = replace(catalogue, products=kept, skipped=skips)
+    clean, features = extract(sourced, readers, store, workers)
+    back = tuple(
         replace(p, contents={n: own[p.id].get(n, c) for n, c in p.contents.items()})
         for p in clean.products
-    ]
-    return replace(clean, products=tuple(back)), features
+    )
+    return replace(clean, products=back), features
 
 
 def listed(folder: str | Path, readers: Mapping[str, Any] = OFFICIAL) -> Catalogue:
@@ -185,10 +159,9 @@ def listed(folder: str | Path, readers: Mapping[str, Any] = OFFICIAL) -> Catalog
 
 
 def _listed(folder: Path, sources: Mapping[str, dict], captions: Mapping[str, str]) -> Catalogue:
+    titles = {i: {"text": caption} for i, caption in captions.items() if caption.strip()}
     ids = dict.fromkeys(i for records in sources.values() for i in records)
-    products = [
-        Product(i, {"text": captions[i]} if captions.get(i, "").strip() else {}) for i in ids
-    ]
+    products = [Product(i, titles.get(i, {})) for i in ids]
     products = [replace(p, contents=_with(p, sources)) for p in products]
     return Catalogue(folder.name, tuple(products))
 
@@ -201,30 +174,23 @@ def _sources(
     sources: dict[str, dict[str, MediaFile]] = {name: {} for name in stored}
     captions: dict[str, str] = {}
     for name in stored:
-        files = [
-            (records, path)
-            for pattern, records in RECORDS.get(name, ())
-            for path in sorted(folder.glob(pattern))
-        ]
-        for records, path in files:
-            for found in records(path, skipped):
-                if sources[name].setdefault(found.id, found.file) is found.file:
-                    captions[found.id] = found.caption
         if name in ROWS:
             paths = sorted((folder / ROWS[name]).glob("*.npy"))
-            sources[name] |= {
-                path.stem: MediaFile(path, size=path.stat().st_size) for path in paths
-            }
+            sources[name] = {p.stem: MediaFile(p, size=p.stat().st_size) for p in paths}
+            continue
+        for pattern, records in RECORDS.items():  # the first that has an id counts
+            for path in sorted(folder.glob(pattern)):
+                for record in records(path, skipped):
+                    if sources[name].setdefault(record.id, record.file) is record.file:
+                        captions[record.id] = record.caption
     if not any(sources.values()):
-        records = [pattern for patterns in RECORDS.values() for pattern, _ in patterns]
-        places = ", ".join((*records, *(f"{place}/*.npy" for place in ROWS.values())))
+        places = ", ".join((*RECORDS, *(f"{place}/*.npy" for place in ROWS.values())))
         raise DataError(f"{folder}: no features; expected some of {places}")
     return sources, captions
 
 
 def _with(product: Product, sources: Mapping[str, dict], decoded=()) -> dict[str, Any]:
-    """A product's contents with its feature records instead of media, save those that are
-    decoded."""
+    """A product's contents with feature records instead of media, save those that are decoded."""
     kept = {
         name: content
         for name, content in product.contents.items()
@@ -236,43 +202,189 @@ def _with(product: Product, sources: Mapping[str, dict], decoded=()) -> dict[str
     return {name: kept[name] for name in MODALITIES if name in kept}
 
 
-def write_features(
-    folder: str | Path, catalogue: Catalogue, features: Mapping[str, Ragged], database: bool = True
-) -> None:
-    """Write features in the release's layout; :func:`read_features` gives them back, boxes to a
-    thousandth of the picture.
+class Found(NamedTuple):
+    """A region record: where it lies, and its caption."""
 
-    ``database`` chooses between LMDB and TSV for regions. Boxes are written for pictures of 1000 x
-    1000 pixels: the release wants pixels, and a feature store does not know the pictures' sizes.
-    """
-    folder, records = Path(folder), []
-    for name, ragged in features.items():
-        for n, product in enumerate(catalogue.products):
-            rows = slice(ragged.offsets[n], ragged.offsets[n + 1])
-            if rows.start == rows.stop:
+    id: str
+    file: MediaFile
+    caption: str
+
+
+# --- LMDB. A msgpack reader of our own, because finding the ids of a million records of 0.3 MB must
+# not read the features that stand before each id: byte strings are views here, and a page that
+# nobody looks at is not loaded.
+
+_BYTES, _TEXTS = (0xC4, 0xC5, 0xC6), (0xD9, 0xDA, 0xDB)
+_LISTS, _MAPS = (0xDC, 0xDD), (0xDE, 0xDF)
+_SIZED = dict(zip((*_BYTES, *_TEXTS, *_LISTS, *_MAPS), "BHIBHIHIHI", strict=True))
+_NUMBERS = dict(zip((0xCA, 0xCB, *range(0xCC, 0xD4)), "fdBHIQbhiq", strict=True))
+_CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
+
+
+def unpack(data: memoryview, at: int = 0) -> tuple[Any, int]:
+    """One msgpack value and the position after it. Byte strings are views of ``data``. Raises
+    ``ValueError`` for anything else."""
+    code, at = _bytes(data, at, 1)[0], at + 1
+    if code < 0x80 or code >= 0xE0:
+        return (code if code < 0x80 else code - 0x100), at
+    if code in _CONSTANTS:
+        return _CONSTANTS[code], at
+    form = _NUMBERS.get(code) or _SIZED.get(code)
+    if form is not None:
+        size = struct.calcsize(form)
+        (count,), at = struct.unpack(">" + form, _bytes(data, at, size)), at + size
+        if code in _NUMBERS:
+            return count, at
+    elif code < 0xC0:
+        count = code & (0x1F if code >= 0xA0 else 0x0F)
+    else:
+        raise ValueError(f"msgpack code {code:#x}")
+    if code in _BYTES:
+        return _bytes(data, at, count), at + count
+    if code in _TEXTS or 0xA0 <= code < 0xC0:
+        return str(_bytes(data, at, count), "utf-8"), at + count
+    keyed, items = code in _MAPS or code < 0x90, []
+    for _ in range(count * (1 + keyed)):
+        value, at = unpack(data, at)
+        items.append(value)
+    if not keyed:
+        return items, at
+    keys = [str(key, "utf-8") if isinstance(key, memoryview) else key for key in items[::2]]
+    return dict(zip(keys, items[1::2], strict=True)), at
+
+
+def _bytes(data: memoryview, at: int, count: int) -> memoryview:
+    if at + count > len(data):
+        raise ValueError("msgpack ends too early")
+    return data[at : at + count]
+
+
+@dataclass(frozen=True)
+class LmdbRecord(MediaFile):
+    """A value of an LMDB; ``path`` is the database."""
+
+    key: bytes = b""
+
+    def read(self) -> bytes:
+        """The bytes of the value."""
+        with _environment(self.path).begin() as transaction:
+            data = transaction.get(self.key)
+        if data is None:
+            raise MediaError(f"no key {self.key!r} in {self.path.name}")
+        return data
+
+    def ends(self, length: int = 16_384) -> bytes:
+        """The first and the last bytes of the value."""
+        data = self.read()
+        return data if len(data) <= 2 * length else data[:length] + data[-length:]
+
+
+@lru_cache(maxsize=64)
+def _environment(path: Path):
+    import lmdb
+
+    folder, data = path.is_dir(), path / "data.mdb" if path.is_dir() else path
+    try:
+        opened = lmdb.open(str(path), subdir=folder, readonly=True, lock=False, readahead=False)
+    except lmdb.Error as error:
+        mend = "give the .lmdb that tensorpack wrote"
+        raise DataError(f"{path}: not an LMDB ({error}); {mend}") from None
+    size = (opened.info()["last_pgno"] + 1) * opened.stat()["psize"]
+    if size > data.stat().st_size:  # reading on would end the process
+        raise DataError(f"{path}: the file is cut short; copy it again")
+    return opened
+
+
+if hasattr(os, "register_at_fork"):  # an LMDB must not be used across a fork
+    os.register_at_fork(after_in_child=_environment.cache_clear)
+
+
+def lmdb_records(path: Path, skipped: list[Skip]) -> Iterator[Found]:
+    """The records of an LMDB, found without reading their features; unreadable ones are listed."""
+    with _environment(path).begin(buffers=True) as transaction:
+        for key, value in transaction.cursor():
+            key = bytes(key)
+            if key == b"__keys__":
                 continue
-            if ragged.boxes is None:
-                (folder / ROWS[name]).mkdir(parents=True, exist_ok=True)
-                np.save(
-                    folder / ROWS[name] / f"{product.id}.npy",
-                    ragged.values[rows],
-                    allow_pickle=False,
-                )
-            else:
-                boxes = np.asarray(ragged.boxes[rows])[:, :4].astype(np.float32) * 1000
-                values = np.asarray(ragged.values[rows]).astype(np.float32)
-                records.append(
-                    [
-                        values,
-                        boxes,
-                        str(len(values)),
-                        1000,
-                        1000,
-                        product.id,
-                        product.contents.get("text", ""),
-                    ]
-                )
-    if records and database:
-        write_lmdb(folder / "lmdb_features" / "features.lmdb", records)
-    elif records:
-        write_tsv(folder / "tsv_features" / "features.tsv", records)
+            name = f"{path.name}:{key.decode(errors='replace')}"
+            try:
+                record, _ = unpack(memoryview(value))
+                product, caption = record[5], record[6]
+                if not isinstance(product, str) or not isinstance(caption, str):
+                    raise ValueError("no id and caption in it")
+            except BROKEN as error:
+                skipped.append(Skip(name, "regions", f"not a record of seven ({error})"))
+                continue
+            yield Found(product.split("#")[0], LmdbRecord(path, 0, len(value), name, key), caption)
+
+
+def _lmdb_fields(data: bytes) -> list:
+    """A record's features, boxes, n, height, width, id, caption."""
+    try:
+        record, _ = unpack(memoryview(data))
+        return [_array(record[0], "features"), _array(record[1], "boxes"), *record[2:]]
+    except MediaError:
+        raise
+    except BROKEN as error:
+        raise MediaError(f"not a record of seven ({error})") from None
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    """An array from msgpack-numpy's map of type, shape and data."""
+    try:
+        kind = np.dtype(str(value["type"]))
+        if kind.kind not in "fiu":
+            raise MediaError(f"{name} of type {kind}, expected numbers")
+        return np.frombuffer(value["data"], dtype=kind).reshape(value["shape"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise MediaError(f"{name} is not an array as msgpack-numpy writes it ({error})") from None
+
+
+# --- TSV
+
+_BEGINS = re.compile(rb'"?[^\t"]+"?\t\d+\t\d+\t\d+\t')
+
+
+def tsv_records(path: Path, skipped: list[Skip]) -> Iterator[Found]:
+    """The records of a TSV. A caption in quotes may hold line ends; a line that begins like a
+    record begins one."""
+
+    def finish(start: int, record: bytes) -> Iterator[Found]:
+        fields = record.rstrip(b"\r\n").split(b"\t", 6)
+        if len(fields) < 7 or not _BEGINS.match(record):
+            where = f"{path.name}, byte {start}"
+            skipped.append(Skip(where, "regions", "not a record of seven fields"))
+            return
+        name = fields[0].decode(errors="replace").strip('"').split("#")[0]
+        caption = fields[6].decode(errors="replace")
+        if caption[:1] == '"' == caption[-1:]:
+            caption = caption[1:-1].replace('""', '"')
+        yield Found(name, MediaFile(path, start, len(record), f"{path.name}:{name}"), caption)
+
+    start, record = 0, b""
+    with open(path, "rb") as file:
+        for line in file:
+            if record and (record.count(b'"') % 2 == 0 or _BEGINS.match(line)):
+                yield from finish(start, record) if record.strip() else ()
+                start, record = start + len(record), b""
+            record += line
+    yield from finish(start, record) if record.strip() else ()
+
+
+def _tsv_fields(data: bytes) -> list:
+    """A record's features, boxes, n, height, width, id, caption."""
+    csv.field_size_limit(sys.maxsize)
+    try:
+        rows = list(csv.reader(io.StringIO(data.decode(), newline=""), delimiter="\t"))
+        name, width, height, count, boxes, features, caption = rows[0]
+        arrays = [
+            np.frombuffer(base64.b64decode(x, validate=True), "<f4").reshape(int(count), -1)
+            for x in (features, boxes)
+        ]
+    except BROKEN as error:
+        raise MediaError(f"not a region record of seven fields ({error})") from None
+    return [*arrays, count, height, width, name, caption]
+
+
+#: Where region records lie.
+RECORDS = {"lmdb_features/*.lmdb": lmdb_records, "tsv_features/*.tsv": tsv_records}

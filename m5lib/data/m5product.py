@@ -1,5 +1,4 @@
-"""The official M5Product release on disk: annotation, id lists, labels and media; reading and
-writing.
+"""The official M5Product release on disk: annotation, id lists and media.
 
 Layout (the released scripts' names; the files are theirs, the folder is your copy)::
 
@@ -163,14 +162,6 @@ def read_ids(path: str | Path) -> list[str]:
     return [str(i).split("#")[0] for i in found]
 
 
-def read_labels(path: str | Path) -> list[str]:
-    """A label list: an array of texts; a label's class is its position."""
-    labels = [value for _, value in entries(path)]
-    if bad := [label for label in labels if not isinstance(label, str)]:
-        raise DataError(f"{path}: {str(bad[0])[:80]!r} is no text; expected an array of labels")
-    return labels
-
-
 def annotation_of(folder: Path) -> Path:
     """The annotation file of a folder. Raises :class:`~m5lib.catalogue.DataError` where there is
     none, or more than one."""
@@ -312,66 +303,3 @@ def _product(
         skipped.append(Skip(key, "pv", "parts without a property or a value"))
     contents = {name: contents[name] for name in MODALITIES if name in contents}
     return Product(key, contents, text("label", "label") or None, split)
-
-
-def export(catalogue: Catalogue, folder: str | Path) -> Path:
-    """Write a catalogue in the official layout; :func:`read_m5product` of it gives the same
-    products.
-
-    Media are copied byte by byte under the official endings, whatever they hold (they are decoded
-    by content). ``url`` and ``video`` hold the copies' paths.
-
-    Returns:
-        the annotation file.
-
-    Raises:
-        DataError: an id that cannot be part of a file name, or a table that the ``pv`` string
-            cannot hold.
-    """
-    folder = Path(folder)
-    for place in (ANNOTATIONS, *(place for place, _, _ in MEDIA.values())):
-        (folder / place).mkdir(parents=True, exist_ok=True)
-    lists: dict[str, list[str]] = {}
-    path = folder / ANNOTATIONS / "id_label.json"
-    with open(path, "w", encoding="utf-8") as file:
-        for number, product in enumerate(catalogue.products):
-            if (
-                Path(product.id).name != product.id
-                or product.id.startswith(".")
-                or re.search(r"[#\\\0,]", product.id)
-            ):
-                raise DataError(
-                    f"{catalogue.name}: id {product.id!r} cannot be part of an official file name; "
-                    "rename it"
-                )
-            try:
-                pv = format_pv(product.contents.get("table", ()))
-            except ValueError as error:
-                raise DataError(
-                    f"{catalogue.name}: product {product.id!r}, table: {error}"
-                ) from None
-            record = {
-                "title": product.contents.get("text", ""),
-                "pv": pv,
-                "label": product.label or "",
-            }
-            for name, (place, ending, field) in MEDIA.items():
-                copy = f"{place}/{product.id}{ending}"
-                if name in product.contents:
-                    (folder / copy).write_bytes(product.contents[name].read())
-                if field:
-                    record[field] = copy if name in product.contents else ""
-            file.write(
-                (",\n" if number else "{\n")
-                + f"{json.dumps(product.id)}: {json.dumps(record, ensure_ascii=False)}"
-            )
-            if product.split is not None:
-                lists.setdefault(product.split, []).append(product.id)
-        file.write("\n}\n")
-    lists = {f"{split}_ids.json": ids for split, ids in lists.items()}
-    lists["label_list.json"] = sorted({label for label in catalogue.labels if label is not None})
-    for name, content in lists.items():
-        (folder / ANNOTATIONS / name).write_text(
-            json.dumps(content, ensure_ascii=False), encoding="utf-8"
-        )
-    return path

@@ -7,7 +7,7 @@
 * :func:`read` — looks at a path and picks one of them.
 
 Nothing is decoded here: a media file that cannot be decoded is found, counted and listed by
-:mod:`m5lib.data.media`.
+:mod:`m5lib.data.store`.
 """
 
 import csv

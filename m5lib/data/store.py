@@ -1,35 +1,216 @@
-"""Extracted features on disk: memory-mapped shards with an index.
+"""Feature extraction over a catalogue: media files in, arrays of feature vectors out, in memory or
+in a folder of memory-mapped shards.
+
+An extractor (:mod:`m5lib.data.extractors`) turns one file into one array. What could not be decoded
+is taken out of the catalogue and listed, never replaced by zeros (the paper and the released code
+put zeros, section 4.1).
 
 ::
 
-    <folder>/<modality>.json              the index: extractor with its settings, shards in order, products, rows, width
-    <folder>/<modality>/<key>.json        one shard: ids, lengths, what could not be read and why; written last
-    <folder>/<modality>/<key>.npy         (T, F) float16, the features of its products one after another
+    <folder>/<modality>.json              the index: settings, shards in order, products, rows
+    <folder>/<modality>/<key>.json        a shard: ids, lengths, what was not read; written last
+    <folder>/<modality>/<key>.npy         (T, F) float16, the features of its products
     <folder>/<modality>/<key>.boxes.npy   (T, 5) float16, for regions
 
 ``key`` is a hash of the extractor's settings and of the ids and checksums of the shard's products.
 Work that is done is found by its key, so nothing is made twice, a killed extraction goes on where
 it stopped, and its end is the same to the byte. Files appear under their name only when they are
 whole. The folder can be moved; no path is in it. Delete it to start anew.
-"""  # noqa: E501
+"""
 
-import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from m5lib.catalogue import Catalogue, DataError, Product, Skip
-from m5lib.data.extractors import described, settings
+from m5lib.catalogue import Catalogue, MediaFile, Product, Skip
+from m5lib.data.decoding import MediaError, probe
+from m5lib.data.extractors import PLAIN, Features, described, settings
 from m5lib.data.files import locked
-from m5lib.data.media import UNREADABLE, Ragged, features_of, in_parallel, prepared
 from m5lib.modalities import MODALITIES
+from m5lib.streams import Ragged
+
+#: How the reason begins where not the file's content was at fault: it may be there the next time.
+UNREADABLE = "cannot be read"
+
+
+def extract(
+    catalogue: Catalogue,
+    extractors: Mapping[str, object] = PLAIN,
+    folder: str | Path | None = None,
+    workers: int | None = None,
+    shard: int = 256,
+) -> tuple[Catalogue, dict[str, Ragged]]:
+    """Features of every feature modality that the catalogue has and that has an extractor.
+
+    Args:
+        extractors: modality -> extractor. With one for a modality that lies inside another (sound
+            in video), products get it from there (:func:`with_sound`).
+        folder: where they are kept; what is there is not made again, and features are read from it
+            lazily. None: in memory.
+        workers: threads (:func:`in_parallel`).
+        shard: products per shard. A killed extraction loses at most one; take some thousands for
+            millions of products.
+
+    Returns:
+        the catalogue without what could not be decoded
+        (:meth:`~m5lib.catalogue.Catalogue.without`), and for each modality a :class:`Ragged` in the
+        order of that catalogue, of :class:`Mapped` arrays where there is a folder.
+    """
+    decoding = (name for name, e in extractors.items() if getattr(e, "decodes", True))
+    if any(MODALITIES[name].inside for name in decoding):
+        catalogue = with_sound(catalogue, workers)
+    names = [name for name in catalogue.modalities if MODALITIES[name].kind == "features"]
+    extractors = {name: extractors[name] for name in names if name in extractors}
+    if folder is None:
+        parts = {n: _in_memory(catalogue, n, e, workers) for n, e in extractors.items()}
+    else:
+        folder = Path(folder).absolute()  # read later, perhaps by a process that works elsewhere
+        with locked(folder / ".lock"):
+            for part in folder.rglob("*.part"):  # left by a process that was killed
+                part.unlink()
+            parts = {
+                n: _stored(catalogue, n, e, folder, workers, shard) for n, e in extractors.items()
+            }
+    broken = [skip for part in parts.values() for skip in part.skipped]
+    clean = catalogue.without(broken) if broken else catalogue
+    return clean, {
+        name: part.of(clean, name, described(extractors[name]))
+        for name, part in parts.items()
+        if part.values is not None
+    }
+
+
+@dataclass
+class _Extracted:
+    """Features of some products one after another; ``values`` None where there are none at all."""
+
+    ids: list[str]
+    lengths: np.ndarray
+    values: "np.ndarray | Mapped | None"
+    boxes: "np.ndarray | Mapped | None"
+    skipped: list[Skip]
+
+    def of(self, catalogue: Catalogue, name: str, made: dict) -> Ragged:
+        """The features of a catalogue's products, in its order."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        place = {i: n for n, i in enumerate(self.ids)}
+        here = [place.get(p.id, -1) if name in p.contents else -1 for p in catalogue.products]
+        counts = np.where(np.array(here) >= 0, self.lengths[here], 0)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        rows = np.repeat(starts[here] - offsets[:-1], counts) + np.arange(offsets[-1])
+        values, boxes = self.values, self.boxes
+        if not np.array_equal(rows, np.arange(len(values))):
+            values, boxes = _take(values, rows), None if boxes is None else _take(boxes, rows)
+        return Ragged(values, offsets, boxes, settings=made)
+
+
+def _take(array: "np.ndarray | Mapped", rows: np.ndarray):
+    return array.take(rows) if isinstance(array, Mapped) else array[rows]
+
+
+def _lengths(results: Sequence[Features | Skip]) -> np.ndarray:
+    return np.array([0 if isinstance(r, Skip) else len(r.values) for r in results], dtype=np.int64)
+
+
+def _in_memory(catalogue: Catalogue, name: str, extractor, workers: int | None) -> _Extracted:
+    products = [product for product in catalogue.products if name in product.contents]
+    results = in_parallel(lambda p: features_of(extractor, p, name), products, workers)
+    results = list(tqdm(results, f"{name} features", len(products), unit=" files"))
+    read = [result for result in results if not isinstance(result, Skip)]
+    values, boxes = _joined(read) if read else (None, None)
+    skipped = [result for result in results if isinstance(result, Skip)]
+    return _Extracted([p.id for p in products], _lengths(results), values, boxes, skipped)
+
+
+def _joined(read: Sequence[Features]) -> tuple[np.ndarray, np.ndarray | None]:
+    values = np.concatenate([f.values for f in read]).astype(np.float16)
+    if read[0].boxes is None:
+        return values, None
+    return values, np.concatenate([f.boxes for f in read]).astype(np.float16)
+
+
+def features_of(
+    extractor: Callable[[MediaFile], Features], product: Product, name: str
+) -> Features | Skip:
+    """Features of one content of a product, or why there are none. Checks shape and numbers: what
+    goes on is (L, F), finite."""
+    try:
+        values, boxes = extractor(product.contents[name])
+        if values.ndim != 2 or not len(values) or values.shape[1] != extractor.width:
+            expected = f"expected (at least 1, {extractor.width})"
+            raise MediaError(f"features of shape {values.shape}, {expected}")
+        finite = np.isfinite(values.astype(np.float16)).all()
+        if not finite or (boxes is not None and not np.isfinite(boxes).all()):
+            raise MediaError("features that are not finite in half precision")
+        return Features(values, boxes)
+    except MediaError as error:
+        return Skip(product.id, name, str(error))
+    except OSError as error:
+        return Skip(product.id, name, f"{UNREADABLE}: {error.strerror or error}")
+
+
+def in_parallel(work: Callable, items: Iterable, workers: int | None = None) -> Iterator:
+    """``work`` of each item, in order, on ``workers`` threads (default: one per core).
+
+    Threads, not processes: FFmpeg, Pillow and torch let go of the interpreter while they work,
+    threads need neither a main guard nor a second import of torch, and on two cores they are as
+    fast (``benchmarks/extractors.json``). torch uses one thread in each.
+    """
+    import joblib
+    import torch
+
+    threads = torch.get_num_threads()
+    workers = workers or joblib.cpu_count()  # knows containers, affinity, and a sweep's share
+    pool = joblib.Parallel(
+        workers, prefer="threads", return_as="generator", pre_dispatch="8 * n_jobs"
+    )
+    torch.set_num_threads(1)
+    try:
+        with closing(pool(joblib.delayed(work)(item) for item in items)) as results:
+            yield from results
+    finally:
+        torch.set_num_threads(threads)
+
+
+def with_sound(catalogue: Catalogue, workers: int | None = None) -> Catalogue:
+    """The catalogue with the sound of its videos: a product without a sound file whose video has a
+    sound track gets that video as its audio content (the paper cuts all of its audio from the
+    video, section 3).
+
+    A video without a sound track changes nothing: the product has no audio. One that cannot be
+    opened is left to the video's extractor, which lists it. Which modality lies inside which is in
+    the table (``Modality.inside``).
+    """
+    products = list(catalogue.products)
+    for name, row in MODALITIES.items():
+        here = [
+            n for n, p in enumerate(products) if row.inside in p.contents and name not in p.contents
+        ]
+
+        def holds(n: int, name=name, row=row) -> bool:
+            try:
+                return getattr(probe(products[n].contents[row.inside]), name) is not None
+            except (MediaError, OSError):
+                return False
+
+        for n, there in zip(here, in_parallel(holds, here, workers), strict=True):
+            if there:
+                contents = {**products[n].contents, name: products[n].contents[row.inside]}
+                contents = {key: contents[key] for key in MODALITIES if key in contents}
+                products[n] = replace(products[n], contents=contents)
+    changed = products != list(catalogue.products)
+    return replace(catalogue, products=tuple(products)) if changed else catalogue
+
+
+# --- on disk
 
 
 @lru_cache(maxsize=256)  # open files are few on most systems; shards may be many
@@ -60,9 +241,9 @@ class Mapped:
         return self.shape[0]
 
     def __getitem__(self, index) -> np.ndarray:
-        index = (
-            np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index)
-        )
+        if isinstance(index, slice):
+            index = np.arange(*index.indices(len(self)))
+        index = np.asarray(index)
         index = np.flatnonzero(index) if index.dtype == bool else index
         flat = np.where(index < 0, index + len(self), index).ravel()
         if flat.size and (flat.min() < 0 or flat.max() >= len(self)):
@@ -80,14 +261,12 @@ class Mapped:
 
     def take(self, rows: np.ndarray) -> "Mapped":
         """The same files, seen through other rows."""
-        lengths = np.diff(self.starts)
-        return Mapped(
-            self.paths, lengths, self.shape[1], rows if self.rows is None else self.rows[rows]
-        )
+        rows = rows if self.rows is None else self.rows[rows]
+        return Mapped(self.paths, np.diff(self.starts), self.shape[1], rows)
 
 
 def _write(path: Path, write: Callable) -> None:
-    """Write a file so that it is there whole or not at all, whenever the process ends."""
+    """Write a file so that it is there whole or not at all, even if the machine stops."""
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as file:
         write(file)
@@ -97,12 +276,11 @@ def _write(path: Path, write: Callable) -> None:
 
 
 def _write_json(path: Path, content: dict) -> None:
-    _write(
-        path, lambda file: file.write(json.dumps(content, ensure_ascii=False, indent=1).encode())
-    )
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    _write(path, lambda file: file.write(text.encode()))
 
 
-@dataclasses.dataclass
+@dataclass
 class _Shard:
     """Products that are extracted together, and where their features lie."""
 
@@ -118,55 +296,77 @@ class _Shard:
     def boxes(self) -> Path:
         return self.stem.with_suffix(".boxes.npy")
 
-    def record(self) -> dict | None:
-        """What was written of it; None where it is missing, not whole, or met a fault that may have
-        passed."""
-        try:
-            record = json.loads(self.stem.with_suffix(".json").read_bytes())
-            whole = all(
-                (self.stem.parent / name).stat().st_size == size
-                for name, size in record["bytes"].items()
-            )
-            return record if whole and not record["again"] else None
-        except (OSError, ValueError, KeyError):
-            return None
+    def record(self) -> dict:
+        """What was written of it."""
+        return json.loads(self.stem.with_suffix(".json").read_bytes())
 
-    def write(self, found: list, extractor) -> None:
-        there = [features for features in found if not isinstance(features, Skip)]
-        files = {
-            self.values: np.concatenate(
-                [np.empty((0, extractor.width)), *(f.values for f in there)]
-            )
-        }
-        if there and there[0].boxes is not None:
-            files[self.boxes] = np.concatenate([f.boxes for f in there])
+    def done(self) -> bool:
+        """Whether it is there, whole, and met no fault that may have passed."""
+        try:
+            record, folder = self.record(), self.stem.parent
+            sizes = record["bytes"].items()
+            whole = all((folder / name).stat().st_size == size for name, size in sizes)
+            return whole and not record["again"]
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def write(self, results: list[Features | Skip], extractor) -> None:
+        read = [result for result in results if not isinstance(result, Skip)]
+        skipped = [result for result in results if isinstance(result, Skip)]
+        values, boxes = _joined([Features(np.empty((0, extractor.width))), *read])
+        if read and read[0].boxes is not None:
+            values, boxes = _joined(read)
+        files = {self.values: values} | ({} if boxes is None else {self.boxes: boxes})
         for path, array in files.items():
-            _write(
-                path,
-                lambda file, array=array: np.save(
-                    file, array.astype(np.float16), allow_pickle=False
-                ),
-            )
-        _write_json(
-            self.stem.with_suffix(".json"),
-            {
-                "ids": [product.id for product in self.products],
-                "sources": self.sources,
-                "lengths": [0 if isinstance(f, Skip) else len(f.values) for f in found],
-                "skipped": [[f.where, f.reason] for f in found if isinstance(f, Skip)],
-                "bytes": {path.name: path.stat().st_size for path in files},
-                # A file that is not there, or a disk that did not answer, is tried again the next
-                # time.
-                "again": any(
-                    isinstance(f, Skip) and f.reason.startswith(UNREADABLE) for f in found
-                ),
-            },
-        )
+            _write(path, lambda file, array=array: np.save(file, array, allow_pickle=False))
+        content = {
+            "ids": [product.id for product in self.products],
+            "sources": self.sources,
+            "lengths": _lengths(results).tolist(),
+            "skipped": [[skip.where, skip.reason] for skip in skipped],
+            "bytes": {path.name: path.stat().st_size for path in files},
+            # A file that is not there, or a disk that did not answer, is tried again next time.
+            "again": any(skip.reason.startswith(UNREADABLE) for skip in skipped),
+        }
+        _write_json(self.stem.with_suffix(".json"), content)
+
+
+def _stored(
+    catalogue: Catalogue, name: str, extractor, folder: Path, workers: int | None, size: int
+) -> _Extracted:
+    """Features of one modality from the folder, after those that lack are written there."""
+    (folder / name).mkdir(exist_ok=True)
+    shards, skipped = _plan(catalogue, name, extractor, folder, size, workers)
+    todo = [shard for shard in shards if not shard.done()]
+    ready = sum(len(s.products) for s in shards) - sum(len(s.products) for s in todo)
+    _run(todo, ready, name, extractor, workers)
+    records = [shard.record() for shard in shards]
+    skipped += [Skip(w, name, reason) for record in records for w, reason in record["skipped"]]
+    sizes = [sum(record["lengths"]) for record in records]
+    index = {
+        "settings": settings(extractor),
+        "shards": [shard.stem.name for shard in shards],
+        "products": sum(len(record["ids"]) for record in records),
+        "rows": sum(sizes),
+    }
+    _write_json(folder / f"{name}.json", index)
+    filled = [(s, r, n) for s, r, n in zip(shards, records, sizes, strict=True) if n]
+    if not filled:
+        return _Extracted([], np.zeros(0, int), None, None, skipped)
+    shards, records, sizes = zip(*filled, strict=True)
+    ids = [i for record in records for i in record["ids"]]
+    lengths = np.array([n for record in records for n in record["lengths"]])
+    values = Mapped([shard.values for shard in shards], sizes, extractor.width)
+    boxes = Mapped([s.boxes for s in shards], sizes, 5) if shards[0].boxes.exists() else None
+    return _Extracted(ids, lengths, values, boxes, skipped)
 
 
 def _plan(
-    products: list[Product], name: str, extractor, folder: Path, size: int, workers
+    catalogue: Catalogue, name: str, extractor, folder: Path, size: int, workers: int | None
 ) -> tuple[list[_Shard], list[Skip]]:
+    """The shards of a catalogue's products, and the files of which there is not even a checksum."""
+    products = [product for product in catalogue.products if name in product.contents]
+
     def source(product: Product) -> str | Skip:
         try:
             return product.contents[name].checksum
@@ -174,185 +374,24 @@ def _plan(
             return Skip(product.id, name, f"{UNREADABLE}: {error.strerror or error}")
 
     sources = list(in_parallel(source, products, workers))
-    lost = [source for source in sources if isinstance(source, Skip)]
+    lost = [s for s in sources if isinstance(s, Skip)]
     pairs = [(p, s) for p, s in zip(products, sources, strict=True) if not isinstance(s, Skip)]
-    shards = []
+    shards, made = [], settings(extractor)
     for start in range(0, len(pairs), size):
         part = pairs[start : start + size]
-        job = json.dumps([settings(extractor), [(p.id, s) for p, s in part]], ensure_ascii=False)
+        job = json.dumps([made, [(p.id, s) for p, s in part]], ensure_ascii=False)
         key = hashlib.blake2b(job.encode(), digest_size=10).hexdigest()
         shards.append(_Shard(folder / name / key, [p for p, _ in part], [s for _, s in part]))
     return shards, lost
 
 
-def extract(
-    catalogue: Catalogue,
-    extractors: Mapping[str, object],
-    folder: str | Path,
-    workers: int | None = None,
-    shard: int = 256,
-) -> tuple[Catalogue, dict[str, Ragged]]:
-    """:func:`m5lib.data.media.extract` into a folder: what is there is not made again, and features
-    are read from it lazily.
-
-    Args:
-        folder: of this store; made where missing.
-        workers: threads, by default one per core (see :func:`m5lib.data.media.in_parallel`).
-        shard: products per shard. A killed extraction loses at most one; take some thousands for
-            millions of products.
-
-    Returns:
-        the catalogue without what could not be decoded, and for each modality a
-        :class:`~m5lib.data.media.Ragged` of :class:`Mapped` arrays in the order of that catalogue.
-    """
-    folder = Path(folder).absolute()  # read from later, perhaps by a process that works elsewhere
-    catalogue, extractors = prepared(catalogue, extractors, workers)
-    broken: list[Skip] = []
-    indices = {}
-    with locked(folder / ".lock"):
-        for part in folder.rglob("*.part"):  # left by a process that was killed
-            part.unlink()
-        for name, extractor in extractors.items():
-            (folder / name).mkdir(exist_ok=True)
-            products = [product for product in catalogue.products if name in product.contents]
-            shards, lost = _plan(products, name, extractor, folder, shard, workers)
-            todo = [part for part in shards if part.record() is None]
-            _run(
-                todo,
-                sum(len(s.products) for s in shards) - sum(len(s.products) for s in todo),
-                name,
-                extractor,
-                workers,
-            )
-            records = [json.loads(part.stem.with_suffix(".json").read_bytes()) for part in shards]
-            broken += lost + [
-                Skip(where, name, reason)
-                for record in records
-                for where, reason in record["skipped"]
-            ]
-            index = {"settings": settings(extractor), "shards": [part.stem.name for part in shards]}
-            index |= {
-                "products": sum(len(r["ids"]) for r in records),
-                "rows": sum(sum(r["lengths"]) for r in records),
-            }
-            _write_json(folder / f"{name}.json", index)
-            indices[name] = index | {"settings": described(extractor)}
-    clean = catalogue.without(broken) if broken else catalogue
-    return clean, {
-        name: ragged
-        for name, index in indices.items()
-        if (ragged := _read(folder, name, clean, index)) is not None
-    }
-
-
 def _run(todo: list[_Shard], done: int, name: str, extractor, workers: int | None) -> None:
-    products = [product for part in todo for product in part.products]
+    """Extract and write the shards; ``done`` products lie there already."""
+    products = [product for shard in todo for product in shard.products]
     results = in_parallel(lambda product: features_of(extractor, product, name), products, workers)
-    parts, found = iter(todo), []
-    part = next(parts, None)
-    with closing(results):
-        for result in (
-            tqdm(results, f"{name} features", done + len(products), initial=done, unit=" files")
-            if todo
-            else ()
-        ):
-            found.append(result)
-            if len(found) == len(part.products):
-                part.write(found, extractor)
-                part, found = next(parts, None), []
-
-
-def _read(folder: Path, name: str, catalogue: Catalogue, index: dict) -> Ragged | None:
-    """Features of a catalogue's products, in its order, from the shards that the index names; None
-    where there are none."""
-    stems = [folder / name / key for key in index["shards"]]
-    records = [json.loads(stem.with_suffix(".json").read_bytes()) for stem in stems]
-    filled = [
-        (stem, record)
-        for stem, record in zip(stems, records, strict=True)
-        if sum(record["lengths"])
-    ]
-    if not filled:
-        return None
-    stems, records = zip(*filled, strict=True)
-    sizes, width = [sum(record["lengths"]) for record in records], index["settings"]["width"]
-    values = Mapped([stem.with_suffix(".npy") for stem in stems], sizes, width)
-    boxes = [stem.with_suffix(".boxes.npy") for stem in stems]
-    boxes = Mapped(boxes, sizes, 5) if boxes[0].exists() else None
-    ids = [i for record in records for i in record["ids"]]
-    lengths = np.array([n for record in records for n in record["lengths"]])
-    starts = np.cumsum(lengths) - lengths
-    place = {i: n for n, i in enumerate(ids)}
-    wanted = np.array(
-        [
-            place.get(i, -1) if name in p.contents else -1
-            for i, p in zip(catalogue.ids, catalogue.products, strict=True)
-        ]
-    )
-    counts = np.where(wanted >= 0, lengths[wanted], 0)
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    rows = np.repeat(starts[wanted] - offsets[:-1], counts) + np.arange(offsets[-1])
-    if not np.array_equal(
-        rows, np.arange(len(values))
-    ):  # other products, or another order, than were extracted
-        values, boxes = values.take(rows), boxes and boxes.take(rows)
-    return Ragged(values, offsets, boxes, settings=index["settings"])
-
-
-def load(folder: str | Path, catalogue: Catalogue) -> tuple[Catalogue, dict[str, Ragged]]:
-    """Stored features of a catalogue's products, in its order, without their media: it may be a
-    part of what was extracted.
-
-    Returns:
-        as :func:`extract`. A product that the store has no features of for a modality loses it,
-        with a line in ``skipped``.
-
-    Raises:
-        DataError: no store lies there, or a file of it is missing or not whole.
-    """
-    folder, features, lost = Path(folder).absolute(), {}, []
-    names = [name for name in MODALITIES if (folder / f"{name}.json").is_file()]
-    if not names:
-        raise DataError(
-            f"{folder}: no feature store (no <modality>.json); make one with "
-            "m5lib.data.store.extract"
-        )
-    for name in names:
-        index = json.loads((folder / f"{name}.json").read_bytes())
-        if bad := [
-            k for k in index["shards"] if _Shard(folder / name / k, [], []).record() is None
-        ]:
-            raise DataError(
-                f"{folder / name / bad[0]}: missing or not whole; run m5lib.data.store.extract "
-                "again"
-            )
-        records = [json.loads((folder / name / f"{k}.json").read_bytes()) for k in index["shards"]]
-        had = {
-            i
-            for record in records
-            for i, length in zip(record["ids"], record["lengths"], strict=True)
-            if length
-        }
-        why = {i: reason for record in records for i, reason in record["skipped"]}
-        catalogue = _known(catalogue, name, had)
-        without = [p.id for p in catalogue.products if name in p.contents and p.id not in had]
-        lost += [Skip(i, name, why.get(i, "not in the store")) for i in without]
-    catalogue = catalogue.without(lost) if lost else catalogue
-    for name in names:
-        if name in catalogue.modalities:
-            index = json.loads((folder / f"{name}.json").read_bytes())
-            features[name] = _read(folder, name, catalogue, index)
-    return catalogue, {name: ragged for name, ragged in features.items() if ragged is not None}
-
-
-def _known(catalogue: Catalogue, name: str, had: set[str]) -> Catalogue:
-    """Give products what the store knows to lie inside another file of theirs (sound in video)."""
-    inside, products = MODALITIES[name].inside, []
-    for product in catalogue.products:
-        if inside in product.contents and name not in product.contents and product.id in had:
-            contents = {**product.contents, name: product.contents[inside]}
-            product = dataclasses.replace(
-                product, contents={n: contents[n] for n in MODALITIES if n in contents}
-            )
-        products.append(product)
-    return dataclasses.replace(catalogue, products=tuple(products))
+    total, title = done + len(products), f"{name} features"
+    bar = tqdm(results, title, total, initial=done, unit=" files", disable=not todo)
+    with closing(results), closing(bar):
+        rest = iter(bar)
+        for shard in todo:
+            shard.write([next(rest) for _ in shard.products], extractor)

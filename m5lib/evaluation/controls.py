@@ -10,8 +10,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 from m5lib.catalogue import Catalogue
-from m5lib.data.media import Ragged
 from m5lib.modalities import MODALITIES
+from m5lib.streams import Ragged
 
 
 def words_of(catalogue: Catalogue, names: tuple[str, ...]) -> list[str]:
@@ -37,7 +37,7 @@ def tfidf(catalogue: Catalogue, names: tuple[str, ...]) -> sparse.csr_matrix:
 
 
 def pca_pixels(catalogue: Catalogue, pixels: Ragged, k: int = 128, seed: int = 0) -> np.ndarray:
-    """(N, k) principal components of whole pictures (:class:`~m5lib.data.media.Pixels`), unit rows;
+    """(N, k) principal components of whole pictures (``Pixels``), unit rows;
     zeros without a picture."""
     there = np.flatnonzero(np.diff(pixels.offsets))
     values = np.asarray(pixels.values, dtype=np.float32)

@@ -18,9 +18,9 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
 from m5lib.catalogue import Catalogue, DataError
-from m5lib.data.media import Ragged
 from m5lib.evaluation.controls import tfidf
 from m5lib.modalities import MODALITIES, ordered
+from m5lib.streams import Ragged
 
 
 def summaries(catalogue: Catalogue, features: Mapping[str, Ragged], k: int = 80) -> dict:

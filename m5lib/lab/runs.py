@@ -19,8 +19,8 @@ from m5lib import home
 from m5lib.catalogue import Catalogue, Rows, split_of
 from m5lib.data import m5features, readers, store
 from m5lib.data.backbones import agreed, choose
+from m5lib.data.extractors import PLAIN, Pixels
 from m5lib.data.files import code_version, locked, write_json
-from m5lib.data.media import PLAIN, Pixels, Ragged
 from m5lib.embeddings import READOUTS, embeddings, fit_whitening, mean_harmony
 from m5lib.evaluation.evaluate import retrieval
 from m5lib.modalities import MODALITIES, codes, from_codes
@@ -31,7 +31,7 @@ from m5lib.models.zoo import build
 from m5lib.pretrain import Training, pretrain
 from m5lib.shop import listings
 from m5lib.spec import Spec, change, check_choices
-from m5lib.streams import Streams, computed, load_tokenizer, train_tokenizer
+from m5lib.streams import Ragged, Streams, computed, load_tokenizer, train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def load(
 
 def pixels(catalogue: Catalogue) -> dict[str, Ragged]:
     """What a control without learning sees of the pictures: their pixels
-    (:class:`~m5lib.data.media.Pixels`)."""
+    (:class:`~m5lib.data.extractors.Pixels`)."""
     where = home("cache", f"{catalogue.name}-{catalogue.fingerprint}-pixels")
     return store.extract(catalogue, {next(iter(MODALITIES)): Pixels()}, where)[1]
 

@@ -14,14 +14,13 @@ import pandas as pd
 from m5lib import ROOT
 from m5lib.catalogue import Catalogue
 from m5lib.data.files import whole_file, write_json
-from m5lib.data.media import Ragged
 from m5lib.embeddings import DEFAULT, PAPER, similarity
 from m5lib.evaluation import evaluate
 from m5lib.lab import recording, runs
 from m5lib.lab.recording import HIDDEN, VALIDATION, pick, said
 from m5lib.modalities import codes, from_codes, ordered
 from m5lib.models.finetune import Classifier
-from m5lib.streams import Streams
+from m5lib.streams import Ragged, Streams
 
 #: Task, metric and convention of the similarity of picture and title (Figure 5).
 SIMILARITY = ("similarity", "image-text cosine", "own less other products'")

@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 
 from m5lib import figures
 from m5lib.catalogue import Catalogue, DataError, MediaFile, Product
-from m5lib.data import media
+from m5lib.data import store
 from m5lib.data.backbones import agreed, choose
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings, read_out
 from m5lib.evaluation import evaluate
@@ -215,7 +215,7 @@ class Index:
             self.extractors = agreed(self.model.extractors)
         wanted = {n: e for n, e in self.extractors.items() if n in self.model.spec.modalities}
         try:
-            catalogue, features = media.extract(Catalogue("query", (product,)), wanted)
+            catalogue, features = store.extract(Catalogue("query", (product,)), wanted)
         except DataError as error:
             raise DataError(f"nothing of the query can be read; {error}") from None
         for skip in catalogue.skipped:

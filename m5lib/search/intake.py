@@ -12,11 +12,10 @@ import torch
 
 from m5lib.catalogue import SPLITS, Catalogue, DataError, Rows
 from m5lib.data.files import write_json
-from m5lib.data.media import Ragged
 from m5lib.lab import runs
 from m5lib.modalities import MODALITIES, codes
 from m5lib.model import Model
-from m5lib.streams import Batch, Stream, Streams
+from m5lib.streams import Batch, Ragged, Stream, Streams
 
 #: What a cell of :attr:`Report.products` says of content that is there; one that was not given is
 #: empty, else it is the reason.

@@ -3,9 +3,9 @@ in the official layout.
 
 A product (an *instance*) is drawn from facets (:mod:`m5lib.shop.facets`) and listed by one or
 several merchants, each with other words, another view and another background; each listing is a
-product of the catalogue. :func:`make` writes the listings as :func:`m5lib.data.m5product.export`
-would write the official release, so that they are read, decoded and extracted like it, and beside
-them ``truth.parquet`` (:data:`TRUTH`). Nothing of it is used in training.
+product of the catalogue. :func:`make` writes the listings in the layout of the official release, so
+that they are read, decoded and extracted like it, and beside them ``truth.parquet``
+(:data:`TRUTH`). Nothing of it is used in training.
 
 From the shell: ``python -m m5lib.shop.listings small --seed 0``.
 """

@@ -14,7 +14,7 @@ from torch import nn
 
 from m5lib import search
 from m5lib.catalogue import DataError
-from m5lib.data import backbones, media
+from m5lib.data import backbones, store
 from m5lib.data.backbones import Regions, absolute, agreed, choose, extractor_of
 from m5lib.data.extractors import PLAIN, Crops, LogMel, Mfcc, described, settings
 from m5lib.data.m5features import OFFICIAL
@@ -119,15 +119,15 @@ def test_an_extractor_is_made_again_from_its_settings(tmp_path):
 
 def test_features_say_what_made_them(tmp_path):
     catalogue = pictures(tmp_path, 3)
-    stored = media.extract(catalogue, PLAIN)[1]["image"]
+    stored = store.extract(catalogue, PLAIN)[1]["image"]
     assert stored.settings == described(PLAIN["image"]) and stored.step is None
-    assert media.Ragged(stored.values, stored.offsets).step is None
+    assert store.Ragged(stored.values, stored.offsets).step is None
 
 
 def test_a_model_refuses_the_features_of_another_extractor(catalogue, stream_set):
     def streams(**given):
         some = replace(catalogue, products=catalogue.products[:24])
-        return Streams(*media.extract(some, {"image": Crops(**given)}), stream_set.tokenizer)
+        return Streams(*store.extract(some, {"image": Crops(**given)}), stream_set.tokenizer)
 
     ours = streams()
     model = runs.untrained(runs.Job(), ours)

@@ -9,7 +9,7 @@ import torchaudio
 from make_media import file_of, shared, tone, write_image, write_sound, write_video
 
 from m5lib.catalogue import Catalogue, DataError, Product
-from m5lib.data import media
+from m5lib.data import store
 from m5lib.data.backbones import Clips, Regions
 from m5lib.data.decoding import probe, sound
 from m5lib.data.extractors import HOP, RATE, LogMel, Mfcc, ReleasedMel
@@ -128,7 +128,7 @@ def test_weights_that_cannot_be_read_end_the_extraction(tmp_path):
     image = file_of(write_image(tmp_path / "a.png"))
     for name in ("bad.pt", "none.pt"):
         with pytest.raises(DataError, match="give weights="):
-            media.extract(
+            store.extract(
                 Catalogue("c", (Product("a", {"image": image}),)),
                 {"image": Regions(weights=tmp_path / name)},
             )

@@ -6,17 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from make_media import BAG, file_of, put, tone, write_image, write_sound, write_video
+from make_release import export
 
 from m5lib.catalogue import Catalogue, DataError, MediaFile, Product
-from m5lib.data import media
+from m5lib.data import store
 from m5lib.data.m5product import (
     _Reader,
     entries,
-    export,
     format_pv,
     parse_pv,
     read_ids,
-    read_labels,
     read_m5product,
 )
 
@@ -118,9 +117,6 @@ def test_id_lists_in_either_form(tmp_path):
     assert read_ids(put(tmp_path / "b.json", {"6": BAG, "7#x": {}})) == ["6", "7"]
     with pytest.raises(DataError, match="no id"):
         read_ids(put(tmp_path / "c.json", [["6"]]))
-    assert read_labels(put(tmp_path / "d.json", ["手提包", "鞋"])) == ["手提包", "鞋"]
-    with pytest.raises(DataError, match="no text"):
-        read_labels(put(tmp_path / "e.json", [1]))
 
 
 # ---- annotation and media
@@ -242,11 +238,11 @@ def test_what_is_exported_is_read_back(shop, tmp_path):
                 else content == b.contents[name]
             )
     assert "手提包" in path.read_text(encoding="utf-8")  # people can read it
-    assert read_labels(path.with_name("label_list.json")) == ["手提包", "鞋"]
+    assert json.loads(path.with_name("label_list.json").read_text("utf-8")) == ["手提包", "鞋"]
     assert export(again, tmp_path / "more").read_bytes() == path.read_bytes()
     whole = json.loads(path.read_text(encoding="utf-8"))  # and so can whoever reads it at once
     assert whole["3"] == {"title": "", "pv": "", "label": "", "url": "", "video": "videos/3.mp4"}
-    features, expected = media.extract(again)[1], media.extract(shop)[1]
+    features, expected = store.extract(again)[1], store.extract(shop)[1]
     assert all(
         np.array_equal(features[name].values, ragged.values) for name, ragged in expected.items()
     )

@@ -10,9 +10,9 @@ from make_media import file_of, tone, write_image, write_sound, write_video
 from PIL import Image
 
 from m5lib.catalogue import Catalogue, MediaFile, Product
-from m5lib.data import media
+from m5lib.data import store
 from m5lib.data.decoding import MediaError, probe
-from m5lib.data.extractors import PLAIN, Crops, Frames
+from m5lib.data.extractors import PLAIN, Crops, Features, Frames
 from m5lib.modalities import MODALITIES
 
 # ---- hostile media
@@ -75,7 +75,7 @@ def test_hostile_media_are_listed_with_the_reason_and_the_rest_goes_on(hostile):
     products = [
         Product(name, {**contents, "text": name}) for name, (contents, _) in hostile.items()
     ]
-    clean, features = media.extract(Catalogue("hostile", tuple(products)), workers=1)
+    clean, features = store.extract(Catalogue("hostile", tuple(products)), workers=1)
     reasons = {skip.where: (skip.field, skip.reason) for skip in clean.skipped}
     for name, (contents, reason) in hostile.items():
         if reason is None:
@@ -161,16 +161,16 @@ def test_sound_comes_from_the_video_where_there_is_no_file(tmp_path):
         Product("silent", {"text": "x", "video": file_of(silent)}),
         Product("both", {"video": file_of(loud), "audio": file_of(own)}),
     )
-    catalogue = media.with_sound(Catalogue("c", products))
+    catalogue = store.with_sound(Catalogue("c", products))
     assert catalogue.presence["audio"].tolist() == [True, False, True]
     assert catalogue.products[0].contents["audio"] == file_of(loud) and catalogue.products[
         2
     ].contents["audio"] == file_of(own)
-    assert media.with_sound(catalogue) is catalogue
-    clean, features = media.extract(Catalogue("c", products))
+    assert store.with_sound(catalogue) is catalogue
+    clean, features = store.extract(Catalogue("c", products))
     assert clean.fingerprint == catalogue.fingerprint and not clean.skipped  # no sound is no fault
     assert np.diff(features["audio"].offsets).tolist() == [13, 0, 7]
-    without, features = media.extract(Catalogue("c", products[:2]), {"video": Frames()})
+    without, features = store.extract(Catalogue("c", products[:2]), {"video": Frames()})
     assert "audio" not in without.modalities and set(features) == {"video"}
 
 
@@ -178,7 +178,7 @@ def test_what_an_extractor_returns_is_checked(tmp_path):
     class Odd(Crops):
         def __call__(self, file):
             values, boxes = super().__call__(file)
-            return media.Features(values * (np.nan if "nan" in file.name else 1), boxes)[:2]
+            return Features(values * (np.nan if "nan" in file.name else 1), boxes)[:2]
 
     class Narrow(Crops):
         width = 3
@@ -187,11 +187,11 @@ def test_what_an_extractor_returns_is_checked(tmp_path):
         Product(name, {"text": "x", "image": file_of(write_image(tmp_path / f"{name}.png"))})
         for name in ("nan", "good")
     ]
-    clean, _ = media.extract(Catalogue("c", tuple(products)), {"image": Odd()})
+    clean, _ = store.extract(Catalogue("c", tuple(products)), {"image": Odd()})
     assert [(s.where, s.reason) for s in clean.skipped] == [
         ("nan", "features that are not finite in half precision")
     ]
-    clean, features = media.extract(Catalogue("c", tuple(products)), {"image": Narrow()})
+    clean, features = store.extract(Catalogue("c", tuple(products)), {"image": Narrow()})
     assert (
         len(clean.skipped) == 2
         and "expected (at least 1, 3)" in clean.skipped[0].reason
@@ -215,7 +215,7 @@ def test_extractors_have_one_interface(tmp_path):
 
 def test_work_in_parallel_keeps_order_and_leaves_torch_as_it_was():
     before = torch.get_num_threads()
-    assert list(media.in_parallel(lambda n: n * n, range(100), 4)) == [n * n for n in range(100)]
+    assert list(store.in_parallel(lambda n: n * n, range(100), 4)) == [n * n for n in range(100)]
     with pytest.raises(ZeroDivisionError):
-        list(media.in_parallel(lambda n: 1 // n, [1, 0, 1], 2))
+        list(store.in_parallel(lambda n: 1 // n, [1, 0, 1], 2))
     assert torch.get_num_threads() == before

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 
 from m5lib import figures
 from m5lib.data.extractors import PLAIN
-from m5lib.data.media import extract
+from m5lib.data.store import extract
 from m5lib.evaluation import probes
 from m5lib.figures import front as front_figures
 from m5lib.figures import style

@@ -7,7 +7,8 @@ import torch
 
 from m5lib import streams
 from m5lib.catalogue import Catalogue, DataError
-from m5lib.data import backbones, media, store
+from m5lib.data import backbones, store
+from m5lib.data.extractors import Crops
 from m5lib.embeddings import READOUTS, embeddings, fit_whitening
 from m5lib.evaluation import evaluate
 from m5lib.lab import recording, runs
@@ -158,9 +159,9 @@ def test_a_run_is_tuned_once_and_then_loaded(stream_set, tmp_path, monkeypatch):
 def test_a_saved_model_brings_all_that_embeddings_need(stream_set, catalogue, tmp_path):
     """Weights, whitening, tokenizer and extractors: another process starts from the products
     alone."""
-    extractors = {"image": media.Crops(levels=(1, 2), cells=3)}
+    extractors = {"image": Crops(levels=(1, 2), cells=3)}
     found = streams.Streams(
-        *media.extract(Catalogue("some", catalogue.products[:30]), extractors), stream_set.tokenizer
+        *store.extract(Catalogue("some", catalogue.products[:30]), extractors), stream_set.tokenizer
     )
     torch.manual_seed(0)
     model = Model(zoo.scale(width=16, layers=1, heads=2).fit(found))
@@ -172,7 +173,7 @@ def test_a_saved_model_brings_all_that_embeddings_need(stream_set, catalogue, tm
     assert loaded.extractors == json.loads(json.dumps(model.extractors))
     made = {name: backbones.extractor_of(kept) for name, kept in loaded.extractors.items()}
     assert made == extractors
-    again = media.extract(Catalogue("some", catalogue.products[:30]), made)
+    again = store.extract(Catalogue("some", catalogue.products[:30]), made)
     anew = streams.Streams(*again, loaded.tokenizer)
     expected, got = (embeddings(m, s, range(30)) for m, s in ((model, found), (loaded, anew)))
     assert all((expected[readout] == got[readout]).all() for readout in READOUTS)

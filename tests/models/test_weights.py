@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from m5lib import metrics, objectives, simcl, streams
 from m5lib.catalogue import Catalogue, Product
-from m5lib.data import media
+from m5lib.data import store
 from m5lib.data.extractors import locations
 from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
@@ -324,11 +324,11 @@ def their_tokenizer(words):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **streams.SPECIAL)
 
 
-def ragged(raw, ids, key, boxes=None) -> media.Ragged:
+def ragged(raw, ids, key, boxes=None) -> store.Ragged:
     values = [raw.get(f"{i}_{key}") for i in ids]
     width = next(v.shape[1] for v in values if v is not None)
     values = [np.zeros((0, width), np.float32) if v is None else v for v in values]
-    return media.Ragged(
+    return store.Ragged(
         np.concatenate(values),
         np.cumsum([0, *map(len, values)]),
         None if boxes is None else np.concatenate(boxes),

@@ -9,7 +9,7 @@ from make_media import file_of, shared, tone, write_image, write_sound, write_vi
 from make_products import spoiled
 
 from m5lib.catalogue import Catalogue, DataError, Product, Skip
-from m5lib.data import media, readers
+from m5lib.data import readers, store
 from m5lib.lab.runs import load, profile_of
 from m5lib.search import intake
 
@@ -22,7 +22,7 @@ def mine(folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(mine):
-    return intake.Report(media.extract(readers.read(mine[0] / "products.csv"))[0])
+    return intake.Report(store.extract(readers.read(mine[0] / "products.csv"))[0])
 
 
 def test_counts_equal_what_was_removed(mine, report):
@@ -92,7 +92,7 @@ def test_a_product_of_which_nothing_is_left_and_sound_in_a_video(tmp_path):
         ),
         Product("c", {"image": file_of(broken)}),
     )
-    catalogue = media.extract(
+    catalogue = store.extract(
         Catalogue(
             "c",
             products,
@@ -136,7 +136,7 @@ def test_real_media():
     products = [Product(name, {"video": file_of(path)}) for name, path in files.items()] + [
         Product("mp3", {"audio": file_of(sound)})
     ]
-    found = intake.Report(media.extract(Catalogue("media", tuple(products)))[0])
+    found = intake.Report(store.extract(Catalogue("media", tuple(products)))[0])
     assert (
         list(found.modalities.loc["video"][["read", "not read"]]) == [3, 0]
         and found.products.loc["mp3", "audio"] == "read"

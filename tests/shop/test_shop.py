@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from m5lib.catalogue import DataError
-from m5lib.data import decoding, extractors, media
+from m5lib.data import decoding, extractors, store
 from m5lib.evaluation import probes
 from m5lib.modalities import MODALITIES
 from m5lib.shop import facets, listings, rendering
@@ -63,7 +63,7 @@ def test_a_shop_killed_at_a_random_moment_is_gone_on_with(made, tmp_path):
 
 def test_presence_splits_and_instances(made):
     folder, catalogue, truth = made
-    catalogue = media.with_sound(catalogue)
+    catalogue = store.with_sound(catalogue)
     assert catalogue.modalities == tuple(MODALITIES) and not catalogue.skipped
     large = [(listing, category) for listing, category in listings.listings(6000, 48, 0)]
     counts = np.bincount([category for _, category in large])
@@ -97,7 +97,7 @@ def test_presence_splits_and_instances(made):
 
 def test_the_truth_points_at_what_is_there(made):
     folder, catalogue, truth = made
-    for product in media.with_sound(catalogue).products:
+    for product in store.with_sound(catalogue).products:
         row = truth.loc[product.id]
         assert row["category"] == product.label and row["instance"] == product.instance
         for column, name in (
@@ -120,7 +120,7 @@ def test_the_truth_points_at_what_is_there(made):
 def test_media_are_what_they_seem(made):
     folder, catalogue, truth = made
     seen = 0
-    for product in media.with_sound(catalogue).products[:40]:
+    for product in store.with_sound(catalogue).products[:40]:
         if "video" not in product.contents:
             continue
         track = decoding.probe(product.contents["video"])
@@ -201,7 +201,7 @@ def test_larger_shops_have_more_categories_and_bad_sizes_say_what_is_known(tmp_p
 
 def test_probes_are_no_oracle_and_no_noise(made):
     _, catalogue, _ = made
-    catalogue, features = media.extract(catalogue, extractors.PLAIN)
+    catalogue, features = store.extract(catalogue, extractors.PLAIN)
     found = probes.experts(catalogue, features)
     ladder, chance = probes.ladder(found), probes.majority(found)
     assert chance < ladder["text",] < 1.0 and ladder[tuple(MODALITIES)] >= ladder["audio",]
