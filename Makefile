@@ -30,13 +30,13 @@ environment: .venv/ready
 	@touch $@
 
 demo: environment
-	$(BIN)/python -m m5lib.lab.notebooks --demo --profile $(PROFILE) --data "$(DATA)" --extractors "$(EXTRACTORS)"
+	$(BIN)/python -m m5lib notebooks --demo --profile $(PROFILE) --data "$(DATA)" --extractors "$(EXTRACTORS)"
 
 notebooks: environment
-	$(BIN)/python -m m5lib.lab.notebooks --profile $(PROFILE) --data "$(DATA)" --extractors "$(EXTRACTORS)"
+	$(BIN)/python -m m5lib notebooks --profile $(PROFILE) --data "$(DATA)" --extractors "$(EXTRACTORS)"
 
 results: environment
-	$(BIN)/python -m m5lib.lab.results --profile $(PROFILE) --seeds $(SEEDS) --data "$(DATA)"
+	$(BIN)/python -m m5lib results --profile $(PROFILE) --seeds $(SEEDS) --data "$(DATA)"
 
 doctor: environment
 	@$(BIN)/python -m m5lib doctor

@@ -1,23 +1,29 @@
-"""``python -m m5lib doctor``. The other commands are modules of their own: ``python -m
-m5lib.lab.notebooks``, ``m5lib.lab.sweep``, …"""
+"""``python -m m5lib VERB``: the commands; ``python -m m5lib VERB --help`` says what each takes."""
 
-import argparse
+import importlib
 import sys
 
-from m5lib.lab import doctor
+#: Verb -> module, its function, and what it does.
+VERBS = {
+    "doctor": ("m5lib.lab.doctor", "main", "is this machine ready; what mends what is not"),
+    "shop": ("m5lib.shop.listings", "main", "make a synthetic shop"),
+    "notebooks": ("m5lib.lab.notebooks", "main", "run notebooks into reports/"),
+    "sweep": ("m5lib.lab.sweep", "main", "run a notebook at every point of a grid"),
+    "results": ("m5lib.lab.sweep", "results", "make everything in results/"),
+    "readme": ("m5lib.lab.claims", "main", "write the generated tables of README and docs"),
+}
 
 
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m m5lib", description="Is this machine ready?")
-    commands = parser.add_subparsers(dest="command", required=True)
-    doctor.arguments(
-        commands.add_parser(
-            "doctor",
-            help="check versions, builds, FFmpeg, kernels and disk, and say what mends each fault",
-        )
-    )
-    return doctor.run(parser.parse_args())
+def main() -> int | None:
+    """The command line. Returns the verb's exit code; 2 where there is no such verb."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb not in VERBS:
+        print("usage: python -m m5lib VERB …\n")
+        print("\n".join(f"  {name:10} {says}" for name, (_, _, says) in VERBS.items()))
+        return 0 if verb in ("-h", "--help") else 2
+    module, function, _ = VERBS[verb]
+    del sys.argv[1]
+    return getattr(importlib.import_module(module), function)()
 
 
 if __name__ == "__main__":

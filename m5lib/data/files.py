@@ -85,16 +85,22 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+#: Folders whose code a training run depends on (``""`` is the core), and all there are.
+TRAINING = ("", "data", "models")
+ROOMS = (*TRAINING, "shop", "evaluation", "explain", "figures", "lab", "search")
+
+
 @cache
-def code_version() -> str:
-    """12 hex digits of what the code of a training run does: the core, ``data`` and ``models``.
+def code_version(*rooms: str) -> str:
+    """12 hex digits of what the code in some folders of the library does; of those that a training
+    run depends on, if none is named.
 
     Every definition counts as its syntax tree, without docstrings, in any order: comments, layout,
     imports and the file that a definition stands in do not, so that they cost no finished run. The
     synthetic shop has a ``VERSION`` of its own, in its catalogue's fingerprint.
     """
-    folders = (LIBRARY, LIBRARY / "data", LIBRARY / "models")
-    sources = [path.read_text("utf-8") for folder in folders for path in folder.glob("*.py")]
+    paths = [path for room in rooms or TRAINING for path in (LIBRARY / room).glob("*.py")]
+    sources = [path.read_text("utf-8") for path in paths]
     return hashlib.blake2b("\n".join(_meaning(sources)).encode(), digest_size=6).hexdigest()
 
 

@@ -434,7 +434,7 @@ def pages() -> dict[Path, str]:
     return filled | {results / "README.md": gallery(results)}
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """``python -m m5lib readme``: write the generated tables into README, docs and results."""
     parser = argparse.ArgumentParser("python -m m5lib readme", description=main.__doc__)
     parser.parse_args(arguments)

@@ -1,13 +1,10 @@
 """Run notebooks with papermill, strictly: a parameter that the notebook does not have, or of
-another type, is an error before the kernel starts. papermill itself only warns about the first and
-injects the second.
+another type, is an error before the kernel starts (papermill only warns about the first).
 
 From the shell::
 
-    # default: every notebook, in order
-    python -m m5lib.lab.notebooks --profile small --data FOLDER [notebook …]
-    # 01, 04 and 05, then the result table
-    python -m m5lib.lab.notebooks --demo [--data FOLDER]
+    python -m m5lib notebooks --profile small --data FOLDER [notebook …]  # by default: every one
+    python -m m5lib notebooks --demo [--data FOLDER]  # 01, 04 and 05, then the result table
 """
 
 import argparse
@@ -30,8 +27,7 @@ from urllib.parse import quote
 import nbformat
 
 from m5lib import ROOT, home
-
-DEMO = ("01_", "04_", "05_")
+from m5lib.data.files import whole_file
 
 
 class ParameterError(ValueError):
@@ -58,10 +54,17 @@ def find() -> list[Path]:
 def named(stem: str) -> Path:
     """The project's notebook of a name. Raises ``FileNotFoundError`` where there is none; the
     message lists them."""
-    found = {path.stem: path for path in find()}
-    if stem not in found:
-        raise FileNotFoundError(f"no notebook {stem!r}; there are {', '.join(found)}")
-    return found[stem]
+    paths = {path.stem: path for path in find()}
+    if stem not in paths:
+        raise FileNotFoundError(f"no notebook {stem!r}; there are {', '.join(paths)}")
+    return paths[stem]
+
+
+def results_of(notebook: Path) -> list[str]:
+    """The results files that ``make results`` makes of a notebook, as its metadata name them;
+    ``demo`` is what ``make demo`` runs."""
+    metadata = nbformat.read(notebook, as_version=4).metadata
+    return list(metadata.get("m5lib", {}).get("results", []))
 
 
 def parameters_of(notebook: str | Path) -> dict[str, object]:
@@ -70,30 +73,23 @@ def parameters_of(notebook: str | Path) -> dict[str, object]:
     Raises:
         ParameterError: there is no such cell, or it holds something else.
     """
-    cells = [
-        c
-        for c in nbformat.read(notebook, as_version=4).cells
-        if "parameters" in c.metadata.get("tags", [])
-    ]
+    cells = nbformat.read(notebook, as_version=4).cells
+    cells = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
         raise ParameterError(
             f"{notebook}: {len(cells)} cells are tagged 'parameters'; exactly one must be"
         )
-    found = {}
+    defaults = {}
     for statement in ast.parse(cells[0].source).body:
-        target = (
-            statement.targets[0]
-            if isinstance(statement, ast.Assign)
-            else getattr(statement, "target", None)
-        )
-        try:
-            found[target.id] = ast.literal_eval(statement.value)
+        try:  # `name = literal` or `name: type = literal`
+            target = getattr(statement, "target", None) or statement.targets[0]
+            defaults[target.id] = ast.literal_eval(statement.value)
         except (AttributeError, ValueError):
             raise ParameterError(
-                f"{notebook}: line {statement.lineno} of the parameters cell is not `name = "
-                "literal`"
+                f"{notebook}: line {statement.lineno} of the parameters cell is not `name ="
+                " literal`"
             ) from None
-    return found
+    return defaults
 
 
 def check(
@@ -107,19 +103,16 @@ def check(
     Raises:
         ParameterError: an unknown name or a wrong type; the message lists what there is.
     """
-    known, checked = parameters_of(notebook) if known is None else known, {}
+    known, checked, file = known or parameters_of(notebook), {}, Path(notebook).name
     for name, value in given.items():
         if name not in known:
+            raise ParameterError(f"{file} has no parameter {name!r}; it has {', '.join(known)}")
+        kind = type(known[name])
+        value = float(value) if kind is float and type(value) is int else value
+        if type(value) is not kind:
             raise ParameterError(
-                f"{Path(notebook).name} has no parameter {name!r}; it has {', '.join(known)}"
-            )
-        wanted = type(known[name])
-        if wanted is float and type(value) is int:
-            value = float(value)
-        if type(value) is not wanted:
-            raise ParameterError(
-                f"{Path(notebook).name}: {name} = {value!r} is {type(value).__name__}, but the "
-                f"default {known[name]!r} is {wanted.__name__}"
+                f"{file}: {name} = {value!r} is {type(value).__name__}, but the default"
+                f" {known[name]!r} is {kind.__name__}"
             )
         checked[name] = value
     return checked
@@ -143,9 +136,8 @@ def interrupt() -> None:
     training then keeps a checkpoint."""
     import asyncio
 
-    with ThreadPoolExecutor(
-        1
-    ) as pool:  # asyncio.run wants a thread without a loop; in Jupyter the main one has one
+    # asyncio.run wants a thread without a loop; in Jupyter the main one has one
+    with ThreadPoolExecutor(1) as pool:
         for manager in [m for m in list(_kernels) if m.has_kernel]:
             pool.submit(lambda m: asyncio.run(m.interrupt_kernel()), manager)
 
@@ -173,8 +165,7 @@ def run(
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    checked = check(notebook, parameters or {})
-    output = Path(output)
+    checked, output, name = check(notebook, parameters or {}), Path(output), Path(notebook).name
     output.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     # no cwd: papermill would change the directory of this process, and runs may be parallel
@@ -191,12 +182,9 @@ def run(
         )
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
-            raise KeyboardInterrupt(
-                f"{Path(notebook).name}: {error.evalue or 'interrupted'}"
-            ) from None
-        raise NotebookError(
-            Path(notebook).name, error.exec_count, error.ename, error.evalue, output
-        ) from None
+            raise KeyboardInterrupt(f"{name}: {error.evalue or 'interrupted'}") from None
+        says = (error.exec_count, error.ename, error.evalue)
+        raise NotebookError(name, *says, output) from None
     return output
 
 
@@ -236,175 +224,121 @@ def outcome(notebook: Path, width: int = 480) -> Outcome:
     """Read an executed notebook; the figure is scaled down to ``width`` pixels."""
     book = nbformat.read(notebook, as_version=4)
     text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
-    title, question = (
-        re.search(r"^# (.+)$", text, re.M),
-        re.search(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|$)", text, re.S),
-    )
-    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
-    errors = [
-        f"{output.ename}: {(output.evalue.strip().splitlines() or [''])[0]}"
-        for output in outputs
-        if output.output_type == "error"
-    ]
-    pictures = (
-        output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})
-    )
+    title = re.search(r"^# (.+)$", text, re.M)
+    question = re.search(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|$)", text, re.S)
+    error = picture = ""
+    for output in (output for cell in book.cells for output in cell.get("outputs", [])):
+        if output.output_type == "error":
+            first = output.evalue.strip().partition("\n")[0]
+            error = error or f"{output.ename}: {first}"
+        picture = picture or output.get("data", {}).get("image/png", "")
     about = book.metadata.get("papermill", {})
     return Outcome(
         title[1] if title else notebook.stem,
         question[1].replace("\n", " ") if question else "",
         dict(about.get("parameters", {})),
         about.get("duration"),
-        errors[0] if errors else "",
-        _thumbnail(next(pictures, ""), width),
+        error,
+        picture and _thumbnail(picture, width),
     )
 
 
 def _thumbnail(png: str, width: int) -> str:
     from PIL import Image
 
-    if not png:
-        return ""
     image, small = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
     image.thumbnail((width, 4 * width))
     image.save(small, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(small.getvalue()).decode()
 
 
-STYLE = """
-body { font: 16px/1.5 sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-a { color: #0072B2 } img { max-width: 100% } figure { margin: 2rem 0 } figcaption, .quiet { color: #666 }
+#: ``index.html`` and a card of it.
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>m5lib: what was run</title><style>
+body { font: 16px/1.5 sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
+img { max-width: 100% } .wide { overflow-x: auto }
+td, th { padding: .2rem .8rem; text-align: right }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1.2rem }
-.card { border: 1px solid #ddd; border-radius: 6px; padding: 1rem } .card h2 { font-size: 1.05rem; margin: 0 0 .4rem }
-.card p { margin: .3rem 0; font-size: .9rem; overflow-wrap: anywhere }
-.shot { display: block; height: 11rem; overflow: hidden; margin-top: .6rem } .ok { color: #00694d } .failed { color: #b34700 }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
-td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: right } tbody th { text-align: left; vertical-align: top }
-"""  # noqa: E501
+.card { border: 1px solid #ddd; border-radius: 6px; padding: 1rem; overflow-wrap: anywhere }
+.card p { margin: .3rem 0; font-size: .9rem }
+.shot { display: block; height: 11rem; overflow: hidden }
+</style></head><body><h1>What was run</h1><div class="cards">CARDS</div>RESULTS</body></html>"""
+CARD = """<div class="card"><h3><a href="{page}">{title}</a></h3><p>{question}</p>
+<p>{state} · <a href="{file}">notebook</a></p><p>{parameters}</p>{shot}</div>"""
 
 
 def _card(notebook: Path) -> str:
-    found, address = outcome(notebook), quote(notebook.with_suffix(".html").name)
-    state = (
-        f'<span class="failed">failed: {html.escape(found.error)}</span>'
-        if found.error
-        else '<span class="ok">finished</span>'
-    )
-    time_ = "" if found.seconds is None else f" · {found.seconds:.0f} s"
-    given = " ".join(f"{name}={value}" for name, value in found.parameters.items() if value != "")
-    shot = (
-        f'<a class="shot" href="{address}"><img src="{found.picture}" alt="first figure"></a>'
-        if found.picture
-        else ""
-    )
-    return (
-        f'<div class="card"><h2><a href="{address}">{html.escape(found.title)}</a></h2><p>{html.escape(found.question)}</p>'  # noqa: E501
-        f'<p>{state}{time_} · <a href="{quote(notebook.name)}">notebook</a></p><p class="quiet">{html.escape(given)}</p>{shot}</div>'  # noqa: E501
-    )
+    about, page = outcome(notebook), quote(notebook.with_suffix(".html").name)
+    given = " ".join(f"{name}={value}" for name, value in about.parameters.items() if value != "")
+    state = f"failed: {about.error}" if about.error else "finished"
+    state += "" if about.seconds is None else f" · {about.seconds:.0f} s"
+    texts = {"title": about.title, "question": about.question, "state": state, "parameters": given}
+    texts = {name: html.escape(text) for name, text in texts.items()}
+    picture = f'<a class="shot" href="{page}"><img src="{about.picture}" alt="first figure"></a>'
+    shot = picture if about.picture else ""
+    return CARD.format(**texts, page=page, file=quote(notebook.name), shot=shot)
 
 
 def write_index(folder: Path, table: str = "", figures: Sequence[Path] = ()) -> Path:
     """``index.html``: a card with a link for each executed notebook of the folder, a result table,
-    figures.
-
-    Needs no server and no network: addresses are relative, style and thumbnails inside.
-    """
-    cards = []
+    figures. Needs no server and no network: addresses are relative, thumbnails inside."""
+    cards, results = [], f'<h1>Results</h1><div class="wide">{table}</div>' if table else ""
     for notebook in sorted(folder.glob("*.ipynb")):
         page = notebook.with_suffix(".html")
         if not page.exists() or page.stat().st_mtime < notebook.stat().st_mtime:
             to_html(notebook)
         cards.append(_card(notebook))
-    pictures = "".join(
-        f'<figure><img loading="lazy" src="{quote(os.path.relpath(f, folder).replace(os.sep, "/"))}" alt="{html.escape(f.stem)}">'  # noqa: E501
-        f"<figcaption>{html.escape(f.stem)}</figcaption></figure>"
-        for f in figures
-    )
-    body = f'<h1>What was run</h1><div class="cards">{"".join(cards)}</div>'
-    body += (
-        f'<h1>Results</h1><div class="wide">{table}</div>{pictures}' if table or pictures else ""
-    )
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>m5lib: what was run</title>'  # noqa: E501
-    path, temporary = folder / "index.html", folder / "index.html.tmp"
-    temporary.write_text(
-        f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>',  # noqa: E501
-        encoding="utf-8",
-    )
-    os.replace(temporary, path)
-    return path
+    for figure in figures:
+        address = quote(os.path.relpath(figure, folder).replace(os.sep, "/"))
+        name = html.escape(figure.stem)
+        results += f'<figure><img loading="lazy" src="{address}" alt="{name}">{name}</figure>'
+    page = PAGE.replace("CARDS", "".join(cards)).replace("RESULTS", results)
+    with whole_file(folder / "index.html") as path:
+        path.write_text(page, encoding="utf-8")
+    return folder / "index.html"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns 0, or 1 where a notebook failed (the others still ran)."""
+    """``python -m m5lib notebooks``. Returns 1 where a notebook failed (the others still ran)."""
     from m5lib.data.backbones import absolute, choose
-    from m5lib.lab import runs
+    from m5lib.lab import recording, runs
 
     parser = argparse.ArgumentParser(
-        prog="python -m m5lib.lab.notebooks", description="Run notebooks into reports/."
+        prog="python -m m5lib notebooks", description="Run notebooks into reports/."
     )
-    parser.add_argument("notebook", nargs="*", type=Path, help="notebooks; by default all")
-    parser.add_argument(
-        "--demo", action="store_true", help="only the main story, then print its results"
-    )
-    parser.add_argument("--profile", default="small", choices=list(runs.PROFILES))
-    parser.add_argument("--record", default="demo", help="name in results/ of what the demo finds")
-    parser.add_argument(
-        "--data",
-        default="",
-        help="folder or file of products; by default each notebook's own default",
-    )
-    parser.add_argument(
-        "--extractors",
-        default="",
-        help="what makes features, such as image=regions:weights.pt; by default the plain ones",
-    )
-    options = parser.parse_args(arguments)
+    option = parser.add_argument
+    option("notebook", nargs="*", type=Path, help="notebooks; by default all")
+    option("--demo", action="store_true", help="only the main story, then print its results")
+    option("--profile", default="small", choices=list(runs.PROFILES))
+    option("--record", default="demo", help="name in results/ of what the demo finds")
+    option("--data", default="", help="folder or file of products; by default each notebook's own")
+    option("--extractors", default="", help="such as image=regions:weights.pt; by default plain")
+    options, begun, failed = parser.parse_args(arguments), time.monotonic(), []
     show_progress()
-    chosen = options.notebook or [n for n in find() if not options.demo or n.name.startswith(DEMO)]
-    reports, begun, failed = home("reports"), time.monotonic(), []
-    wanted = {"profile": options.profile} | (
-        {"data": str(Path(options.data).resolve())} if options.data else {}
-    )
+    todo = options.notebook or [n for n in find() if not options.demo or "demo" in results_of(n)]
+    reports, shared = home("reports"), {"profile": options.profile}
+    shared |= {"data": str(Path(options.data).resolve())} if options.data else {}
+    shared |= {"record": options.record} if options.demo else {}
     if options.extractors:
         choose(options.extractors)  # a mistyped one costs no run
-        wanted["extractors"] = absolute(options.extractors)
-    if options.demo:
-        wanted["record"] = options.record
-    for notebook in chosen:
-        given = {name: value for name, value in wanted.items() if name in parameters_of(notebook)}
+        shared["extractors"] = absolute(options.extractors)
+    for notebook in todo:
+        known = parameters_of(notebook)
         print(f"\n=== {notebook.name} ===", flush=True)
-        output = reports / notebook.name
         try:
-            run(notebook, output, given)
+            own = {name: value for name, value in shared.items() if name in known}
+            run(notebook, reports / notebook.name, own)
         except NotebookError as error:
             failed.append(str(error))
-    _conclude(reports, options.record if options.demo else "")
+    results, table, figures = recording.results_folder() / f"{options.record}.json", "", []
+    if options.demo and results.exists():
+        headline = recording.headline(results)
+        print("\n" + headline.to_string())
+        table, figures = headline.to_html(border=0), results.parent.glob(f"{options.record}_*.png")
+        figures = sorted(figures, key=lambda path: (not path.stem.endswith("_front"), path.name))
+    page = write_index(reports, table, figures)
     for error in failed:
         print(f"FAILED {error}", file=sys.stderr)
-    print(
-        f"{len(chosen) - len(failed)} of {len(chosen)} notebooks in {time.monotonic() - begun:.0f} "
-        f"s; open {reports / 'index.html'}"
-    )
-    return bool(failed)
-
-
-def _conclude(reports: Path, record: str) -> None:
-    from m5lib.lab import recording
-
-    results = recording.results_folder() / f"{record}.json"
-    shown = bool(record) and results.exists()
-    if shown:
-        print("\n" + recording.headline(results).to_string())
-    figures = (
-        sorted(
-            results.parent.glob(f"{record}_*.png"),
-            key=lambda p: (not p.stem.endswith("_front"), p.name),
-        )
-        if shown
-        else []
-    )
-    write_index(reports, recording.headline(results).to_html(border=0) if shown else "", figures)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    done, seconds = len(todo) - len(failed), time.monotonic() - begun
+    print(f"{done} of {len(todo)} notebooks in {seconds:.0f} s; open {page}")
+    return int(bool(failed))

@@ -13,7 +13,7 @@ import pandas as pd
 
 from m5lib import ROOT
 from m5lib.catalogue import Catalogue
-from m5lib.data.files import whole_file, write_json
+from m5lib.data.files import code_version, whole_file, write_json
 from m5lib.embeddings import DEFAULT, PAPER, similarity
 from m5lib.evaluation import evaluate
 from m5lib.lab import recording, runs
@@ -216,7 +216,9 @@ def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> St
         label: what result rows call the model, by default its row in the zoo.
     """
     run = runs.pretrained(job, streams)
-    kept, by_query = run.folder / "metrics.json", run.folder / "queries.parquet"
+    measured_by = code_version("evaluation", "lab")  # the run's name only says what trained it
+    kept = run.folder / f"metrics-{measured_by}.json"
+    by_query = run.folder / f"queries-{measured_by}.parquet"
     if not (kept.exists() and by_query.exists()):
         numbers, queries = _measure(run, job, streams)
         with whole_file(by_query) as path:

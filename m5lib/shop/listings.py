@@ -360,12 +360,12 @@ def read(folder: str | Path) -> Catalogue:
 
 
 def main() -> None:
-    """``python -m m5lib.shop.listings <size> [--seed N] [--folder DIR]``: make a shop and say what
+    """``python -m m5lib shop <size> [--seed N] [--folder DIR]``: make a shop and say what
     is in it."""
     import argparse
 
     parser = argparse.ArgumentParser(
-        prog="python -m m5lib.shop.listings", description="Make a synthetic five-modality shop."
+        prog="python -m m5lib shop", description="Make a synthetic five-modality shop."
     )
     parser.add_argument(
         "size", nargs="?", default="small", help="tiny, small, full or a number of products"

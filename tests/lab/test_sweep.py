@@ -135,16 +135,17 @@ def test_finished_failed_cached_retried_and_collected(book, capsys):
     ].sort_values().tolist() == [0, 1, 2]
 
 
-def test_side_by_side_within_the_thread_budget(book, monkeypatch):
+def test_kernels_side_by_side_share_the_cores(book, monkeypatch):
+    """Eight cores and two workers: four threads a kernel, as the kernels themselves say."""
     monkeypatch.setattr(sweep.joblib, "cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    begun = time.monotonic()
-    frame = sweep.sweep(book, {"n": [1, 2]}, {"pause": 2.0}, workers=2)
-    assert frame["seconds"].sum() > time.monotonic() - begun
-    outputs = nbformat.read(frame["output"][0], as_version=4).cells[-1].outputs
-    assert outputs[0].text.strip() == "4"
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert set(sweep._threads(2).values()) == {"2"} and set(sweep._threads(16).values()) == {"1"}
+    frame = sweep.sweep(book, {"n": [1, 2]}, workers=2)
+    for output in frame["output"]:
+        outputs = nbformat.read(output, as_version=4).cells[-1].outputs
+        assert outputs[0].text.strip() == "4"
+    for given, workers, threads in (("", 1, 8), ("", 3, 2), ("", 16, 1), ("2", 2, 2), ("9", 4, 2)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert set(sweep._threads(workers).values()) == {str(threads)}
 
 
 def test_a_killed_sweep_goes_on(book):
@@ -153,7 +154,8 @@ def test_a_killed_sweep_goes_on(book):
     command = [
         sys.executable,
         "-m",
-        "m5lib.lab.sweep",
+        "m5lib",
+        "sweep",
         str(book),
         "--grid",
         "n=1,2,3",
@@ -181,7 +183,8 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(book):
     command = [
         sys.executable,
         "-m",
-        "m5lib.lab.sweep",
+        "m5lib",
+        "sweep",
         str(book),
         "--grid",
         "n=1,2,3",
@@ -340,12 +343,12 @@ def test_shell(book, capsys, tmp_path):
         call("--grid", "n=1", "--json", "x")
 
 
-def test_commands_of_the_readme(monkeypatch, tmp_path):
+def test_commands_of_the_pages(monkeypatch, tmp_path):
     """Each would run: its notebook is there and has these parameters."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("M5_HOME", str(tmp_path))
-    for text in ((ROOT / "README.md").read_text(encoding="utf-8"), sweep.__doc__):
-        commands = re.findall(r"python -m m5lib\.sweep (.*)", text)
+    for text in ((ROOT / "docs" / "running.md").read_text(encoding="utf-8"), sweep.__doc__):
+        commands = re.findall(r"python -m m5lib sweep (.*)", text)
         assert commands
         for words in commands:
             assert sweep.main([*shlex.split(words, comments=True), "--dry-run"]) == 0, words
@@ -353,17 +356,54 @@ def test_commands_of_the_readme(monkeypatch, tmp_path):
 
 def test_values_of_the_command_line():
     assert sweep._values("0,1", int) == [0, 1] and sweep._values("I,I+T", str) == ["I", "I+T"]
-    assert sweep._values('"a,b",c', str) == ['"a', 'b"', "c"] and sweep._values(
-        '"a,b","c"', str
-    ) == ["a,b", "c"]
-    assert sweep._values("1,2", str) == ["1", "2"] and sweep._values('["a"],["b","c"]', list) == [
-        ["a"],
-        ["b", "c"],
-    ]
-    assert (
-        sweep._value("true", bool) is True
-        and sweep._value("true", str) == "true"
-        and sweep._value('"7"', str) == "7"
+    assert sweep._values("1,true", str) == ["1", "true"]
+    assert sweep._values("true,false", bool) == [True, False]
+    assert sweep._values('["a"],["b","c"]', list) == [["a"], ["b", "c"]]
+    assert sweep._values("a,1", int) == ["a", "1"]  # said by the check, with the parameter's name
+
+
+def test_results_are_made_of_what_the_notebooks_name(tmp_path, monkeypatch, capsys):
+    """Each once, at one profile: its seeds swept, then recorded; on real products under the data's
+    name, and only where these tell more."""
+    ran, swept = [], []
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    monkeypatch.setattr(sweep, "_recorded", lambda path, given: ran.append((path.stem, given)) or 1)
+
+    def fake_sweep(path, grid, fixed, workers=None):
+        swept.append((path.stem, grid["seed"]))
+        return pd.DataFrame({"status": ["failed" if path.stem == "09_simcl" else "finished"]})
+
+    monkeypatch.setattr(sweep, "sweep", fake_sweep)
+    monkeypatch.setattr("m5lib.lab.claims.main", lambda arguments: 0)
+    real = tmp_path / "fashion-products"
+    assert sweep.results(["--seeds", "2", "--data", str(real)]) == 1  # one failed, the others ran
+    records = {(stem, given["record"]) for stem, given in ran}
+    assert {
+        ("01_explore", "probes"),
+        ("01_explore", "demo"),
+        ("05_downstream", "fashion"),
+    } <= records
+    assert {
+        ("06_modality_count", "modality_count"),
+        ("06_modality_count", "modality_count_fashion"),
+    } <= records
+    assert not any(
+        "simcl" in name or name in ("model_fashion", "probes_fashion") for _, name in records
+    )
+    assert ("09_simcl", [0, 1]) in swept and ("05_downstream", [0, 1]) not in swept
+    by_name = {given["record"]: given for _, given in ran}
+    assert by_name["mem_vs_mlm_fashion"]["products"] == sweep.PRODUCTS
+    assert by_name["mem_vs_mlm"] == {
+        **{"profile": "small", "data": "shop", "seeds": 2, "record": "mem_vs_mlm"},
+    }
+    assert by_name["probes"]["shops"] == 2 and by_name["fashion"]["data"] == str(real)
+    times = json.loads((tmp_path / "results" / "times.json").read_text())
+    assert {"demo", "fashion", "maps", "simcl"} <= set(times)
+    for path in notebooks.find():
+        for _, given in (entry for entry in ran if entry[0] == path.stem):
+            notebooks.check(path, given)
+    assert all(
+        notebooks.results_of(p) for p in notebooks.find() if "seeds" in notebooks.parameters_of(p)
     )
 
 
@@ -374,7 +414,13 @@ def test_results_may_lie_elsewhere(tmp_path, monkeypatch):
     assert len(recording.load_results(tmp_path / "here" / "rows.json")) == 1
 
 
-HOLD = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(1, flush=True); time.sleep(60)"  # noqa: E501
+HOLD = """import sys, time
+from m5lib.data.files import locked
+from pathlib import Path
+with locked(Path(sys.argv[1])):
+    print(1, flush=True)
+    time.sleep(600)
+"""
 
 
 def test_a_run_is_trained_once(stream_set, tmp_path, monkeypatch):
@@ -387,11 +433,15 @@ def test_a_run_is_trained_once(stream_set, tmp_path, monkeypatch):
     )
     lock = job.folder(stream_set) / ".lock"
     lock.parent.mkdir(parents=True)
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE)
-    holder.stdout.read(1)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert holder.stdout.read(1) == b"1"
+    waiting, said = threading.Semaphore(0), "builtins.print"
+    monkeypatch.setattr(said, lambda *words, **_: "waiting" in str(words) and waiting.release())
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(runs.pretrained, job, stream_set) for _ in range(2)]
-        time.sleep(1)
+        assert all(waiting.acquire(timeout=120) for _ in futures)  # both say that they wait
         assert not trained and not any(future.done() for future in futures)
         holder.kill()  # its lock goes with it
         first, second = (future.result() for future in futures)
@@ -399,23 +449,6 @@ def test_a_run_is_trained_once(stream_set, tmp_path, monkeypatch):
     assert trained == [1] and first.history == second.history
     pairs = zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-
-
-def test_one_at_a_time_behind_a_lock(tmp_path, capsys):
-    """The second says that it waits, and gets in when the first is out."""
-    inside = threading.Event()
-
-    def second():
-        with files.locked(tmp_path / "run" / ".lock"):
-            inside.set()
-
-    with files.locked(tmp_path / "run" / ".lock"):
-        thread = threading.Thread(target=second)
-        thread.start()
-        assert not inside.wait(0.3)
-    assert inside.wait(5)
-    thread.join()
-    assert "waiting for it" in capsys.readouterr().out
 
 
 def test_two_make_a_shop_once(tmp_path):
