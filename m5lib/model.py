@@ -32,7 +32,7 @@ from m5lib.layers import AttentionBlock, Whitening, first_token, mean_token
 from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
 from m5lib.spec import Spec, Stage
-from m5lib.streams import Batch, Stream, computed, impute, load_tokenizer, named
+from m5lib.streams import Batch, Stream, impute, load_tokenizer
 
 #: Settings of the extractors that the model was trained with, beside its weights.
 EXTRACTORS = "preprocessor_config.json"
@@ -286,22 +286,10 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
             raise ValueError(
                 f"the batch has no stream {sorted(missing)}; build Streams with modalities {names}"
             )
-        self._check(batch)
+        batch.check(self.spec.widths, self.extractors)
         if self.spec.missing == "impute":
             batch = impute(batch, self.spec.empty)
         return self.embed(batch), {name: batch.streams[name].valid for name in names}
-
-    def _check(self, batch: Batch) -> None:
-        """Features must be of the extractor that the model was trained with, and as wide."""
-        for name, width in self.spec.widths:
-            made, own = batch.settings.get(name), self.extractors.get(name)
-            read = batch.streams[name].tokens.shape[-1]
-            if read != width or (made and own and computed(made) != computed(own)):
-                raise ValueError(
-                    f"{name} features of {named(made)}, {read} wide, but the model was trained on "
-                    f"those of {named(own)}, {width} wide; extract with the model's own (the "
-                    "parameter extractors), or train a model on these"
-                )
 
     def _encode(self, embedded: States, valid: Marks, seen: Sequence[Weights] = ()) -> Output:
         states, pool = embedded, {"first": first_token, "mean": mean_token}[self.spec.pool]

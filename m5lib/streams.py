@@ -1,7 +1,9 @@
 """Streams: what the model eats. Words become word pieces, features stay features; each stream
 starts with its summary token.
 
-``Streams`` holds a whole catalogue, ``Streams.batch(rows)`` is the one function that pads.
+>>> streams = Streams(catalogue, features, train_tokenizer(catalogue))  # the whole catalogue
+>>> batch = streams.batch(range(32))  # the one function that pads
+>>> batch.streams["text"].tokens.shape, batch.presence.shape  # (32, L), (32, 3)
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +18,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from m5lib.catalogue import Catalogue, Rows
-from m5lib.modalities import MODALITIES, Modality, ordered
+from m5lib.catalogue import Catalogue, DataError, Rows
+from m5lib.modalities import MODALITIES, Modality, codes, ordered
+from m5lib.spec import Spec
+
+#: The box of a whole picture: corners and area, as shares of it.
+WHOLE = [0.0, 0.0, 1.0, 1.0, 1.0]
 
 
 class Ragged(NamedTuple):
@@ -55,13 +61,7 @@ def named(settings: Mapping[str, Any] | None) -> str:
     return f"{made['extractor']}({rest})" if rest else made["extractor"]
 
 
-SPECIAL = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
+SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 
 
 def train_tokenizer(catalogue: Catalogue, vocabulary: int = 8000) -> PreTrainedTokenizerFast:
@@ -69,15 +69,10 @@ def train_tokenizer(catalogue: Catalogue, vocabulary: int = 8000) -> PreTrainedT
     bert-base-uncased.
 
     Chinese characters are split one by one, as BERT does, so the same call fits the official
-    release. The same words give the same
-    vocabulary: the trainer numbers ``##`` pieces in the order of a hash map and breaks ties by
-    these numbers, so they are numbered beforehand, as special tokens, which the tokenizer that is
-    returned does not have.
+    release. The same words give the same vocabulary.
     """
-    normalizer, splitter = (
-        normalizers.BertNormalizer(lowercase=True),
-        pre_tokenizers.BertPreTokenizer(),
-    )
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    splitter = pre_tokenizers.BertPreTokenizer()
     rows = catalogue.split("train")
     products = [catalogue.products[row] for row in (rows if len(rows) else range(len(catalogue)))]
     texts = [
@@ -87,6 +82,8 @@ def train_tokenizer(catalogue: Catalogue, vocabulary: int = 8000) -> PreTrainedT
         if row.units and name in p.contents
         for text in row.units(p.contents[name])
     ]
+    # The trainer numbers ## pieces in the order of a hash map and breaks ties by these numbers. So
+    # they are numbered beforehand, as special tokens, which the tokenizer returned does not have.
     letters = sorted({letter for text in texts for letter in text if not letter.isspace()})
     first = [*SPECIAL.values(), *letters, *(f"##{letter}" for letter in letters)]
     trainee = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -111,11 +108,8 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
         ValueError: the tokenizer has no such token.
     """
     tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
-    if missing := [
-        key
-        for key in ("cls_token_id", "sep_token_id", "mask_token_id", "pad_token_id")
-        if getattr(tokenizer, key) is None
-    ]:
+    needed = ("cls_token_id", "sep_token_id", "mask_token_id", "pad_token_id")
+    if missing := [key for key in needed if getattr(tokenizer, key) is None]:
         raise ValueError(
             f"tokenizer {name_or_path}: {missing} missing; masked word tasks need a BERT-like "
             "tokenizer"
@@ -137,9 +131,8 @@ class Stream:
     Attributes:
         tokens: (B, L) int64 word pieces or (B, L, F) float32 features. The first token is the
             summary: ``[CLS]``, or the mean of the features (released loader), which
-                :mod:`m5lib.masking` computes again after hiding some of them.
-        valid: (B, L) bool, True where a token is there; a product without the modality has none at
-            all.
+            :mod:`m5lib.masking` computes again after hiding some of them.
+        valid: (B, L) bool, True where a token is there; none of a product without the modality.
         entity: (B, L) int64 for words: the number of the unit (property or value) a token belongs
             to, -1 for ``[CLS]``, ``[SEP]`` and padding.
         boxes: (B, L, 5) float32 for regions.
@@ -153,20 +146,18 @@ class Stream:
     boxes: Float[Tensor, "B L 5"] | None = None
     classes: Float[Tensor, "B L K"] | None = None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the fields that are there."""
+        return {key: value for key, value in vars(self).items() if isinstance(value, Tensor)}
+
     def to(self, device) -> "Stream":
         """The stream on a device."""
-        moved = {
-            k: v.to(device, non_blocking=True)
-            for k, v in vars(self).items()
-            if isinstance(v, Tensor)
-        }
+        moved = {k: v.to(device, non_blocking=True) for k, v in self.tensors().items()}
         return replace(self, **moved)
 
     def absent(self) -> "Stream":
         """The stream of products that lack the modality: one token, not valid."""
-        first = {
-            key: value[:, :1] for key, value in vars(self).items() if isinstance(value, Tensor)
-        }
+        first = {key: value[:, :1] for key, value in self.tensors().items()}
         return replace(self, **first | {"valid": torch.zeros_like(first["valid"])})
 
 
@@ -186,9 +177,7 @@ class Batch:
 
     def to(self, device) -> "Batch":
         """The batch on a device."""
-        return replace(
-            self, streams={name: stream.to(device) for name, stream in self.streams.items()}
-        )
+        return replace(self, streams={n: stream.to(device) for n, stream in self.streams.items()})
 
     def only(self, names: Iterable[str]) -> "Batch":
         """The same products with the other modalities taken away, for "given only these": they
@@ -197,51 +186,45 @@ class Batch:
         An absent stream keeps one token, which nobody reads, so that it costs next to nothing.
         Raises ``ValueError`` for an unknown name.
         """
-        keep = set(ordered(names))
-        return replace(
-            self,
-            streams={name: s if name in keep else s.absent() for name, s in self.streams.items()},
-        )
+        keep, streams = set(ordered(names)), self.streams.items()
+        return replace(self, streams={n: s if n in keep else s.absent() for n, s in streams})
+
+    def check(self, widths: Iterable[tuple[str, int]], extractors: Mapping[str, Mapping]) -> None:
+        """Raises ``ValueError`` where features are not of these widths and of these extractors,
+        which a model was trained with."""
+        for name, width in widths:
+            made, own = self.settings.get(name), extractors.get(name)
+            read = self.streams[name].tokens.shape[-1]
+            if read != width or (made and own and computed(made) != computed(own)):
+                raise ValueError(
+                    f"{name} features of {named(made)}, {read} wide, but the model was trained on "
+                    f"those of {named(own)}, {width} wide; extract with the model's own (the "
+                    "parameter extractors), or train a model on these"
+                )
 
 
 class _Words:
-    """Word pieces of a whole catalogue, one after another."""
+    """Word pieces of a whole catalogue, one after another, and a piece of padding at the end."""
 
-    def __init__(
-        self, contents: Sequence, units, tokenizer: PreTrainedTokenizerBase, max_tokens: int
-    ):
-        pieces, entities, self.lengths = [], [], np.zeros(len(contents), dtype=np.int64)
-        flat = [[] if content is None else units(content) for content in contents]
-        texts = [
-            text[: 20 * max_tokens] for row in flat for text in row
-        ]  # a cell may be a page; 64 tokens are read
+    def __init__(self, contents: Sequence, row: Modality, tokenizer: PreTrainedTokenizerBase):
+        units = [[] if content is None else row.units(content) for content in contents]
+        # a cell may be a page; 64 tokens are read
+        texts = [text[: 20 * row.max_tokens] for strings in units for text in strings]
         encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
-        for n, row in enumerate(flat):
-            ids, entity = [], []
-            for number, _ in enumerate(row):
-                piece = next(encoded)
-                ids += piece
-                entity += [number] * len(piece)
-            if contents[n] is None:
+        pieces, entities, lengths = [], [], []
+        for content, strings in zip(contents, units, strict=True):
+            if content is None:
+                lengths.append(0)
                 continue
-            keep = max_tokens - 2
-            pieces.append([tokenizer.cls_token_id, *ids[:keep], tokenizer.sep_token_id])
-            entities.append([-1, *entity[:keep], -1])
-            self.lengths[n] = len(pieces[-1])
+            read = [(piece, n) for n, _ in enumerate(strings) for piece in next(encoded)]
+            read = read[: row.max_tokens - 2]
+            pieces += [tokenizer.cls_token_id, *(p for p, _ in read), tokenizer.sep_token_id]
+            entities += [-1, *(n for _, n in read), -1]
+            lengths.append(len(read) + 2)
+        self.pad, self.lengths = tokenizer.pad_token_id, np.array(lengths, dtype=np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.pieces = np.array([t for row in pieces for t in row], dtype=np.int64)
-        self.entities = np.array([e for row in entities for e in row], dtype=np.int64)
-        self.pad = tokenizer.pad_token_id
-
-
-def _ragged_index(
-    offsets: np.ndarray, rows: np.ndarray, limit: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (B, L) in the flat arrays, and which of them are there (B, L)."""
-    lengths = np.minimum(offsets[rows + 1] - offsets[rows], limit)
-    steps = np.arange(max(1, int(lengths.max(initial=0))))
-    there = steps[None, :] < lengths[:, None]
-    return np.where(there, offsets[rows][:, None] + steps[None, :], 0), there
+        self.pieces = np.array([*pieces, self.pad], dtype=np.int64)
+        self.entities = np.array([*entities, -1], dtype=np.int64)
 
 
 class Streams:
@@ -252,7 +235,13 @@ class Streams:
         features: what :func:`m5lib.data.store.extract` returned for it.
         tokenizer: for titles and tables.
         modalities: which streams to build; by default every one the catalogue has content and
-            features for.
+            features for (and the ``spec`` takes).
+        spec: a model's, which may read more than these products have: every batch has a stream for
+            each of its modalities, absent where no product has it.
+
+    Raises:
+        ValueError: the catalogue lacks one of the modalities.
+        DataError: it has none that the model of the spec reads.
     """
 
     def __init__(
@@ -261,21 +250,30 @@ class Streams:
         features: Mapping[str, Ragged],
         tokenizer: PreTrainedTokenizerBase,
         modalities: Iterable[str] | None = None,
+        spec: Spec | None = None,
     ):
         self.catalogue, self.tokenizer, self.features = catalogue, tokenizer, dict(features)
-        can = {n for n in catalogue.modalities if MODALITIES[n].kind == "words" or n in features}
-        wanted = can if modalities is None else set(modalities)
-        if lacking := wanted - can:
+        self.spec, self.words = spec, {}
+        can = [n for n in catalogue.modalities if MODALITIES[n].kind == "words" or n in features]
+        chosen = can if spec is None else [name for name in can if name in spec.modalities]
+        chosen = chosen if modalities is None else set(modalities)
+        if lacking := set(chosen) - set(can):
             raise ValueError(
                 f"{catalogue.name} has no {sorted(lacking)}; it can give {sorted(can)}"
             )
-        self.modalities = tuple(name for name in MODALITIES if name in wanted)
-        self.words = {}
-        for name in self.modalities:
-            row = MODALITIES[name]
-            if row.kind == "words":
+        if spec is not None and not chosen:
+            has, reads = codes(catalogue.modalities), codes(spec.modalities)
+            raise DataError(f"{catalogue.name} has {has}; the model reads {reads}")
+        self.modalities = ordered(chosen)
+        for name in self._given:
+            if (row := MODALITIES[name]).kind == "words":
                 contents = [product.contents.get(name) for product in catalogue.products]
-                self.words[name] = _Words(contents, row.units, tokenizer, row.max_tokens)
+                self.words[name] = _Words(contents, row, tokenizer)
+
+    @property
+    def _given(self) -> tuple[str, ...]:
+        """The streams of every batch."""
+        return self.modalities if self.spec is None else self.spec.modalities
 
     def __len__(self) -> int:
         return len(self.catalogue)
@@ -283,11 +281,8 @@ class Streams:
     @property
     def widths(self) -> dict[str, int]:
         """F of each feature modality: widths come from the extractor."""
-        return {
-            n: self.features[n].values.shape[1]
-            for n in self.modalities
-            if n in self.features and n not in self.words
-        }
+        featured = [name for name in self.modalities if name not in self.words]
+        return {name: self.features[name].values.shape[1] for name in featured}
 
     @property
     def settings(self) -> dict[str, Mapping]:
@@ -298,79 +293,68 @@ class Streams:
     @property
     def classes(self) -> dict[str, int]:
         """Number of classes of each feature modality whose extractor gives their probabilities."""
-        found = {n: getattr(self.features[n], "classes", None) for n in self.widths}
-        return {name: values.shape[1] for name, values in found.items() if values is not None}
+        given = {n: getattr(self.features[n], "classes", None) for n in self.widths}
+        return {name: values.shape[1] for name, values in given.items() if values is not None}
 
     def lengths(self) -> dict[str, np.ndarray]:
         """(N,) tokens of each product and stream, the summary included; 0 where the modality is
         absent."""
-        found = {}
+        lengths = {}
         for name in self.modalities:
             if name in self.words:
-                found[name] = self.words[name].lengths
+                lengths[name] = self.words[name].lengths
             else:
-                tokens = np.minimum(
-                    np.diff(self.features[name].offsets), MODALITIES[name].max_tokens
-                )
-                found[name] = tokens + (tokens > 0)
-        return found
+                offsets, limit = self.features[name].offsets, MODALITIES[name].max_tokens
+                tokens = np.minimum(np.diff(offsets), limit)
+                lengths[name] = tokens + (tokens > 0)
+        return lengths
 
     def batch(self, rows: Rows) -> Batch:
         """The batch of the given rows, padded to the longest of each stream."""
-        rows = np.asarray(rows, dtype=np.int64)
-        make = {"words": self._word_stream, "features": self._feature_stream}
-        return Batch(
-            {name: make[MODALITIES[name].kind](name, rows) for name in self.modalities},
-            rows,
-            self.settings,
-        )
+        rows, streams = np.asarray(rows, dtype=np.int64), {}
+        for name in self._given:
+            words = name in self.words
+            streams[name] = (self._word_stream if words else self._feature_stream)(name, rows)
+        return Batch(streams, rows, self.settings)
 
     def _word_stream(self, name: str, rows: np.ndarray) -> Stream:
         words = self.words[name]
-        index, there = _ragged_index(words.offsets, rows, MODALITIES[name].max_tokens)
-        if not len(words.pieces):
-            index, there = np.zeros((len(rows), 1), int), np.zeros((len(rows), 1), bool)
-            tokens = entity = index
-        else:
-            tokens = np.where(there, words.pieces[index], words.pad)
-            entity = np.where(there, words.entities[index], -1)
-        return Stream(
-            torch.from_numpy(tokens), torch.from_numpy(there), entity=torch.from_numpy(entity)
-        )
+        index, there = _places(words.offsets, rows, MODALITIES[name].max_tokens)
+        tokens = torch.from_numpy(np.where(there, words.pieces[index], words.pad))
+        entity = torch.from_numpy(np.where(there, words.entities[index], -1))
+        return Stream(tokens, torch.from_numpy(there), entity=entity)
 
     def _feature_stream(self, name: str, rows: np.ndarray) -> Stream:
+        if name not in self.modalities:  # the model reads it, no product has it
+            zeros, width = torch.zeros(len(rows), 1, 1), dict(self.spec.widths)[name]
+            boxes = zeros.repeat(1, 1, 5) if MODALITIES[name].position == "box" else None
+            return Stream(zeros.repeat(1, 1, width), zeros[..., 0].bool(), boxes=boxes)
         ragged = self.features[name]
-        index, there = _ragged_index(ragged.offsets, rows, MODALITIES[name].max_tokens)
-        values = (
-            torch.from_numpy(ragged.values[index].astype(np.float32))
-            * torch.from_numpy(there)[..., None]
-        )
-        present = torch.from_numpy(there[:, :1])
-        valid = torch.cat([present, torch.from_numpy(there)], dim=1)
-        tokens = with_summary(torch.cat([values[:, :1], values], dim=1), valid)
-        boxes = None
-        if ragged.boxes is not None:
-            found = (
-                torch.from_numpy(ragged.boxes[index].astype(np.float32))
-                * torch.from_numpy(there)[..., None]
-            )
-            whole = (
-                torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0]).expand(len(rows), 1, 5) * present[..., None]
-            )
-            boxes = torch.cat([whole, found], dim=1)
-        classes = None
-        if name in self.classes:
-            found = (
-                torch.from_numpy(ragged.classes[index].astype(np.float32))
-                * torch.from_numpy(there)[..., None]
-            )
-            classes = torch.cat([torch.zeros_like(found[:, :1]), found], dim=1)
+        index, there = _places(ragged.offsets, rows, MODALITIES[name].max_tokens)
+        there = torch.from_numpy(there)
+        valid = torch.cat([there[:, :1], there], dim=1)
+
+        def padded(array, summary) -> Tensor:
+            values = torch.from_numpy(array[index].astype(np.float32)) * there[..., None]
+            first = torch.tensor(summary).expand(len(rows), 1, values.shape[-1])
+            return torch.cat([first * there[:, :1, None], values], dim=1)
+
+        boxes = None if ragged.boxes is None else padded(ragged.boxes, WHOLE)
+        classes = padded(ragged.classes, 0.0) if name in self.classes else None
+        tokens = with_summary(padded(ragged.values, 0.0), valid)
         return Stream(tokens, valid, boxes=boxes, classes=classes)
 
 
-def with_summary(
-    tokens: Float[Tensor, "B L F"], valid: Bool[Tensor, "B L"]
-) -> Float[Tensor, "B L F"]:
+def _places(offsets: np.ndarray, rows: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (B, L) of the rows' tokens in the flat arrays, and which are there (B, L)."""
+    lengths = np.minimum(offsets[rows + 1] - offsets[rows], limit)
+    steps = np.arange(max(1, int(lengths.max(initial=0))))
+    there = steps[None, :] < lengths[:, None]
+    # what is not there points to the last value of all, which for words is padding
+    return np.where(there, offsets[rows][:, None] + steps[None, :], -1), there
+
+
+def with_summary(tokens: Float[Tensor, "B L F"], valid: Bool[Tensor, "B L"]) -> Tensor:
     """The same features with the summary in front set to the mean of the tokens that are there
     (released loader)."""
     there = valid[:, 1:, None]
@@ -385,13 +369,8 @@ def impute(batch: Batch, empty: Sequence[int]) -> Batch:
     released loader (the box of its summary is the whole picture); an absent word stream the two
     word pieces ``empty``, an empty string.
     """
-    return replace(
-        batch,
-        streams={
-            name: _imputed(stream, MODALITIES[name], empty)
-            for name, stream in batch.streams.items()
-        },
-    )
+    items = batch.streams.items()
+    return replace(batch, streams={n: _imputed(s, MODALITIES[n], empty) for n, s in items})
 
 
 def _imputed(stream: Stream, row: Modality, empty: Sequence[int]) -> Stream:
@@ -400,21 +379,20 @@ def _imputed(stream: Stream, row: Modality, empty: Sequence[int]) -> Stream:
         return stream
     longest = row.slots if row.kind == "features" else len(empty)
     length = max(longest, stream.valid.shape[1])
-    grown = {k: _longer(v, length) for k, v in vars(stream).items() if isinstance(v, Tensor)}
+    grown = {key: _longer(value, length) for key, value in stream.tensors().items()}
     place = torch.arange(length, device=lacking.device)
-    filled = {
-        k: v.masked_fill(lacking.reshape(-1, *[1] * (v.ndim - 1)), 0) for k, v in grown.items()
-    }
+    filled = {}
+    for key, value in grown.items():
+        filled[key] = value.masked_fill(lacking.reshape(-1, *[1] * (value.ndim - 1)), 0)
     if row.kind == "words":
         pieces = _longer(torch.tensor([list(empty)], device=lacking.device), length)
         filled["tokens"] = torch.where(lacking, pieces, filled["tokens"])
         filled["entity"] = filled["entity"].masked_fill(lacking, -1)
     if "boxes" in filled:
-        whole = filled["boxes"].new_tensor([0.0, 0.0, 1.0, 1.0, 1.0]) * (place == 0)[:, None]
+        whole = filled["boxes"].new_tensor(WHOLE) * (place == 0)[:, None]
         filled["boxes"] = torch.where(lacking[..., None], whole, filled["boxes"])
-    return replace(
-        stream, **filled | {"valid": torch.where(lacking, place < longest, grown["valid"])}
-    )
+    filled["valid"] = torch.where(lacking, place < longest, grown["valid"])
+    return replace(stream, **filled)
 
 
 def _longer(x: Tensor, length: int) -> Tensor:

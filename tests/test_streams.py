@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from m5lib import streams
-from m5lib.catalogue import Catalogue, Product
+from m5lib.catalogue import Catalogue, DataError, Product
 from m5lib.masking import Vocabulary, mask
 from m5lib.modalities import MODALITIES
 
@@ -187,3 +187,17 @@ def test_class_probabilities_of_an_extractor_reach_the_loss(extracted, stream_se
     model = Model(spec)
     history = pretrain(model, found, Training(steps=1, batch_size=16), tmp_path)
     assert model.heads["image"].features.out_features == 4 and 0 < history[0]["MRP"] < 4
+
+
+def test_streams_for_a_model_that_reads_more_than_there_is(five, stream_set, catalogue):
+    """The others are absent from every batch; with none in common there is nothing to read."""
+    titles = streams.Streams(catalogue, {}, stream_set.tokenizer, spec=five)
+    assert titles.modalities == ("text", "table")
+    batch = titles.batch(range(4))
+    assert tuple(batch.streams) == five.modalities
+    assert batch.presence.tolist() == [[False, True, True, False, False]] * 4
+    image = batch.streams["image"]
+    assert image.tokens.shape == (4, 1, dict(five.widths)["image"]) and image.boxes.shape[-1] == 5
+    bare = Catalogue("bare", (Product("1", {"video": None}),))
+    with pytest.raises(DataError, match=r"bare has V; the model reads I\+T\+Tab\+V\+A"):
+        streams.Streams(bare, {}, stream_set.tokenizer, spec=five)

@@ -89,7 +89,8 @@ def build(
     made = agreed(trained.extractors, extractors) if trained else choose(extractors)
     catalogue, features = runs.load(data, size, seed, made)
     if trained:
-        streams, folder = intake.Fitted(catalogue, features, trained), Path(model).resolve()
+        streams = Streams(catalogue, features, trained.tokenizer, spec=trained.spec)
+        folder = Path(model).resolve()
     else:
         if (count := len(catalogue.split("train"))) < FEWEST:
             raise DataError(
@@ -220,7 +221,7 @@ class Index:
             raise DataError(f"nothing of the query can be read; {error}") from None
         for skip in catalogue.skipped:
             raise DataError(f"{product.contents[skip.field].name}: {skip.reason}")
-        return intake.Fitted(catalogue, features, self.model)
+        return Streams(catalogue, features, self.model.tokenizer, spec=self.model.spec)
 
     def gallery(self, names: tuple[str, ...], way: str) -> Float[np.ndarray, "N D"]:
         """Vectors of all products, to compare with a query of these modalities. Raises

@@ -2,20 +2,18 @@
 what was read and what was not."""
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-import torch
 
-from m5lib.catalogue import SPLITS, Catalogue, DataError, Rows
+from m5lib.catalogue import SPLITS, Catalogue, DataError
 from m5lib.data.files import write_json
 from m5lib.lab import runs
 from m5lib.modalities import MODALITIES, codes
 from m5lib.model import Model
-from m5lib.streams import Batch, Ragged, Stream, Streams
 
 #: What a cell of :attr:`Report.products` says of content that is there; one that was not given is
 #: empty, else it is the reason.
@@ -41,47 +39,6 @@ def load_model(folder: str | Path) -> Model:
             "model again"
         )
     return model
-
-
-class Fitted(Streams):
-    """Streams for a model that may be built for more modalities than the products have: those are
-    absent from every batch.
-
-    Raises :class:`~m5lib.catalogue.DataError` where the products have none of the model's
-    modalities.
-    """
-
-    def __init__(self, catalogue: Catalogue, features: Mapping[str, Ragged], model: Model):
-        here = [
-            n
-            for n in model.spec.modalities
-            if n in catalogue.modalities and (MODALITIES[n].kind == "words" or n in features)
-        ]
-        if not here:
-            raise DataError(
-                f"{catalogue.name} has {codes(catalogue.modalities)}; the model reads "
-                f"{codes(model.spec.modalities)}"
-            )
-        super().__init__(catalogue, features, model.tokenizer, here)
-        self.spec = model.spec
-
-    def batch(self, rows: Rows) -> Batch:
-        """The batch of the given rows, with a stream for each modality of the model."""
-        batch = super().batch(rows)
-        streams = {
-            n: batch.streams[n] if n in batch.streams else self._absent(n, len(batch.rows))
-            for n in self.spec.modalities
-        }
-        return replace(batch, streams=streams)
-
-    def _absent(self, name: str, count: int) -> Stream:
-        nothing, row = torch.zeros(count, 1, dtype=torch.long), MODALITIES[name]
-        if row.kind == "words":
-            return Stream(nothing, nothing.bool(), entity=nothing - 1)
-        boxes = torch.zeros(count, 1, 5) if row.position == "box" else None
-        return Stream(
-            torch.zeros(count, 1, dict(self.spec.widths)[name]), nothing.bool(), boxes=boxes
-        )
 
 
 # --- what was read

@@ -17,9 +17,9 @@ from m5lib.data import readers
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings
 from m5lib.evaluation import evaluate
 from m5lib.lab import runs
-from m5lib.search import intake
 from m5lib.search.index import WAYS
 from m5lib.search.reasons import explain
+from m5lib.streams import Streams
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_best_way_is_the_one_of_validation_products(index):
     bare = replace(
         index.catalogue, products=tuple(replace(p, label=None) for p in index.catalogue.products)
     )
-    streams = intake.Fitted(bare, index.streams.features, index.model)
+    streams = Streams(bare, index.streams.features, index.model.tokenizer, spec=index.model.spec)
     unlabelled = search.Index(index.model, streams, index.vectors, index.made)
     assert (
         unlabelled.best(("text",)) == "both"
