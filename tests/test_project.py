@@ -247,7 +247,8 @@ def test_make_targets_exist_and_help_names_them():
 
 
 def test_differences_are_told_with_a_number_of_each_model():
-    found = claims.released(ROOT / "results" / "model.json")
+    paths = [ROOT / "results" / name for name in ("released.json", "model.json")]
+    found = claims.released(next(path for path in paths if path.exists()))
     assert len(found) == len(claims.DIFFERENCES.splitlines()) // 2 and (found != "").all(axis=None)
     assert (
         found.loc["masked tasks read", "released"] == "0"

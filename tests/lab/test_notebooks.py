@@ -10,6 +10,7 @@ import statistics
 from urllib.parse import unquote
 
 import nbformat
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -90,12 +91,9 @@ def test_runs_on_tiny(path, folder, home, monkeypatch):
                 "wall_seconds",
             } <= set(entry)
     if path.stem == "12_attribution":
-        assert (rows["task"] == "attribution").all() and (rows["state"] == "finetuned").all()
-        numbers = rows[["metric", "variant", "convention", "modalities"]]
-        assert not numbers.duplicated().any(), "two numbers with one name"
-        assert set(rows["metric"]) >= {"class logit", "infidelity", "rank correlation"}
-        areas = rows[(rows["metric"] == "deletion area") & (rows["variant"] != "random order")]
-        assert {"I", "T", "Tab"} < set(areas["modalities"])
+        check_attribution(rows)
+    if path.stem == "14_released":
+        check_released(rows)
     if path.stem == "05_downstream":
         assert {"untrained", "pretrained", "finetuned", "control"} == set(rows["state"])
         assert {"T", "I", "Tab", "I+T", "I+T+Tab", "I→T", "Tab→I"} <= set(rows["modalities"])
@@ -109,6 +107,48 @@ def test_runs_on_tiny(path, folder, home, monkeypatch):
             "whitened",
             "layered",
         } <= set(rows["variant"])
+
+
+def check_attribution(rows):
+    assert (rows["task"] == "attribution").all() and (rows["state"] == "finetuned").all()
+    numbers = rows[["metric", "variant", "convention", "modalities"]]
+    assert not numbers.duplicated().any(), "two numbers with one name"
+    assert set(rows["metric"]) >= {"class logit", "infidelity", "rank correlation"}
+    areas = rows[(rows["metric"] == "deletion area") & (rows["variant"] != "random order")]
+    assert {"I", "T", "Tab"} < set(areas["modalities"])
+
+
+def check_released(rows):
+    """Each item is what it must be where the fault is, and something else where it is not."""
+    table = rows[rows["task"] == "audit"].pivot(index="metric", columns="model", values="value")
+    (theirs, ours), near = (table[model] for model in ("released", "scale")), pytest.approx
+    places = "change of it with the places in the batch"
+    assert ours[places] < 1e-5 < 1e-4 < theirs[places]
+    assert theirs["change of the fused vector by the wrong mask"] > 1e-3
+    title = "change of the title's masked loss without the picture"
+    assert theirs[title] == 0 < ours[title] and theirs[f"{title}, with the scores"] > 0
+    fusion = "gradient on the fusion {} the diagonal scores".format
+    assert theirs[fusion("without")] == 0 < theirs[fusion("with")] and ours[fusion("without")] > 0
+    assert ours["effective temperature: without gradient"] == 0
+    lowest = "diagonal of S: lowest possible"
+    assert near(5**-0.5) == theirs[lowest] == near(ours[lowest])
+    chance = "its chance level"
+    random = table[table.index.str.startswith("contrast of random vectors")].iloc[0]
+    assert np.allclose(random, table.loc[chance], atol=0.02) and theirs[chance] > ours[chance] + 0.6
+    same = "difference of the same tokens as text and as table"
+    assert theirs[same] == 0 and ours[same] > 0.1
+    assert ours["products that share the vector of what they lack"] == 0
+    for k in (5, 10):
+        assert theirs[f"mAP@{k} of the same ranking"] >= ours[f"mAP@{k} of the same ranking"]
+    assert theirs["K used for 10, mean"] < ours["K used for 10, mean"] == 10
+    toy = rows[rows["task"] == "literal S"]
+    toy = toy.pivot(index="variant", columns="metric", values="value")
+    start, literal = "encoder gradient at the start", "literal, on losses"
+    assert (toy.loc[[literal, "literal, on logits"], start] == 0).all()
+    assert toy.at[literal, "negative pairs"] == 10 and toy.at[literal, "at the end: minimised"] < 0
+    assert toy.at[literal, "lowest dL/dS at the start"] > 0 and toy.at[literal, "contrast"] > 4
+    for case in ("M · softmax(S), on logits", "no scores"):
+        assert toy.at[case, start] > 0 and toy.at[case, "R@1"] > 0.6
 
 
 def executed(path, figure=True, error=""):
