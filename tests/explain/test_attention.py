@@ -1,4 +1,4 @@
-"""Attention weights computed again are those that the layers used; rollout is the product of its
+"""Attention weights that a layer gives are those that it used; rollout is the product of its
 definition."""
 
 import pytest
@@ -19,7 +19,9 @@ def test_weights_are_those_of_the_layer(norm, crossing):
     x, context = torch.randn(3, 5, 16), torch.randn(3, 7, 16) if crossing else None
     readable = torch.rand(3, 7 if crossing else 5) < 0.6
     readable[2] = False  # a product without any: reads all alike
-    found = attention.weights(block, x, readable, context)
+    seen = []
+    block(x, readable, context, seen=seen)
+    (found,) = seen
     read = x if context is None else context
     normed = [block.norm_attention(t) if norm == "pre" else t for t in (x, read)]
     value = (
