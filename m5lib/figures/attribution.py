@@ -2,6 +2,7 @@
 orange against it."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,16 +11,32 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import Rectangle
 
 from m5lib.catalogue import MediaFile
 from m5lib.data import decoding
 from m5lib.data.extractors import HOP, RATE, LogMel, seconds_of
-from m5lib.figures.style import PALETTE, QUIET, RIGHT, WRONG, canvas, colour, short, styled
-from m5lib.figures.tokens import GAP, LINE, SIZE, TRUE, chip_width
+from m5lib.figures.style import (
+    PALETTE,
+    QUIET,
+    RIGHT,
+    TRUE,
+    WRONG,
+    canvas,
+    codes_of,
+    colour,
+    dots,
+    heading,
+    legend_beside,
+    plain,
+    short,
+    styled,
+)
+from m5lib.figures.tokens import GAP, LINE, chip, chip_width, frame
 from m5lib.modalities import MODALITIES
-from m5lib.streams import Streams, word_numbers
+from m5lib.streams import Stream, Streams, word_numbers
 
+Scores = Mapping[str, np.ndarray]
 SIGNED = LinearSegmentedColormap.from_list("signed", (WRONG, "#ffffff", RIGHT))
 
 
@@ -32,247 +49,182 @@ def _shade(value: float, reach: float):
     return SIGNED(0.5 + 0.5 * float(np.clip(value / reach, -1, 1)))
 
 
+def _sides(values) -> list[str]:
+    return [RIGHT if value > 0 else WRONG for value in values]
+
+
 def _place(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
     """Axes at a place in inches, from the top left."""
-    whole_width, whole_height = figure.get_size_inches()
-    return figure.add_axes(
-        (
-            x / whole_width,
-            1 - (y + height) / whole_height,
-            width / whole_width,
-            height / whole_height,
-        )
-    )
+    w, h = figure.get_size_inches()
+    return figure.add_axes((x / w, 1 - (y + height) / h, width / w, height / h))
 
 
 def _note(figure: Figure, x: float, y: float, text: str, **settings) -> None:
-    whole_width, whole_height = figure.get_size_inches()
-    figure.text(
-        x / whole_width,
-        1 - y / whole_height,
-        text,
-        va="center",
-        **{"fontsize": 9.5, "fontweight": "bold"} | settings,
-    )
+    w, h = figure.get_size_inches()
+    settings = {"fontsize": 9.5, "fontweight": "bold", "va": "center"} | settings
+    figure.text(x / w, 1 - y / h, plain(text), **settings)
 
 
 # --- one product
-# ------------------------------------------------------------------------------------------------
 
 
-def _chips(
-    axes: Axes,
-    rows: Sequence[Sequence[tuple[str, float, bool]]],
-    reach: float,
-    size: tuple,
-    lead: float = 0.0,
-) -> None:
-    """Lines of word pieces, coloured; the first piece of each row is a label in front where
+class Panel(NamedTuple):
+    """What a panel draws: the tokens of one modality of one product, at a place of the page (left,
+    top, width, height, in inches).
+
+    Attributes:
+        scores: (L,) its summary first.
+        told: what is true of it (:func:`m5lib.shop.listings.truth`).
+        settings: of the extractor that made the tokens; ``step``: seconds of a token.
+    """
+
+    figure: Figure
+    at: tuple[float, float, float, float]
+    content: object
+    stream: Stream
+    scores: np.ndarray
+    told: Sequence
+    tokenizer: object
+    settings: Mapping
+    step: float | None
+
+
+def _chips(panel: Panel, rows: Sequence[Sequence[tuple]], reach: float, lead: float = 0.0) -> None:
+    """Lines of (text, score, true), coloured; the first of each line is a label in front where
     ``lead`` is its width."""
-    width, height = size
+    axes, (width, height), y = _place(panel.figure, *panel.at), panel.at[2:], 0.16
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
-    y = 0.16
     for row in rows:
         x = 0.0
         for place, (text, value, true) in enumerate(row):
-            wide = chip_width(text)
-            if x > lead and x + wide > width:
+            if x > lead and x + chip_width(text) > width:
                 x, y = lead, y + LINE
             face = _shade(value, reach)
-            dark = sum(face[:3]) < 1.5
-            style = "round,pad=0,rounding_size=0.04"
-            axes.add_patch(
-                FancyBboxPatch(
-                    (x, y - 0.1),
-                    wide,
-                    0.2,
-                    boxstyle=style,
-                    fc=face,
-                    ec="#cccccc",
-                    lw=0.6,
-                    gid="token",
-                )
-            )
-            ink = "white" if dark else "#222222"
-            axes.text(
-                x + wide / 2,
-                y,
-                text,
-                ha="center",
-                va="center_baseline",
-                color=ink,
-                fontsize=SIZE,
-                family="monospace",
-            )
-            if true:
-                axes.plot([x, x + wide], [y + 0.13] * 2, color=TRUE, lw=2.5, solid_capstyle="butt")
-            x += wide + GAP / 2
+            look = face, "#cccccc", "white" if sum(face[:3]) < 1.5 else "#222222"
+            x += chip(axes, x, y, text, look, true, lw=0.6, gid="token") + GAP / 2
             if place == 0 and lead:
                 x = max(x, lead)
         y += LINE
 
 
-def _regions(
-    figure: Figure, at: tuple, streams: Streams, row: int, scores: np.ndarray, told
-) -> None:
+def _regions(panel: Panel) -> None:
     """The photograph once per scale of its regions, each region filled with its colour."""
-    (x, y, width, height), name = at, "image"
-    picture = np.asarray(decoding.open_image(streams.catalogue.products[row].contents[name]))
-    boxes = streams.batch([row]).streams[name].boxes[0, 1 : len(scores)].numpy()
-    levels = [level**2 for level in streams.settings.get(name, {}).get("levels", ())]
+    (x, y, width, height), scores = panel.at, panel.scores
+    picture = np.asarray(decoding.open_image(panel.content))
+    boxes = panel.stream.boxes[0, 1 : len(scores)].numpy()
+    levels = [level**2 for level in panel.settings.get("levels", ())]
     groups = levels if sum(levels) == len(boxes) else [len(boxes)]
     wide, start = (width - 0.1 * (len(groups) - 1)) / len(groups), 1
     for number, count in enumerate(groups):
-        axes = _place(figure, x + number * (wide + 0.1), y, wide, height)
-        chosen = np.arange(start, start + count)
+        axes = _place(panel.figure, x + number * (wide + 0.1), y, wide, height)
+        own = np.arange(start, start + count)
         start += count
-        chosen = chosen[np.argsort(np.abs(scores[chosen]))][-9:]  # the strongest, drawn last
-        on_photograph(axes, picture, boxes[chosen - 1], scores[chosen], _reach(scores), told)
+        own = own[np.argsort(np.abs(scores[own]))][-9:]  # the strongest, drawn last
+        _on_photograph(axes, picture, boxes[own - 1], scores[own], _reach(scores), panel.told)
         axes.set_title(f"{count} region{'s' * (count > 1)}", fontsize=8, fontweight="normal", pad=2)
 
 
-def on_photograph(
-    axes: Axes,
-    picture: np.ndarray,
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    reach: float,
-    told: Sequence = (),
-) -> None:
+def _on_photograph(axes: Axes, picture, boxes, scores, reach: float, told: Sequence) -> None:
     """Regions as boxes on the photograph (H, W, 3), filled with their colour; ``told``: the
     product's own box, dashed."""
     height, width = picture.shape[:2]
     axes.imshow(picture)
     axes.axis("off")
-    for box, value in zip(boxes, scores, strict=True):
-        x1, y1, x2, y2 = box[:4] * np.array([width, height, width, height])
-        edge = RIGHT if value > 0 else WRONG
+    whole, inset = np.array([width, height, width, height]), 0.008 * width
+    for box, value, edge in zip(boxes, scores, _sides(scores), strict=True):
+        x1, y1, x2, y2 = box[:4] * whole + inset * np.array([1, 1, -1, -1])
         strength = min(1.0, abs(float(value)) / reach)
-        inset = 0.008 * width
-        spot = (x1 + inset, y1 + inset), x2 - x1 - 2 * inset, y2 - y1 - 2 * inset
-        axes.add_patch(Rectangle(*spot, fc=edge, ec="none", alpha=0.6 * strength, gid="token"))
-        axes.add_patch(Rectangle(*spot, fill=False, ec=edge, lw=0.6 + 1.8 * strength))
+        fill = {"fc": edge, "ec": "none", "alpha": 0.6 * strength, "gid": "token"}
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **fill))
+        frame(axes, (x1, y1, x2, y2), edge, lw=0.6 + 1.8 * strength)
     if len(told):
-        x1, y1, x2, y2 = np.asarray(told, dtype=float) * [width, height, width, height]
-        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=TRUE, lw=2, ls="--"))
+        frame(axes, np.asarray(told, dtype=float) * whole, TRUE, lw=2, ls="--")
 
 
-def _pieces(streams: Streams, row: int, name: str) -> tuple[list[str], np.ndarray]:
-    stream = streams.batch([row]).streams[name]
-    return streams.tokenizer.convert_ids_to_tokens(stream.tokens[0]), stream.entity[0].numpy()
+def _words(panel: Panel) -> None:
+    """The word pieces."""
+    pieces = panel.tokenizer.convert_ids_to_tokens(panel.stream.tokens[0])
+    numbers = word_numbers(panel.content, panel.tokenizer)
+    shown = np.flatnonzero(panel.stream.entity[0].numpy() >= 0)
+    line = [(pieces[n], panel.scores[n], numbers[n - 1] in list(panel.told)) for n in shown]
+    _chips(panel, [line], _reach(panel.scores))
 
 
-def _words(figure: Figure, at: tuple, streams: Streams, row: int, scores: np.ndarray, told) -> None:
-    """The word pieces of the title."""
-    pieces, entity = _pieces(streams, row, "text")
-    numbers = word_numbers(streams.catalogue.products[row].contents["text"], streams.tokenizer)
-    shown = np.flatnonzero(entity >= 0)
-    line = [(pieces[n], scores[n], numbers[n - 1] in list(told)) for n in shown]
-    _chips(_place(figure, *at), [line], _reach(scores), at[2:])
-
-
-def _pairs(figure: Figure, at: tuple, streams: Streams, row: int, scores: np.ndarray, told) -> None:
-    """Property and value of each pair, a line each; a property or value of several pieces gets
-    their sum."""
-    pairs = streams.catalogue.products[row].contents["table"]
-    _, entity = _pieces(streams, row, "table")
-    both = [
-        [float(scores[entity == 2 * n + side].sum()) for side in (0, 1)] for n in range(len(pairs))
-    ]
+def _pairs(panel: Panel) -> None:
+    """Property and value of each pair, a line each; the pieces of either add up."""
+    entity, told = panel.stream.entity[0].numpy(), list(panel.told)
+    summed = [float(panel.scores[entity == n].sum()) for n in range(2 * len(panel.content))]
     rows = [
-        [(short(t, 1, 26), v, n in list(told)) for t, v in zip(pair, both[n], strict=True)]
-        for n, pair in enumerate(pairs)
-    ]
-    rows = rows[: int(at[3] / LINE)]  # what the page has room for
-    _chips(
-        _place(figure, *at),
-        rows,
-        _reach(both),
-        at[2:],
-        lead=max(chip_width(row[0][0]) for row in rows) + GAP,
-    )
+        [(short(text, 1, 26), summed[2 * n + side], n in told) for side, text in enumerate(pair)]
+        for n, pair in enumerate(panel.content)
+    ][: int(panel.at[3] / LINE)]  # what the page has room for
+    _chips(panel, rows, _reach(summed), lead=max(chip_width(row[0][0]) for row in rows) + GAP)
 
 
-def _bars(
-    axes: Axes, start: np.ndarray, width: float, scores: np.ndarray, told, label: str
-) -> None:
+def _bars(axes: Axes, scores: np.ndarray, told, label: str) -> None:
+    """A bar per second."""
     axes.axhline(0, color="#222222", lw=0.7)
-    axes.bar(
-        start,
-        scores,
-        0.86 * width,
-        align="edge",
-        color=[RIGHT if v > 0 else WRONG for v in scores],
-        gid="token",
-    )
+    look = {"align": "edge", "color": _sides(scores), "gid": "token"}
+    axes.bar(np.arange(len(scores)), scores, 0.86, **look)
     reach = 1.25 * _reach(scores)
     axes.set(ylim=(-reach, reach))
     axes.set_xlabel(label, fontsize=8)
     axes.tick_params(labelsize=7)
     axes.locator_params(axis="y", nbins=3)
-    for a, b in told:
-        axes.plot(
-            [a, b], [-reach * 0.96] * 2, color=TRUE, lw=4, solid_capstyle="butt", clip_on=False
-        )
+    for span in told:
+        style = {"color": TRUE, "lw": 4, "solid_capstyle": "butt", "clip_on": False}
+        axes.plot(span, [-reach * 0.96] * 2, **style)
 
 
-def _film(figure: Figure, at: tuple, streams: Streams, row: int, scores: np.ndarray, told) -> None:
+def _film(panel: Panel) -> None:
     """A strip with one frame per token, and a bar below each."""
-    (x, y, width, height), file = at, streams.catalogue.products[row].contents["video"]
-    values = np.asarray(scores[1:])
-    frames, _ = decoding.frames(
-        file, seconds_of(decoding.probe(file).video.seconds, len(values)), 160
-    )
+    (x, y, width, height), file, values = panel.at, panel.content, panel.scores[1:]
+    stamps = seconds_of(decoding.probe(file).video.seconds, len(values))
+    frames, _ = decoding.frames(file, stamps, 160)
     side = width / max(len(values), 5)
     tall = min(side * frames.shape[1] / frames.shape[2], 0.55 * height)
-    for n, frame in enumerate(frames[: len(values)]):
-        axes = _place(figure, x + n * side, y, 0.96 * side, tall)
-        axes.imshow(frame, aspect="auto")
+    for n, pixels in enumerate(frames[: len(values)]):
+        axes = _place(panel.figure, x + n * side, y, 0.96 * side, tall)
+        axes.imshow(pixels, aspect="auto")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=True, color=_shade(values[n], _reach(values)), linewidth=3)
-    axes = _place(figure, x, y + tall + 0.05, side * len(values), height - tall - 0.05)
-    _bars(axes, np.arange(len(values)), 1.0, values, told, "seconds of the film")
+    axes = _place(panel.figure, x, y + tall + 0.05, side * len(values), height - tall - 0.05)
+    _bars(axes, values, panel.told, "seconds of the film")
     axes.set_xlim(0, len(values))
 
 
-def _sound(figure: Figure, at: tuple, streams: Streams, row: int, scores: np.ndarray, told) -> None:
+def _sound(panel: Panel) -> None:
     """The spectrogram, and a bar below each second: the sum of its tokens."""
-    (x, y, width, height), made = at, streams.settings.get("audio", {})
-    file, bands = streams.catalogue.products[row].contents["audio"], made.get("bands", 80)
-    samples = decoding.sound(file, RATE, made.get("seconds", 12.0))
+    (x, y, width, height), values = panel.at, panel.scores[1:]
+    bands, longest = panel.settings.get("bands", 80), panel.settings.get("seconds", 12.0)
+    samples = decoding.sound(panel.content, RATE, longest)
     mel = LogMel(bands).spectrogram(torch.from_numpy(samples))
-    end, values = len(mel) * HOP / RATE, np.asarray(scores[1:])
-    above = _place(figure, x, y, width, 0.5 * height)
-    above.imshow(mel.T, origin="lower", aspect="auto", extent=(0, end, 0, bands), cmap="cividis")
-    above.set(xticks=[], yticks=[])
-    step = streams.features["audio"].step or end / len(values)
-    second = ((np.arange(len(values)) + 0.5) * step).astype(int)
+    end, half = len(mel) * HOP / RATE, 0.5 * height
+    axes = _place(panel.figure, x, y, width, half)
+    axes.imshow(mel.T, origin="lower", aspect="auto", extent=(0, end, 0, bands), cmap="cividis")
+    axes.set(xticks=[], yticks=[])
+    second = ((np.arange(len(values)) + 0.5) * (panel.step or end / len(values))).astype(int)
     summed = np.bincount(second, weights=values, minlength=int(np.ceil(end)))
-    axes = _place(figure, x, y + 0.5 * height + 0.05, width, 0.5 * height - 0.05)
-    _bars(axes, np.arange(len(summed)), 1.0, summed, told, "seconds of the sound")
+    axes = _place(panel.figure, x, y + half + 0.05, width, half - 0.05)
+    _bars(axes, summed, panel.told, "seconds of the sound")
     axes.set_xlim(0, end)
 
 
-#: How the tokens of a modality are drawn, where on the page (inches: left, top, width, height), and
-#: the truth's column that is marked.
-PANELS = {
-    "image": (_regions, (0.05, 0.85, 4.5, 1.75), "image_box"),
-    "text": (_words, (4.95, 0.75, 5.0, 0.56), "text_words"),
-    "table": (_pairs, (4.95, 1.65, 5.0, 1.15), "table_pairs"),
-    "video": (_film, (0.3, 3.25, 4.0, 1.5), "video_spans"),
-    "audio": (_sound, (4.95, 3.25, 2.6, 1.5), "audio_spans"),
-}
+#: In the order of the table: how the tokens of a modality are drawn, where on the page, the ending
+#: of the truth's column that is marked, and how far above stands the heading.
+PANELS = (
+    (_regions, (0.05, 0.85, 4.5, 1.75), "box", 0.24),
+    (_words, (4.95, 0.75, 5.0, 0.56), "words", 0.14),
+    (_pairs, (4.95, 1.65, 5.0, 1.15), "pairs", 0.14),
+    (_film, (0.3, 3.25, 4.0, 1.5), "spans", 0.14),
+    (_sound, (4.95, 3.25, 2.6, 1.5), "spans", 0.14),
+)
 
 
 @styled
 def product(
-    streams: Streams,
-    row: int,
-    scores: Mapping[str, np.ndarray],
-    worth: Mapping[str, float],
-    title: str,
-    told: Mapping | None = None,
+    streams: Streams, row: int, scores: Scores, worth: Mapping, title: str, told=None
 ) -> Figure:
     """One product whole: regions, words, pairs, frames and seconds in their colours, each modality
     on its own scale, and the modalities.
@@ -281,46 +233,39 @@ def product(
         scores: modality -> (L,) of this product's tokens, its summary first
             (:attr:`m5lib.explain.attribution.Attribution.tokens`).
         worth: modality -> Shapley value.
-        told: what is true of the product (:func:`m5lib.shop.listings.truth`), underlined or framed
-            in green.
+        told: what is true of it (:func:`m5lib.shop.listings.truth`), underlined or framed in green.
     """
     figure = plt.figure(figsize=(10, 5.2), layout="none")
     plt.close(figure)
     _note(figure, 0.05, 0.15, title, fontsize=11)
-    key = "blue speaks for it, orange against it" + (
-        ", green: carries the category" if told is not None else ""
-    )
+    key = "blue speaks for it, orange against it"
+    key += ", green: carries the category" if told is not None else ""
     _note(figure, 0.05, 0.37, key, fontsize=8.5, fontweight="normal", color="#444444")
-    stream = streams.batch([row]).streams
-    for name, (draw, at, column) in PANELS.items():
-        there = name in streams.modalities and name in streams.catalogue.products[row].contents
-        own = np.asarray(scores[name])[: int(stream[name].valid[0].sum())] if there else np.zeros(0)
-        heading = f"{name}: {own.sum():+.2f}" if there else f"{name}: the product has none"
-        _note(figure, at[0], at[1] - (0.24 if draw is _regions else 0.14), heading)
+    contents, tokens = streams.catalogue.products[row].contents, streams.batch([row]).streams
+    for name, (draw, at, ending, above) in zip(MODALITIES, PANELS, strict=False):
+        there = name in streams.modalities and name in contents
+        own = np.asarray(scores[name])[: int(tokens[name].valid[0].sum())] if there else np.zeros(0)
+        sum_of = f"{own.sum():+.2f}" if there else "the product has none"
+        _note(figure, at[0], at[1] - above, f"{name}: {sum_of}")
         if there:
-            draw(figure, at, streams, row, own, () if told is None else told[column])
+            true = () if told is None else told[f"{name}_{ending}"]
+            made, feature = streams.settings.get(name, {}), streams.features.get(name)
+            more = streams.tokenizer, made, getattr(feature, "step", None)
+            draw(Panel(figure, at, contents[name], tokens[name], own, true, *more))
     axes = _place(figure, 8.35, 3.25, 1.55, 1.5)
     _note(figure, 8.0, 3.11, "Shapley values")
-    values = np.array(list(worth.values()))
-    axes.barh(
-        [MODALITIES[name].code for name in worth], values, color=np.where(values > 0, RIGHT, WRONG)
-    )
+    axes.barh(codes_of(list(worth)), list(worth.values()), color=_sides(worth.values()))
     axes.axvline(0, color="#222222", lw=0.7)
     axes.invert_yaxis()
     return figure
 
 
 # --- many products
-# ------------------------------------------------------------------------------------------------
 
 
 @styled
 def photographs(
-    files: Sequence[MediaFile],
-    boxes: np.ndarray,
-    scores: Mapping[str, np.ndarray],
-    titles: Sequence[str],
-    told: Sequence = (),
+    files: Sequence[MediaFile], boxes: np.ndarray, scores: Scores, titles: Sequence, told=()
 ) -> Figure:
     """Photographs of several products, a line per method: every pixel has the mean of the scores of
     its regions (:func:`spread_out`).
@@ -329,28 +274,23 @@ def photographs(
         boxes: (N, L, 5); ``scores``: method -> (N, L).
         told: the box of each product.
     """
-    figure, axes = canvas(
-        len(scores), len(files), (1.0 + 1.35 * len(files), 0.4 + 1.45 * len(scores))
-    )
+    size = 1.0 + 1.35 * len(files), 0.4 + 1.45 * len(scores)
+    figure, axes = canvas(len(scores), len(files), size)
     pictures = [np.asarray(decoding.open_image(file)) for file in files]
     for line, (method, values) in enumerate(scores.items()):
         for n, (place, picture) in enumerate(zip(axes[line], pictures, strict=True)):
+            height, width = picture.shape[:2]
             heat = spread_out(boxes[n], values[n], (48, 48))
             grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2) / 255
-            extent = (0, picture.shape[1], picture.shape[0], 0)
-            place.imshow(0.35 + 0.65 * grey, extent=extent)
-            reach = _reach(heat)
-            paint = SIGNED(0.5 + 0.5 * heat / reach) * [1, 1, 1, 0.75]
-            paint[..., 3] *= np.abs(heat) / reach
-            place.imshow(paint, extent=extent, interpolation="bilinear")
+            place.imshow(0.35 + 0.65 * grey, extent=(0, width, height, 0))
+            strength = heat / _reach(heat)
+            paint = SIGNED(0.5 + 0.5 * strength) * [1, 1, 1, 0.75]
+            paint[..., 3] *= np.abs(strength)
+            place.imshow(paint, extent=(0, width, height, 0), interpolation="bilinear")
             if len(told) and len(told[n]):
-                x1, y1, x2, y2 = np.asarray(told[n], dtype=float) * np.array(
-                    picture.shape[1::-1] * 2
-                )
-                place.add_patch(
-                    Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=TRUE, lw=1.4, ls="--")
-                )
-            place.set(xticks=[], yticks=[], xlim=(0, picture.shape[1]), ylim=(picture.shape[0], 0))
+                box = np.asarray(told[n], dtype=float) * [width, height, width, height]
+                frame(place, box, TRUE, lw=1.4, ls="--")
+            place.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
             place.spines[:].set_visible(False)
             if line == 0:
                 place.set_title(short(titles[n], 2, 18), fontsize=7.5, fontweight="normal")
@@ -375,84 +315,57 @@ def modality_shares(values: pd.DataFrame, label: str) -> Figure:
     """Mean Shapley values by category, stacked: category x modality; what speaks against stands
     left of 0."""
     figure, ((axes,),) = canvas(size=(8.2, 1.3 + 0.28 * len(values)))
-    ends = {sign: np.zeros(len(values)) for sign in (1, -1)}
+    ends, lines = {sign: np.zeros(len(values)) for sign in (1, -1)}, np.arange(len(values))
     for name in values:
         part = values[name].fillna(0).to_numpy()
-        left = np.where(part >= 0, ends[1], ends[-1])
-        axes.barh(
-            np.arange(len(values)),
-            part,
-            0.75,
-            left=left,
-            color=colour(name),
-            label=f"{name} ({MODALITIES[name].code})",
-        )
+        look = {"color": colour(name), "label": f"{name} ({MODALITIES[name].code})"}
+        axes.barh(lines, part, 0.75, left=np.where(part >= 0, ends[1], ends[-1]), **look)
         ends = {sign: end + np.where(np.sign(part) == sign, part, 0) for sign, end in ends.items()}
     axes.axvline(0, color="#222222", lw=0.8)
-    axes.set(
-        yticks=range(len(values)),
-        xlabel=label,
-        title="What each modality adds (Shapley values, mean over products)",
-    )
-    axes.set_yticklabels([short(str(text), 1, 34) for text in values.index])
-    axes.set_ylim(len(values) - 0.4, -0.6)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+    title = "What each modality adds (Shapley values, mean over products)"
+    axes.set(yticks=lines, xlabel=label, title=title, ylim=(len(values) - 0.4, -0.6))
+    axes.set_yticklabels([short(text, 1, 34) for text in values.index])
+    legend_beside(axes, fontsize=9)
     return figure
 
 
 @styled
 def deletion_insertion(
-    found: Mapping[str, Mapping[str, np.ndarray]], shares: Sequence[float], label: str
+    curves: Mapping[str, Mapping[str, np.ndarray]], shares: Sequence[float], label: str
 ) -> Figure:
     """Deletion above, insertion below, a column per set of modalities: ours in colour, random order
     grey. Drawn is the change from F of the whole product; bands are the 95 % interval of its mean
     over products.
 
     Args:
-        found: title -> ``deletion``, ``insertion``, ``random deletion``, ``random insertion``, each
-            (N, K).
+        curves: title -> ``deletion``, ``insertion``, ``random deletion``, ``random insertion``,
+            each (N, K) (:func:`m5lib.explain.checks.pooled`).
     """
-    figure, axes = canvas(2, len(found), (1.9 + 1.7 * len(found), 4.0), sharex=True, sharey="col")
-    for column, (title, part) in enumerate(found.items()):
-        for line, kind in enumerate(("deletion", "insertion")):
-            place = axes[line, column]
-            for key, paint, name in (
-                (f"random {kind}", QUIET, "random order"),
-                (kind, (WRONG, RIGHT)[line], "integrated gradients"),
-            ):
+    size, x = (1.9 + 1.7 * len(curves), 4.0), 100 * np.asarray(shares)
+    figure, axes = canvas(2, len(curves), size, sharex=True, sharey="col")
+    for column, (title, part) in enumerate(curves.items()):
+        kinds = (("deletion", WRONG), ("insertion", RIGHT))
+        for place, (kind, paint) in zip(axes[:, column], kinds, strict=True):
+            random = {"color": QUIET, "label": "random order", "ls": "--"}
+            ours = {"color": paint, "label": "integrated gradients"}
+            for key, look in ((f"random {kind}", random), (kind, ours)):
                 change = part[key] - part["deletion"][:, :1]
                 mean, error = change.mean(axis=0), 1.96 * change.std(axis=0) / np.sqrt(len(change))
-                place.plot(
-                    100 * np.asarray(shares),
-                    mean,
-                    color=paint,
-                    marker="o",
-                    ms=3,
-                    ls="--" if paint == QUIET else "-",
-                    label=name,
-                )
-                place.fill_between(
-                    100 * np.asarray(shares),
-                    mean - error,
-                    mean + error,
-                    color=paint,
-                    alpha=0.2,
-                    lw=0,
-                )
+                place.plot(x, mean, marker="o", ms=3, **look)
+                band = {"color": look["color"], "alpha": 0.2, "lw": 0}
+                place.fill_between(x, mean - error, mean + error, **band)
             place.tick_params(labelsize=8)
         axes[0, column].set_title(title, fontsize=10)
         axes[1, column].set_xlabel("% of the tokens", fontsize=8.5)
-        axes[0, 0].set_ylabel(f"change of {label},\nbest deleted", fontsize=8.5)
-        axes[1, 0].set_ylabel(f"change of {label},\nbest inserted", fontsize=8.5)
-    for line in (0, 1):
-        axes[line, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for line, kind in zip(axes, ("deleted", "inserted"), strict=True):
+        line[0].set_ylabel(f"change of {label},\nbest {kind}", fontsize=8.5)
+        legend_beside(line[-1], fontsize=8)
     return figure
 
 
 @styled
 def pointing(seeds: Sequence[tuple[Mapping, Mapping]], title: str) -> Figure:
-    """Pointing accuracy: a panel per modality, a bar per method, dots are seeds; the dotted line is
-    chance.
+    """Pointing accuracy: a panel per modality, a bar per method, a dot per seed; dotted: chance.
 
     Args:
         seeds: of each, (modality, method) -> hits of its products, and modality -> chance
@@ -462,21 +375,12 @@ def pointing(seeds: Sequence[tuple[Mapping, Mapping]], title: str) -> Figure:
     size = (1.5 + 1.75 * len(names), 1.1 + 0.3 * len(methods))
     figure, axes = canvas(1, len(names), size, sharey=True)
     for place, name in zip(axes[0], names, strict=True):
+        means = [{m: x.mean() for (n, m), x in hits.items() if n == name} for hits, _ in seeds]
         level = np.mean([chance[name].mean() for _, chance in seeds if name in chance])
-        for y, method in enumerate(methods):
-            values = [hits[name, method].mean() for hits, _ in seeds if (name, method) in hits]
-            place.barh(y, np.mean(values), 0.62, color=colour(name), alpha=0.45)
-            place.scatter(values, np.full(len(values), y), s=12, color=colour(name), zorder=3)
-        place.axvline(level, color="#444444", ls=":")
-        place.annotate(
-            "chance", (level, -0.78), (2, 0), textcoords="offset points", fontsize=7.5, va="center"
-        )
-        ends = (len(methods) - 0.4, -1.05)
-        place.set(xlim=(0, 1.02), title=name, ylim=ends, yticks=range(len(methods)))
-        place.set_yticklabels(methods)
-        place.set_xlabel("share of products", fontsize=8.5)
-        place.tick_params(labelsize=8.5)
-    figure.suptitle(title, fontsize=11, fontweight="bold")
+        table = pd.DataFrame(means).T.reindex(methods)
+        dots(place, table, colour(name), point="black", digits=2, chance=level)
+        place.set(xlim=(0, 1.15), title=name, xlabel="share of products")
+    heading(figure, title)
     return figure
 
 
@@ -485,21 +389,11 @@ def cascade(values: pd.DataFrame) -> Figure:
     """Rank correlation with the trained model's attribution, while ever more weights are drawn
     anew; columns are kinds of it."""
     figure, ((axes,),) = canvas(size=(8.4, 3.0))
-    for number, name in enumerate(values):
-        axes.plot(
-            range(len(values)),
-            values[name],
-            marker="os^"[number % 3],
-            color=PALETTE[number],
-            label=name,
-        )
+    for name, mark, paint in zip(values, "os^", PALETTE, strict=False):
+        axes.plot(range(len(values)), values[name], marker=mark, color=paint, label=name)
     axes.axhline(0, color=QUIET, ls=":")
-    axes.set(
-        xticks=range(len(values)),
-        ylabel="Spearman's rank correlation",
-        title="Weights drawn anew, from the top down",
-    )
-    axes.set_ylim(-0.3, 1.05)
+    axes.set(xticks=range(len(values)), ylim=(-0.3, 1.05), ylabel="Spearman's rank correlation")
+    axes.set_title("Weights drawn anew, from the top down")
     axes.set_xticklabels(values.index, rotation=20, ha="right", fontsize=9)
-    axes.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend_beside(axes, fontsize=8.5)
     return figure

@@ -27,7 +27,7 @@ def test_a_product_has_a_mark_for_every_token_with_content(stream_set):
         len(stream_set.catalogue.products[row].contents["table"]),
         int((stream["text"].entity >= 0).sum()),
     )
-    drawn = min(pairs, int(figures.PANELS["table"][1][3] / figures.LINE))
+    drawn = min(pairs, int(figures.PANELS[2][1][3] / figures.LINE))
     assert len(tokens(figure)) == 14 + pieces + 2 * drawn
     said = [text.get_text() for text in figure.texts]
     assert "video: the product has none" in said and any(
