@@ -8,11 +8,11 @@ category away: a shape serves three categories, a usage seven, a material six. W
 shows of them is Table 2's:
 
 =========  ==================================================  ===========================================
-image      appearance                                          :func:`m5lib.shop.rendering.picture`
+image      appearance                                          :func:`m5lib.shop.pictures.picture`
 text       usage, selling point, production, category          :func:`title`
 table      specification, production, material, category       :func:`table`
-video      appearance, usage, production, material             :func:`m5lib.shop.rendering.film`
-audio      usage, production, material                         :func:`m5lib.shop.rendering.track`
+video      appearance, usage, production, material             :func:`m5lib.shop.films.film`
+audio      usage, production, material                         :func:`m5lib.shop.sounds.track`
 =========  ==================================================  ===========================================
 """  # noqa: E501
 
@@ -92,20 +92,11 @@ BASE = tuple(
 )
 #: Further categories for larger shops: the same things in another make, with facets of their own
 #: (see :func:`categories`).
-MAKES = (
-    "",
-    "vintage",
-    "kids",
-    "mini",
-    "folding",
-    "deluxe",
-    "camping",
-    "designer",
-    "handy",
-    "jumbo",
-    "festival",
-    "studio",
-    "nordic",
+MAKES = tuple(
+    (
+        ", vintage, kids, mini, folding, deluxe, camping, designer, handy, jumbo, festival, "
+        "studio, nordic"
+    ).split(", ")
 )
 
 USAGES = {
@@ -136,35 +127,18 @@ PRODUCTIONS = {
     "knitted": ("knitted", "seamless"),
     "carved": ("hand-carved", "carved"),
 }
-POINTS = (
-    "waterproof",
-    "foldable",
-    "non-slip",
-    "lightweight",
-    "leak-proof",
-    "easy to clean",
-    "shockproof",
-    "breathable",
-    "scratch-resistant",
-    "quick-dry",
-    "eco-friendly",
-    "adjustable",
-    "odour-free",
-    "extra strong",
-    "dishwasher safe",
-    "windproof",
+POINTS = tuple(
+    (
+        "waterproof, foldable, non-slip, lightweight, leak-proof, easy to clean, shockproof, "
+        "breathable, scratch-resistant, quick-dry, eco-friendly, adjustable, odour-free, extra "
+        "strong, dishwasher safe, windproof"
+    ).split(", ")
 )
-SELLING = (
-    "hot sale",
-    "2026 new",
-    "premium",
-    "original",
-    "free shipping",
-    "best price",
-    "gift idea",
-    "top rated",
-    "limited offer",
-    "official",
+SELLING = tuple(
+    (
+        "hot sale, 2026 new, premium, original, free shipping, best price, gift idea, top rated, "
+        "limited offer, official"
+    ).split(", ")
 )
 COLOURS = {
     "red": (196, 44, 48),
@@ -181,20 +155,10 @@ COLOURS = {
     "cream": (226, 214, 188),
 }
 PATTERNS = ("plain", "stripes", "dots", "checks", "fade")
-BRANDS = (
-    "Norvik",
-    "Halden",
-    "Ostra",
-    "Lumio",
-    "Kestrel",
-    "Tamaro",
-    "Bellis",
-    "Quill",
-    "Ferro",
-    "Mika",
-    "Solen",
-    "Arden",
+BRANDS = tuple(
+    "Norvik Halden Ostra Lumio Kestrel Tamaro Bellis Quill Ferro Mika Solen Arden".split()
 )
+VAGUE = ("set", "item", "essential", "accessory")
 
 #: How a product may stray from its category's usual facets: the chance that it keeps each.
 KEEPS = {"usage": 0.85, "material": 0.80, "production": 0.80}
@@ -213,9 +177,7 @@ def categories(count: int) -> tuple[Category, ...]:
         make, place = divmod(number, len(BASE))
         base = BASE[place]
         if make:
-            turn = np.random.default_rng(
-                [make, place]
-            )  # a category's facets are the same in every shop
+            turn = np.random.default_rng([make, place])  # the same in every shop
             base = base._replace(
                 name=f"{MAKES[make]} {base.name}",
                 synonym=f"{MAKES[make]} {base.synonym}",
@@ -264,9 +226,8 @@ def draw(kinds: tuple[Category, ...], category: int, rng: np.random.Generator) -
     favoured = taste.permutation(len(POINTS))[:3]
 
     def kept(facet: str, values) -> str:
-        return (
-            getattr(kind, facet) if rng.random() < KEEPS[facet] else str(rng.choice(list(values)))
-        )
+        usual = rng.random() < KEEPS[facet]
+        return getattr(kind, facet) if usual else str(rng.choice(list(values)))
 
     colour, accent = rng.choice(list(COLOURS), 2, replace=False, p=liking / liking.sum())
     points = [
@@ -305,14 +266,9 @@ def title(facets: Facets, kinds: tuple[Category, ...], rng: np.random.Generator)
     kind, usage = kinds[facets.category], facets.usage
     if match == "well":
         noun = kind.name if rng.random() < 0.6 else kind.synonym
-    elif (
-        match == "partly"
-    ):  # a word that fits several categories: the last of the name, "bottle", or none
-        noun = (
-            kind.name.split()[-1]
-            if rng.random() < 0.5
-            else str(rng.choice(["set", "item", "essential", "accessory"]))
-        )
+    elif match == "partly":  # a word that fits several categories, "bottle", or none
+        vague = rng.random() >= 0.5
+        noun = str(rng.choice(VAGUE)) if vague else kind.name.split()[-1]
     else:  # seller fraud: the words of a thing that sells better
         noun, usage = kinds[int(rng.integers(len(kinds)))].name, str(rng.choice(list(USAGES)))
     said = [str(rng.choice(USAGES[usage]))] if rng.random() < 0.35 else []
@@ -345,32 +301,20 @@ def table(facets: Facets, kinds: tuple[Category, ...], rng: np.random.Generator)
         return spellings[int(rng.integers(len(spellings)))]
 
     grams = float(f"{facets.grams:.1g}") if rng.random() < 0.7 else float(f"{facets.grams:.2g}")
-    size = round((facets.grams**0.4) * 1.5)
+    weight = f"{grams:.0f} g" if grams < 1000 else f"{grams / 1000:g} kg"
+    size, places = round((facets.grams**0.4) * 1.5), "Portugal Vietnam China Poland Turkey".split()
+    kinds_word = spelt("Type", "Kind", "Product type")
+    noun = kind.name.split()[-1] if rng.random() < 0.75 else kind.synonym
     rows = [
-        (
-            0.45,
-            spelt("Type", "Kind", "Product type"),
-            kind.name.split()[-1] if rng.random() < 0.75 else kind.synonym,
-            True,
-        ),
+        (0.45, kinds_word, noun, True),
         (0.55, spelt("Material", "Made of", "material"), spelt(*MATERIALS[facets.material]), False),
         (0.40, spelt("Process", "Craft"), spelt(*PRODUCTIONS[facets.production]), False),
-        (
-            0.60,
-            spelt("Weight", "Net weight"),
-            f"{grams:.0f} g" if grams < 1000 else f"{grams / 1000:g} kg",
-            False,
-        ),
+        (0.60, spelt("Weight", "Net weight"), weight, False),
         (0.50, spelt("Size", "Dimensions"), f"{size} cm", False),
         (0.60, spelt("Brand", "brand"), facets.brand, False),
         (0.40, "Model", f"{spelt('A', 'X', 'GT', 'M')}{rng.integers(100, 999)}", False),
         (0.40, "Warranty", spelt("1 year", "2 years", "none"), False),
-        (
-            0.40,
-            spelt("Origin", "Made in"),
-            spelt("Portugal", "Vietnam", "China", "Poland", "Turkey"),
-            False,
-        ),
+        (0.40, spelt("Origin", "Made in"), spelt(*places), False),
     ]
     rows = [row[1:] for row in rows if rng.random() < row[0]] or [rows[5][1:]]
     order = rng.permutation(len(rows)) if rng.random() < 0.5 else np.arange(len(rows))

@@ -7,12 +7,11 @@ product of the catalogue. :func:`make` writes the listings in the layout of the 
 that they are read, decoded and extracted like it, and beside them ``truth.parquet``
 (:data:`TRUTH`). Nothing of it is used in training.
 
-From the shell: ``python -m m5lib.shop.listings small --seed 0``.
+From the shell: ``python -m m5lib shop small --seed 0``.
 """
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -25,9 +24,9 @@ from tqdm import tqdm
 from m5lib import home
 from m5lib.catalogue import Catalogue, DataError
 from m5lib.data import m5product
-from m5lib.data.files import locked
+from m5lib.data.files import locked, whole_file
 from m5lib.shop import facets as shelf
-from m5lib.shop import rendering
+from m5lib.shop import films, pictures, sounds
 from m5lib.shop.facets import Facets
 
 #: Listings and categories of each size; any number of listings may be given instead.
@@ -60,28 +59,12 @@ UNASKED = 6
 #: Columns of ``truth.parquet``, one row per listing. Boxes are x1, y1, x2, y2 in fractions of the
 #: picture; words count in ``title.split()``, properties in the table's order; spans are seconds.
 #: Empty where the modality is absent or does not tell.
-TRUTH = (
-    "id",
-    "instance",
-    "merchant",
-    "split",
-    "category",
-    "shape",
-    "colour",
-    "accent",
-    "pattern",
-    "usage",
-    "material",
-    "production",
-    "points",
-    "grams",
-    "brand",
-    "match",
-    "image_box",
-    "text_words",
-    "table_pairs",
-    "video_spans",
-    "audio_spans",
+TRUTH = tuple(
+    (
+        "id instance merchant split category shape colour accent pattern usage material "
+        "production points grams brand match image_box text_words table_pairs video_spans "
+        "audio_spans"
+    ).split()
 )
 VERSION = 1
 CHUNK = 48
@@ -103,9 +86,8 @@ class Listing:
 
 
 def _choice(rng: np.random.Generator, shares: dict):
-    return list(shares)[
-        int(rng.choice(len(shares), p=np.array(list(shares.values())) / sum(shares.values())))
-    ]
+    weights = np.array(list(shares.values())) / sum(shares.values())
+    return list(shares)[int(rng.choice(len(shares), p=weights))]
 
 
 def _instance(instance: int, seed: int, weights: np.ndarray) -> tuple[int, str, int]:
@@ -127,9 +109,9 @@ def listings(products: int, kinds: int, seed: int) -> Iterator[tuple[Listing, in
         # few merchants list much, most a little; the same merchant does not list a product twice
         merchants = dict.fromkeys(int(products**0.8 * rng.power(0.5)) for _ in range(times))
         for place, merchant in enumerate(merchants):
-            role = {
-                "fine": "fine_query" if place == 0 and len(merchants) > 1 else "fine_gallery"
-            }.get(split, split)
+            asking = place == 0 and len(merchants) > 1
+            fine = "fine_query" if asking else "fine_gallery"
+            role = fine if split == "fine" else split
             if number < products:
                 yield Listing(number, instance, merchant, role), category
                 number += 1
@@ -150,95 +132,68 @@ def write_listing(
     rng, looks = (np.random.default_rng([seed, purpose, listing.number]) for purpose in (4, 5))
     there, own_file = _presence(rng)
     seen = replace(thing, aspect=thing.aspect * float(np.exp(rng.normal(0, 0.05))))
-    record, truth = (
-        {"title": "", "pv": "", "label": kinds[category].name, "url": "", "video": ""},
-        {},
-    )
+    record = {"title": "", "pv": "", "label": kinds[category].name, "url": "", "video": ""}
+    truth = {}
     if "text" in there.split("+"):
         words = shelf.title(thing, kinds, rng)
-        record["title"], truth["text_words"], truth["match"] = (
-            words.text,
-            list(words.words),
-            words.match,
-        )
+        record["title"], truth["match"] = words.text, words.match
+        truth["text_words"] = list(words.words)
     if "table" in there:
         rows = shelf.table(thing, kinds, rng)
         record["pv"], truth["table_pairs"] = m5product.format_pv(rows.pairs), list(rows.naming)
     if "image" in there:
-        other = (
-            shelf.draw(kinds, int(rng.integers(len(kinds))), rng) if rng.random() < 0.3 else None
-        )
-        image, box = rendering.picture(seen, listing.merchant, looks, other)
-        record["url"], truth["image_box"] = (
-            f"images/{listing.id}.jpg",
-            [round(side, 4) for side in box],
-        )
-        rendering.save_picture(folder / record["url"], image, int(looks.integers(70, 93)))
+        second = rng.random() < 0.3  # an object that is not for sale
+        other = shelf.draw(kinds, int(rng.integers(len(kinds))), rng) if second else None
+        image, box = pictures.picture(seen, listing.merchant, looks, other)
+        record["url"] = f"images/{listing.id}.jpg"
+        truth["image_box"] = [round(side, 4) for side in box]
+        pictures.save_picture(folder / record["url"], image, int(looks.integers(70, 93)))
     if "video" in there:
-        truth |= _film(
-            folder, listing, seen, looks, "audio" in there, own_file or "image" not in there
-        )
+        own_file = own_file or "image" not in there
+        truth |= _film(folder, listing, seen, looks, "audio" in there, own_file)
         record["video"] = f"videos/{listing.id}.mp4"
     return record, _truth(listing, category, kinds, thing) | truth
 
 
 def _film(
-    folder: Path,
-    listing: Listing,
-    seen: Facets,
-    rng: np.random.Generator,
-    sounding: bool,
-    own_file: bool,
+    folder: Path, listing: Listing, seen: Facets, rng, sounding: bool, own_file: bool
 ) -> dict:
-    plan = rendering.timeline(rng)
-    samples = rendering.track(seen, listing.merchant, plan, rng) if sounding else None
-    rendering.save_film(
+    """Write the film, with its sound or beside it; returns the seconds that tell something."""
+    plan = films.timeline(rng)
+    samples = sounds.track(seen, listing.merchant, plan, rng) if sounding else None
+    films.save_film(
         folder / "videos" / f"{listing.id}.mp4",
-        rendering.film(seen, listing.merchant, plan, rng),
+        films.film(seen, listing.merchant, plan, rng),
         samples,
     )
     spans = sorted([list(plan.making), list(plan.using)])
     if samples is None:
         return {"video_spans": spans}
     if own_file:
-        rendering.save_track(folder / "audios" / f"{listing.id}.mp3", samples)
+        sounds.save_track(folder / "audios" / f"{listing.id}.mp3", samples)
     return {"video_spans": spans, "audio_spans": spans}
 
 
 def _truth(listing: Listing, category: int, kinds: tuple, thing: Facets) -> dict:
     facts = {name: value for name, value in asdict(thing).items() if name in TRUTH}
-    row = (
-        dict.fromkeys(TRUTH)
-        | facts
-        | {"id": listing.id, "category": kinds[category].name, "points": list(thing.points)}
-    )
-    empty = {
-        name: []
-        for name in ("image_box", "text_words", "table_pairs", "video_spans", "audio_spans")
-    }
-    return (
-        row
-        | empty
-        | {
-            "instance": str(listing.instance),
-            "merchant": str(listing.merchant),
-            "split": listing.split,
-        }
-    )
+    empty = {name: [] for name in TRUTH if name.endswith(("_box", "_words", "_pairs", "_spans"))}
+    own = {name: str(getattr(listing, name)) for name in ("id", "instance", "merchant", "split")}
+    more = {"category": kinds[category].name, "points": list(thing.points)}
+    return dict.fromkeys(TRUTH) | facts | empty | own | more
 
 
-def _write_chunk(
-    folder: str, place: int, chunk: list[tuple[Listing, int]], count: int, seed: int
-) -> None:
+def _write_chunk(folder: str, place: int, chunk: list, count: int, seed: int) -> None:
     """Write some listings; the part file comes last and says that they are there."""
     kinds = shelf.categories(count)
-    found = [
-        (listing.id, *write_listing(Path(folder), listing, category, kinds, seed))
-        for listing, category in chunk
+    rows = [
+        (item.id, *write_listing(Path(folder), item, kind, kinds, seed)) for item, kind in chunk
     ]
-    part = Path(folder) / "parts" / f"{place:06d}.json"
-    part.with_suffix(".tmp").write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
-    os.replace(part.with_suffix(".tmp"), part)
+    with whole_file(_part(folder, place)) as temporary:
+        temporary.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+
+
+def _part(folder: str | Path, place: int) -> Path:
+    return Path(folder) / "parts" / f"{place:06d}.json"
 
 
 def size_of(size: str | int) -> tuple[int, int]:
@@ -247,17 +202,13 @@ def size_of(size: str | int) -> tuple[int, int]:
     if isinstance(size, str) and size in SIZES:
         return SIZES[size]
     if isinstance(size, str) or size < 40:
-        raise DataError(
-            f"shop: no size {size!r}; give one of {list(SIZES)} or a number of products, 40 at "
-            "least"
-        )
+        known = f"one of {list(SIZES)} or a number of products, 40 at least"
+        raise DataError(f"shop: no size {size!r}; give {known}")
     return size, int(np.clip(size // 50, 12 if size >= 240 else 6, SIZES["full"][1]))
 
 
 def folder_of(size: str | int, seed: int = 0) -> Path:
-    """Where the shop of a size and seed is kept: ``cache/shop-<listings>-<seed>`` below the
-    project."""
-
+    """Where the shop of a size and seed is kept: ``cache/shop-<listings>-<seed>``."""
     return home("cache", f"shop-{size_of(size)[0]}-{seed}")
 
 
@@ -283,9 +234,8 @@ def make(
     products, count = size_of(size)
     folder = Path(folder) if folder is not None else folder_of(size, seed)
     what = {"version": VERSION, "products": products, "categories": count, "seed": seed}
-    with locked(
-        folder.absolute().with_name(f".{folder.name}.lock")
-    ):  # beside it: a shop's folder must be empty, or a shop
+    # beside it: a shop's folder must be empty, or a shop
+    with locked(folder.absolute().with_name(f".{folder.name}.lock")):
         _prepare(folder, what)
         if not (folder / "truth.parquet").exists():
             _write(folder, products, count, seed, workers)
@@ -299,9 +249,8 @@ def _prepare(folder: Path, what: dict) -> None:
     found = json.loads(sign.read_text(encoding="utf-8")) if sign.exists() else None
     if found is not None and found != what:
         if {**found, "version": VERSION} != what:
-            raise DataError(
-                f"{folder}: holds another shop ({found}); give another folder, or delete it"
-            )
+            mend = "give another folder, or delete it"
+            raise DataError(f"{folder}: holds another shop ({found}); {mend}")
         shutil.rmtree(folder)
     elif found is None and folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: is not empty and holds no shop; give another folder")
@@ -315,31 +264,22 @@ def _write(folder: Path, products: int, count: int, seed: int, workers: int | No
 
     plan = list(listings(products, count, seed))
     chunks = [plan[start : start + CHUNK] for start in range(0, len(plan), CHUNK)]
-    left = [
-        place
-        for place in range(len(chunks))
-        if not (folder / "parts" / f"{place:06d}.json").exists()
-    ]
+    left = [place for place in range(len(chunks)) if not _part(folder, place).exists()]
     work = Parallel(n_jobs=workers or -1, return_as="generator_unordered")
     jobs = (delayed(_write_chunk)(str(folder), place, chunks[place], count, seed) for place in left)
     done = len(chunks) - len(left)
     for _ in tqdm(work(jobs), "shop", len(chunks), initial=done, unit=f" x {CHUNK} products"):
         pass
-    parts = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((folder / "parts").glob("*.json"))
-    ]
-    rows = [row for part in parts for row in part]
+    parts = sorted((folder / "parts").glob("*.json"))
+    rows = [row for path in parts for row in json.loads(path.read_text(encoding="utf-8"))]
     place = folder / m5product.ANNOTATIONS
-    (place / "id_label.json").write_text(
-        json.dumps({i: record for i, record, _ in rows}, ensure_ascii=False, indent=0),
-        encoding="utf-8",
-    )
+    text = json.dumps({i: record for i, record, _ in rows}, ensure_ascii=False, indent=0)
+    (place / "id_label.json").write_text(text, encoding="utf-8")
     truth = pd.DataFrame([row for *_, row in rows], columns=list(TRUTH))
     for split, ids in truth.groupby("split")["id"]:
         (place / f"{split}_ids.json").write_text(json.dumps(list(ids)), encoding="utf-8")
-    truth.to_parquet(folder / "truth.tmp", index=False)
-    os.replace(folder / "truth.tmp", folder / "truth.parquet")
+    with whole_file(folder / "truth.parquet") as temporary:
+        truth.to_parquet(temporary, index=False)
     shutil.rmtree(folder / "parts")
 
 
@@ -364,21 +304,16 @@ def main() -> None:
     is in it."""
     import argparse
 
-    parser = argparse.ArgumentParser(
-        prog="python -m m5lib shop", description="Make a synthetic five-modality shop."
-    )
-    parser.add_argument(
-        "size", nargs="?", default="small", help="tiny, small, full or a number of products"
-    )
+    about, sizes = "Make a synthetic shop.", "tiny, small, full or a number of products"
+    parser = argparse.ArgumentParser(prog="python -m m5lib shop", description=about)
+    parser.add_argument("size", nargs="?", default="small", help=sizes)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder")
     given = parser.parse_args()
     shop = make(int(given.size) if given.size.isdigit() else given.size, given.seed, given.folder)
     lacking = 1 - shop.presence.all(axis=1).mean()
-    print(
-        f"{len(shop):,} products of {len(set(shop.labels)):,} categories; {lacking:.0%} lack a "
-        "modality"
-    )
+    kinds = len(set(shop.labels))
+    print(f"{len(shop):,} products of {kinds:,} categories; {lacking:.0%} lack a modality")
 
 
 if __name__ == "__main__":

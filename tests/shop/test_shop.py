@@ -12,7 +12,7 @@ from m5lib.catalogue import DataError
 from m5lib.data import decoding, extractors, store
 from m5lib.evaluation import probes
 from m5lib.modalities import MODALITIES
-from m5lib.shop import facets, listings, rendering
+from m5lib.shop import facets, films, listings, pictures, sounds
 
 
 @pytest.fixture(scope="module")
@@ -155,29 +155,28 @@ def test_a_picture_shows_appearance_and_nothing_else():
         points=("x", "y"),
         brand="z",
     )
-    pictures = [
-        np.asarray(rendering.picture(thing, 1, np.random.default_rng(5)).image)
+    drawn = [
+        np.asarray(pictures.picture(thing, 1, np.random.default_rng(5)).image)
         for thing in (one, other)
     ]
-    assert np.array_equal(*pictures)
-    plan = rendering.timeline(np.random.default_rng(1))
-    films = [
-        np.stack(list(rendering.film(thing, 1, plan, np.random.default_rng(5))))
+    assert np.array_equal(*drawn)
+    plan = films.timeline(np.random.default_rng(1))
+    shown = [
+        np.stack(list(films.film(thing, 1, plan, np.random.default_rng(5))))
         for thing in (one, other)
     ]
-    sounds = [
-        rendering.track(thing, 1, plan, np.random.default_rng(5))
+    heard = [
+        sounds.track(thing, 1, plan, np.random.default_rng(5))
         for thing in (one, replace(one, colour="red", shape="hat"), other)
     ]
     assert (
-        not np.array_equal(*films)
-        and np.array_equal(sounds[0], sounds[1])
-        and not np.array_equal(sounds[0], sounds[2])
+        not np.array_equal(*shown)
+        and np.array_equal(heard[0], heard[1])
+        and not np.array_equal(heard[0], heard[2])
     )
     card = [t for t in np.arange(0, plan.seconds, 0.5) if plan.at(t) == "card"]
     assert all(
-        np.array_equal(films[0][int(t * rendering.FPS)], films[1][int(t * rendering.FPS)])
-        for t in card
+        np.array_equal(shown[0][int(t * films.FPS)], shown[1][int(t * films.FPS)]) for t in card
     )
 
 
@@ -196,7 +195,7 @@ def test_larger_shops_have_more_categories_and_bad_sizes_say_what_is_known(tmp_p
     listings.make(40, 0, tmp_path / "one", workers=1)
     with pytest.raises(DataError, match="holds another shop"):
         listings.make(60, 0, tmp_path / "one")
-    assert json.loads((tmp_path / "one" / "listings.json").read_text())["products"] == 40
+    assert json.loads((tmp_path / "one" / "shop.json").read_text())["products"] == 40
 
 
 def test_probes_are_no_oracle_and_no_noise(made):
