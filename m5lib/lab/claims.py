@@ -311,10 +311,11 @@ def counted(path: Path) -> str:
     order = sorted(counts.index, key=lambda key: (key[0], *map(int, re.findall(r"\d+", key[1]))))
     text = markdown(counts.reindex(order, columns=VERDICTS, fill_value=0))
     lines = ["Contradicted, in per cent with 95 % intervals:", ""]
+    metric = load().set_index("id")["metric"]
     for row in claims.query("verdict == 'contradicted'").itertuples():
         paper = f" (paper {row.published_difference})" if row.published_difference != "" else ""
         ours, low, high = (f"{100 * value:+.1f}" for value in (row.difference, row.low, row.high))
-        sides = f"{row.metric}: {row.better} over {row.worse}{paper}"
+        sides = f"{metric[row.id]}: {row.better} over {row.worse}{paper}"
         lines.append(f"- {row.data}, {row.source}, {sides}: ours {ours} [{low}, {high}]")
     return "\n".join([text, "", *(lines if lines[2:] else ["None is contradicted."])])
 

@@ -47,7 +47,7 @@ def number(name: str, state: str = "finetuned") -> dict[str, str]:
         "accuracy": ("finetuned", HIDDEN, "classification", name, "fine-tuned head"),
         "NMI": ("finetuned", HIDDEN, "clustering", name),  # the convention names k: any
         "purity": ("finetuned", HIDDEN, "clustering", name),
-        "mean cosine": ("pretrained", PAPER, *SIMILARITY),
+        "cosine less other products'": ("pretrained", PAPER, *SIMILARITY),
         "silhouette of the map": (
             *("pretrained", PAPER, "separation by category", "silhouette", "t-SNE"),
         ),
