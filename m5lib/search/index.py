@@ -21,7 +21,6 @@ validation products with labels, and the search takes the best; without labels i
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -39,6 +38,7 @@ from m5lib import figures
 from m5lib.catalogue import Catalogue, DataError, MediaFile, Product
 from m5lib.data import store
 from m5lib.data.backbones import agreed, choose
+from m5lib.data.files import whole_file
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings, read_out
 from m5lib.evaluation import evaluate
 from m5lib.lab import recording, runs
@@ -88,22 +88,23 @@ def build(
     trained = intake.load_model(model) if model else None
     made = agreed(trained.extractors, extractors) if trained else choose(extractors)
     catalogue, features = runs.load(data, size, seed, made)
+    count = len(catalogue.split("train"))
     if trained:
         streams = Streams(catalogue, features, trained.tokenizer, spec=trained.spec)
         folder = Path(model).resolve()
+    elif count < FEWEST:
+        raise DataError(
+            f"{catalogue.name}: {count} products to train on, at least {FEWEST} are needed; "
+            "give `model`, a run's folder"
+        )
     else:
-        if (count := len(catalogue.split("train"))) < FEWEST:
-            raise DataError(
-                f"{catalogue.name}: {count} products to train on, at least {FEWEST} are needed; "
-                "give `model`, a run's folder"
-            )
         streams = runs.streams_of(catalogue, features, size)
         run = runs.pretrained(runs.Job(profile, seed=seed, extractors=extractors), streams)
         trained, folder = run.model, run.folder
     vectors = embeddings(trained, streams, range(len(streams)), readouts=(DEFAULT, ACROSS))
     how = recording.provenance(profile, seed, time.monotonic() - begun, extractors)
     how |= {"model": str(folder.name), "fingerprint": catalogue.fingerprint}
-    how |= {"data": runs.data_name(catalogue, trained.extractors)}
+    how["data"] = runs.data_name(catalogue, trained.extractors)
     return Index(trained, streams, vectors, how, made)
 
 
@@ -149,8 +150,8 @@ class Index:
             columns[readout] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         path = Path(folder) / "embeddings.parquet"
         table = pa.table(columns).replace_schema_metadata({"m5lib": json.dumps(self.made)})
-        pq.write_table(table, temporary := path.with_suffix(".tmp"))
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            pq.write_table(table, temporary)
         return path
 
     # --- search
@@ -172,10 +173,8 @@ class Index:
             raise ValueError(f"the query is empty; give one or more of {', '.join(reads)}")
         tables = [content for content in contents.values() if isinstance(content, Mapping)]
         if unknown := [name for table in tables for name in table if name not in attributes]:
-            raise ValueError(
-                f"no product has an attribute {unknown}; the most frequent are "
-                f"{', '.join(attributes[:12])}"
-            )
+            some = ", ".join(attributes[:12])
+            raise ValueError(f"no product has an attribute {unknown}; the most frequent are {some}")
         return Product("query", {name: _content(name, c) for name, c in contents.items()})
 
     def search(self, top: int = 8, way: str = "", **contents: Any) -> Hits:
@@ -231,12 +230,10 @@ class Index:
         if names not in self._given:
             while len(self._given) > 2:  # 16,000 products, 256 wide, I+T+Tab: 100 MB each
                 self._given.pop(next(iter(self._given)))
-            if set(names) >= set(self.streams.modalities):
-                self._given[names] = self.vectors[DEFAULT]
-            else:
-                rows = range(len(self.streams))
+            given, rows = self.vectors, range(len(self.streams))
+            if not set(names) >= set(self.streams.modalities):
                 given = embeddings(self.model, self.streams, rows, names, [DEFAULT])
-                self._given[names] = given[DEFAULT]
+            self._given[names] = given[DEFAULT]
         return compared(self.vectors | {DEFAULT: self._given[names]}, way)
 
     def evidence(self, names: tuple[str, ...]) -> dict[str, float]:
@@ -253,9 +250,8 @@ class Index:
         for way in WAYS:
             given = (names, names if way == DEFAULT else self.streams.modalities)
             mine, gallery = compared(own, way), compared(answers, way)
-            numbers = evaluate.retrieval(
-                catalogue, mine, "validation", gallery=gallery, given=given
-            )
+            how = {"gallery": gallery, "given": given}
+            numbers = evaluate.retrieval(catalogue, mine, "validation", **how)
             by_name = {(n["metric"], n["convention"]): n["value"] for n in numbers}
             scores[way] = by_name["mAP@10", "min_k_r"]
         return scores
@@ -271,22 +267,21 @@ class Index:
     def table(self, hits: Hits) -> pd.DataFrame:
         """The hits: id, label, title, what the product has, cosine."""
         products = [self.catalogue.products[row] for row in hits.rows]
-        texts = [[c for c in p.contents.values() if isinstance(c, str)] for p in products]
-        columns = {
-            "id": [p.id for p in products],
-            "label": [p.label or "" for p in products],
-            "title": [found[0] if found else "" for found in texts],
-            "has": [codes(p.contents) for p in products],
-            "cosine": hits.cosines,
-        }
-        return pd.DataFrame(columns, index=pd.RangeIndex(1, len(products) + 1, name="hit"))
+        texts = [[*(c for c in p.contents.values() if isinstance(c, str)), ""] for p in products]
+        rows = [
+            (p.id, p.label or "", text[0], codes(p.contents), cosine)
+            for p, text, cosine in zip(products, texts, hits.cosines, strict=True)
+        ]
+        index = pd.RangeIndex(1, len(rows) + 1, name="hit")
+        return pd.DataFrame(rows, index, ["id", "label", "title", "has", "cosine"])
 
     def picture(self, *searches: Hits, title: str = "") -> Figure:
         """Queries and their hits, a line for each. With the query's category: blue frame, the same,
         orange frame, another; else grey."""
-        # spaces after the names: no two ids alike
-        names = [_name(hits.query) + " " * (n + 1) for n, hits in enumerate(searches)]
-        queries = [replace(h.query, id=name) for h, name in zip(searches, names, strict=True)]
+        queries = [  # spaces after the names: no two ids alike
+            replace(hits.query, id=_name(hits.query) + " " * n)
+            for n, hits in enumerate(searches, 1)
+        ]
         shown = replace(self.catalogue, products=(*self.catalogue.products, *queries))
         rows = np.full((len(searches), max(len(hits.rows) for hits in searches)), -1)
         for line, hits in zip(rows, searches, strict=True):

@@ -1,7 +1,6 @@
 """Products of your own on their way in: read, extracted, as streams for a model, and a report of
 what was read and what was not."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from m5lib.catalogue import SPLITS, Catalogue, DataError
-from m5lib.data.files import write_json
+from m5lib.data.files import whole_file, write_json
 from m5lib.lab import runs
 from m5lib.modalities import MODALITIES, codes
 from m5lib.model import Model
@@ -34,10 +33,8 @@ def load_model(folder: str | Path) -> Model:
         )
     model = Model.from_pretrained(folder).to(runs.best_device())
     if model.tokenizer is None:
-        raise DataError(
-            f"{folder}: no tokenizer lies beside the weights; set model.tokenizer and save the "
-            "model again"
-        )
+        mend = "set model.tokenizer and save the model again"
+        raise DataError(f"{folder}: no tokenizer lies beside the weights; {mend}")
     return model
 
 
@@ -143,11 +140,10 @@ class Report:
         """Write ``report.csv`` (products), ``rows.csv`` (what is no product) and ``report.json``
         (the counts); returns the paths."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tables = {"report.csv": self.products.reset_index(), "rows.csv": self.rows}
         for name, table in tables.items():
-            table.to_csv(temporary := folder / f"{name}.tmp", index=False, encoding="utf-8")
-            os.replace(temporary, folder / name)
+            with whole_file(folder / name) as temporary:
+                table.to_csv(temporary, index=False, encoding="utf-8")
         counts = {
             "products": len(self.catalogue),
             "left out": len(self.products) - len(self.catalogue),
