@@ -52,7 +52,7 @@ def main(steps: int = 60) -> None:
     streams, job = runs.streams_of(catalogue, features, size), runs.Job(profile="small")
     rows, training = (
         catalogue.split("train"),
-        job.training(runs.streams_of(catalogue, features, size)),
+        job.plan(runs.streams_of(catalogue, features, size)).training,
     )
     models = {wanted: runs.untrained(job, streams).train() for wanted in (False, True)}
     optimizers = {wanted: pretrain.optimiser(model, training) for wanted, model in models.items()}

@@ -376,7 +376,7 @@ def maps(
         for label, (job, streams) in several.items():
             state = grid[label].get("state", "pretrained")
             if state == "untrained":
-                run = runs.Run(runs.untrained(job, streams), job.folder(streams), [])
+                run = runs.Run(runs.untrained(job, streams), job.plan(streams).folder, [])
             else:
                 run = runs.pretrained(job, streams)
             models[label] = run, state, job, streams

@@ -59,40 +59,14 @@ class Profile:
         return self.few[1] if self.few and count < self.few[0] else self
 
 
-FEW = Profile(
-    "small",
-    128,
-    1,
-    4,
-    Training(batch_size=32, learning_rate=2e-3, steps=500),
-    Training(6, 32, 1e-3),
-    vocabulary=8000,
-)
+_SHORT, _PAPER = Training(4, 32, 3e-3), Training(5, 64, 1e-4)
+_FEW = Training(batch_size=32, learning_rate=2e-3, steps=500)
+FEW = Profile("small", 128, 1, 4, _FEW, Training(6, 32, 1e-3), vocabulary=8000)
+_SMALL = Training(5, 128, 1e-3), Training(3, 64, 1e-3)
 PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile(
-            "tiny",
-            32,
-            1,
-            2,
-            Training(4, 32, 3e-3),
-            Training(4, 32, 3e-3),
-            vocabulary=800,
-            products=400,
-        ),
-        Profile(
-            "small",
-            256,
-            1,
-            4,
-            Training(5, 128, 1e-3),
-            Training(3, 64, 1e-3),
-            vocabulary=8000,
-            few=(4000, FEW),
-        ),
-        Profile("full", 768, 6, 12, Training(5, 64, 1e-4), Training(5, 64, 1e-4), vocabulary=21128),
-    )
+    "tiny": Profile("tiny", 32, 1, 2, _SHORT, _SHORT, vocabulary=800, products=400),
+    "small": Profile("small", 256, 1, 4, *_SMALL, vocabulary=8000, few=(4000, FEW)),
+    "full": Profile("full", 768, 6, 12, _PAPER, _PAPER, vocabulary=21128),
 }
 
 
@@ -161,10 +135,9 @@ def streams_of(
 ) -> Streams:
     """Streams with the given modality codes (all, if empty) and a tokenizer by name or path
     (trained on the catalogue, if empty)."""
-    words = (
-        load_tokenizer(tokenizer) if tokenizer else train_tokenizer(catalogue, profile.vocabulary)
-    )
-    return Streams(catalogue, features, words, from_codes(modalities) if modalities else None)
+    trained = None if tokenizer else train_tokenizer(catalogue, profile.vocabulary)
+    names = from_codes(modalities) if modalities else None
+    return Streams(catalogue, features, trained or load_tokenizer(tokenizer), names)
 
 
 @dataclass(frozen=True)
@@ -176,9 +149,8 @@ class Job:
     ``bert`` is the name or path of a BERT to start titles from; ``changes`` are those of
     :func:`m5lib.spec.change`, such as ``(("objective.contrast", "siglip"),)``.
     ``learning_rate`` is the highest of pre-training (0: the profile's). ``products`` says which of
-    the training products pre-train: ``all``, or those that are ``complete``, with every modality of
-    the model (Table 10),
-    or ``none``: fine-tuning then starts from random weights.
+    the training products pre-train: ``all``; those that are ``complete``, with every modality of
+    the model (Table 10); or ``none``: fine-tuning then starts from random weights.
 
     Raises:
         ValueError: ``products`` is none of these, or the rate is negative.
@@ -199,68 +171,60 @@ class Job:
     def __post_init__(self):
         check_choices(self)
         if self.learning_rate < 0:
-            raise ValueError(
-                f"learning_rate {self.learning_rate} is below 0; 0 means the profile's"
-            )
+            rate = f"learning_rate {self.learning_rate} is below 0"
+            raise ValueError(f"{rate}; 0 means the profile's")
 
-    def rows(self, streams: Streams) -> np.ndarray:
-        """The products to pre-train on."""
-        rows = streams.catalogue.split("train")
-        if self.products == "complete":
-            rows = rows[
-                streams.catalogue.presence[list(streams.modalities)].to_numpy()[rows].all(axis=1)
-            ]
-        return rows[:0] if self.products == "none" else rows
-
-    def size(self, streams: Streams) -> Profile:
-        """The profile for these products."""
-        return profile_of(self.profile).for_products(len(streams.catalogue.split("train")))
-
-    def training(self, streams: Streams) -> Training:
-        """The profile's settings with this job's seed, epochs and rate. On a part of the products
-        as many steps as on all."""
-        training = replace(self.size(streams).training, seed=self.seed)
-        if self.epochs:
-            training = replace(training, epochs=self.epochs, steps=None)
-        if self.learning_rate:
-            training = replace(training, learning_rate=self.learning_rate)
-        if self.products == "complete":
-            return replace(
-                training, steps=training.total_steps(len(streams.catalogue.split("train")))
-            )
-        return training
-
-    def spec(self, streams: Streams) -> Spec:
-        """The model's row at the profile's size, with the changes, for these streams.
+    def plan(self, streams: Streams) -> "Plan":
+        """All that follows from the job for these streams.
 
         Raises:
             ValueError: an unknown model, field or value; the message lists the known ones.
         """
-        size = self.size(streams)
+        train = streams.catalogue.split("train")
+        size = profile_of(self.profile).for_products(len(train))
+        training = replace(size.training, seed=self.seed)
+        if self.epochs:
+            training = replace(training, epochs=self.epochs, steps=None)
+        if self.learning_rate:
+            training = replace(training, learning_rate=self.learning_rate)
+        rows = train[:0] if self.products == "none" else train
+        if self.products == "complete":  # as many steps as on all
+            training = replace(training, steps=training.total_steps(len(train)))
+            presence = streams.catalogue.presence[list(streams.modalities)].to_numpy()
+            rows = rows[presence[rows].all(axis=1)]
         own = dict(self.settings) | ({"bert": True} if self.bert and self.model == "scale" else {})
-        return change(
-            build(self.model, width=size.width, layers=size.layers, heads=size.heads, **own),
-            self.changes,
-        ).fit(streams)
-
-    def folder(self, streams: Streams) -> Path:
-        """``runs/<model>-<codes>-<hash>`` of this job on this data with this code."""
-        spec = self.spec(streams)
-        job = asdict(self) | {"extractors": None}  # by what they compute, wherever weights lie
-        what = {
-            "job": job,
-            "extractors": [
-                streams.settings.get(name) and computed(streams.settings[name])
-                for name in spec.modalities
-            ],
-            "training": asdict(self.training(streams)),
+        row = build(self.model, width=size.width, layers=size.layers, heads=size.heads, **own)
+        spec, made = change(row, self.changes).fit(streams), streams.settings
+        settled = {
+            "job": asdict(self) | {"extractors": None},  # by what they compute, see below
+            "extractors": [computed(made[name]) for name in spec.modalities if name in made],
+            "training": asdict(training),
             "spec": spec.to_dict(),
+            "data": streams.catalogue.fingerprint,
+            "code": code_version(),
         }
-        what |= {"data": streams.catalogue.fingerprint, "code": code_version()}
-        digest = hashlib.blake2b(
-            json.dumps(what, sort_keys=True).encode(), digest_size=5
-        ).hexdigest()
-        return home("runs", f"{self.model}-{codes(spec.modalities)}-{digest}")
+        text = json.dumps(settled, sort_keys=True).encode()
+        digest = hashlib.blake2b(text, digest_size=5).hexdigest()
+        folder = home("runs", f"{self.model}-{codes(spec.modalities)}-{digest}")
+        return Plan(spec, training, replace(size.tuning, seed=self.seed), rows, folder)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a job and its streams.
+
+    Attributes:
+        spec: the model's row at the profile's size, with the changes.
+        training, tuning: the profile's settings with the job's seed, epochs and rate.
+        rows: the products to pre-train on.
+        folder: ``runs/<model>-<codes>-<hash>`` of this job on this data with this code.
+    """
+
+    spec: Spec
+    training: Training
+    tuning: Training
+    rows: np.ndarray
+    folder: Path
 
 
 def data_name(catalogue: Catalogue, settings: Mapping[str, Mapping]) -> str:
@@ -291,15 +255,10 @@ class Run:
     def context(self, notebook: str, job: Job, catalogue: Catalogue) -> dict:
         """The columns that all result rows of a notebook share. ``data`` says the extractors, where
         they are not the plain ones."""
-        return {
-            "notebook": notebook,
-            "run": self.name,
-            "data": data_name(catalogue, self.model.extractors),
-            "profile": job.profile,
-            "seed": job.seed,
-            "model": job.model,
-            "modalities": codes(self.model.spec.modalities),
-        }
+        data = data_name(catalogue, self.model.extractors)
+        shared = {"notebook": notebook, "run": self.name, "data": data, "profile": job.profile}
+        read = codes(self.model.spec.modalities)
+        return shared | {"seed": job.seed, "model": job.model, "modalities": read}
 
 
 def vectors(
@@ -311,11 +270,15 @@ def vectors(
 ) -> dict[str, np.ndarray]:
     """Embeddings of the wanted rows by every read-out, as (N, D) arrays over the whole catalogue;
     other rows are NaN."""
-    found = {}
-    for readout, part in embeddings(model, streams, wanted, modalities, readouts).items():
-        found[readout] = np.full((len(streams), part.shape[1]), np.nan, dtype=np.float32)
-        found[readout][wanted] = part
-    return found
+    parts = embeddings(model, streams, wanted, modalities, readouts)
+    return {n: _spread(part, wanted, len(streams), np.nan) for n, part in parts.items()}
+
+
+def _spread(part: np.ndarray, rows: Rows, count: int, rest) -> np.ndarray:
+    """The rows of an array of ``count`` rows; what stands in the others is ``rest``."""
+    whole = np.full((count, part.shape[1]), rest, dtype=object if rest is None else np.float32)
+    whole[rows] = part
+    return whole
 
 
 def untrained(job: Job, streams: Streams) -> Model:
@@ -323,7 +286,7 @@ def untrained(job: Job, streams: Streams) -> Model:
     if job.extractors:
         agreed(streams.settings, job.extractors)
     torch.manual_seed(job.seed)
-    model = Model(job.spec(streams)).to(best_device())
+    model = Model(job.plan(streams).spec).to(best_device())
     if job.bert:
         start_from_bert(model, job.bert)
     model.tokenizer = streams.tokenizer
@@ -341,17 +304,21 @@ def glance(model: Model, streams: Streams) -> dict:
     """
     catalogue = streams.catalogue
     fit_whitening(model, streams, catalogue.split("train"))
-    asked, _ = catalogue.queries("validation")
-    found = {}
-    for readout, part in vectors(
-        model, streams, np.concatenate([asked, catalogue.split("gallery")])
-    ).items():
-        for number in retrieval(
-            catalogue, part, "validation"
-        ):  # none, where products have no labels
-            if (number["metric"], number["convention"]) == ("mAP@10", "min_k_r"):
-                found[readout] = number["value"]
-    return {"validation": found, "harmony": mean_harmony(model, streams, asked).tolist()}
+    asking, _ = catalogue.queries("validation")
+    rows = np.concatenate([asking, catalogue.split("gallery")])
+    measured = {}
+    for readout, matrix in vectors(model, streams, rows).items():
+        numbers = retrieval(catalogue, matrix, "validation")
+        if numbers:  # none, where products have no labels
+            measured[readout] = value(numbers, "mAP@10", "min_k_r")
+    return {"validation": measured, "harmony": mean_harmony(model, streams, asking).tolist()}
+
+
+def value(numbers: Iterable[dict], metric: str, convention: str) -> float:
+    """The value of one of the numbers that :mod:`m5lib.evaluation.evaluate` returns. Raises
+    ``StopIteration`` where it is not among them."""
+    wanted = (metric, convention)
+    return next(n["value"] for n in numbers if (n["metric"], n["convention"]) == wanted)
 
 
 def pretrained(job: Job, streams: Streams) -> Run:
@@ -360,42 +327,30 @@ def pretrained(job: Job, streams: Streams) -> Run:
 
     Two processes never train the same run: the second waits, then loads.
     """
-    folder = job.folder(streams)
-    with locked(folder / ".lock"):
-        if (folder / "model.safetensors").exists():
-            history = [
-                json.loads(text) for text in (folder / "history.jsonl").read_text().splitlines()
-            ]
-            return Run(Model.from_pretrained(folder).to(best_device()), folder, history)
+    plan = job.plan(streams)
+    weights, past = plan.folder / "model.safetensors", plan.folder / "history.jsonl"
+    with locked(plan.folder / ".lock"):
+        if weights.exists():
+            history = [json.loads(text) for text in past.read_text().splitlines()]
+            model = Model.from_pretrained(plan.folder).to(best_device())
+            return Run(model, plan.folder, history)
         model = untrained(job, streams)
-        training = job.training(streams)
-        write_json(
-            folder / "job.json",
-            {
-                "job": asdict(job),
-                "training": asdict(training),
-                "extractors": streams.settings,
-                "data": streams.catalogue.fingerprint,
-            },
-        )
+        known = {"job": asdict(job), "training": asdict(plan.training)}
+        known |= {"extractors": streams.settings, "data": streams.catalogue.fingerprint}
+        write_json(plan.folder / "job.json", known)
         history = []
         if job.products != "none":
-            start = glance(model, streams)
-            history = pretrain(
-                model,
-                streams,
-                training,
-                folder,
-                job.rows(streams),
-                watch=lambda m: glance(m, streams),
-            )
-            history[0] |= {"before": start}
-        (folder / "history.jsonl").write_text(
-            "".join(json.dumps(entry) + "\n" for entry in history)
-        )
-        model.save_pretrained(folder)
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return Run(model.eval(), folder, history)
+
+            def watch(model: Model) -> dict:
+                return glance(model, streams)
+
+            before = watch(model)
+            history = pretrain(model, streams, plan.training, plan.folder, plan.rows, watch=watch)
+            history[0]["before"] = before
+        past.write_text("".join(json.dumps(entry) + "\n" for entry in history))
+        model.save_pretrained(plan.folder)
+        (plan.folder / "checkpoint.pt").unlink(missing_ok=True)
+    return Run(model.eval(), plan.folder, history)
 
 
 def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
@@ -410,7 +365,7 @@ def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
             return Classifier.from_pretrained(folder).to(best_device())
         torch.manual_seed(job.seed)
         classifier = Classifier(copy.deepcopy(run.model), labels_of(streams)).to(best_device())
-        finetune(classifier, streams, replace(job.size(streams).tuning, seed=job.seed), folder)
+        finetune(classifier, streams, job.plan(streams).tuning, folder)
         classifier.save_pretrained(folder)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     return classifier.eval()
@@ -425,7 +380,5 @@ def tuned_vectors(
     For ``evaluate(catalogue, features, predicted=labels)``, state ``finetuned``.
     """
     hidden, predicted = classify(classifier, streams, wanted, modalities)
-    features = np.full((len(streams), hidden.shape[1]), np.nan, dtype=np.float32)
-    labels = np.full((len(streams), predicted.shape[1]), None, dtype=object)
-    features[wanted], labels[wanted] = hidden, predicted
-    return features, labels
+    count = len(streams)
+    return _spread(hidden, wanted, count, np.nan), _spread(predicted, wanted, count, None)

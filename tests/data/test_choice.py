@@ -162,7 +162,7 @@ def test_a_detector_by_its_path_trains_a_model_that_is_asked_with_a_picture(
     named = run.context("05_downstream", job, index.catalogue)["data"]
     assert named == f"products (image=Regions:{made['weights'][:8]})" == index.made["data"]
     assert index.made["extractors"] == words
-    plain = runs.Job("tiny").folder(runs.streams_of(*runs.load(table, short), short))
+    plain = runs.Job("tiny").plan(runs.streams_of(*runs.load(table, short), short)).folder
     assert plain.name != run.name
 
     saved = shutil.copytree(run.folder, tmp_path / "saved")

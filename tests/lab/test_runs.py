@@ -101,8 +101,8 @@ def test_a_finished_run_is_loaded_and_another_seed_is_another_run(
     assert again.history == first.history and not (first.folder / "checkpoint.pt").exists()
     for one, two in zip(first.model.parameters(), again.model.parameters(), strict=True):
         assert one.equal(two)
-    assert runs.Job(profile="tiny", epochs=1, seed=1).folder(stream_set) != first.folder
-    assert runs.Job(profile="tiny", epochs=2).folder(stream_set) != first.folder
+    assert runs.Job(profile="tiny", epochs=1, seed=1).plan(stream_set).folder != first.folder
+    assert runs.Job(profile="tiny", epochs=2).plan(stream_set).folder != first.folder
     points = study.milestones(first)
     assert set(points["share"]) == {0.0, 0.25, 0.5, 0.75, 1.0}
     assert len(
@@ -156,7 +156,7 @@ def test_products_without_labels_pretrain_but_are_not_measured(extracted, tmp_pa
 
 def test_unknown_names_list_the_known_ones(stream_set):
     with pytest.raises(ValueError, match="known are .'scale'"):
-        runs.Job(model="bigger").spec(stream_set)
+        runs.Job(model="bigger").plan(stream_set)
     with pytest.raises(ValueError, match="known are .'tiny', 'small', 'full'"):
         runs.profile_of("huge")
 

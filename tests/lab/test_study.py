@@ -135,12 +135,12 @@ def test_tables_beside_the_papers(found):
 def test_only_complete_products_the_same_number_of_steps(stream_set):
     whole, part = (runs.Job(profile="tiny", products=products) for products in ("all", "complete"))
     assert (
-        set(part.rows(stream_set)) <= set(whole.rows(stream_set))
+        set(part.plan(stream_set).rows) <= set(whole.plan(stream_set).rows)
         and evaluate.needed_rows(stream_set.catalogue).size
     )
-    assert part.training(stream_set).total_steps(len(part.rows(stream_set))) == whole.training(
-        stream_set
-    ).total_steps(len(whole.rows(stream_set)))
+    assert part.plan(stream_set).training.total_steps(
+        len(part.plan(stream_set).rows)
+    ) == whole.plan(stream_set).training.total_steps(len(whole.plan(stream_set).rows))
 
 
 def test_a_grid_leaves_out_what_the_products_cannot_tell(stream_set, capsys):
@@ -288,25 +288,25 @@ def test_few_products_take_a_smaller_model_and_more_steps(stream_set):
     few = len(stream_set.catalogue.split("train"))
     small, job = runs.profile_of("small"), runs.Job(profile="small")
     assert (
-        job.size(stream_set) is small.few[1] is not small
+        job.plan(stream_set).tuning.batch_size == small.few[1].tuning.batch_size
         and small.for_products(small.few[0]) is small
     )
-    training = job.training(stream_set)
+    training = job.plan(stream_set).training
     assert (
         training.total_steps(few) > small.training.total_steps(few)
         and training.batch_size < small.training.batch_size
     )
-    assert job.spec(stream_set).width == small.few[1].width < small.width
-    assert runs.Job(profile="small", epochs=2).training(stream_set).steps is None
+    assert job.plan(stream_set).spec.width == small.few[1].width < small.width
+    assert runs.Job(profile="small", epochs=2).plan(stream_set).training.steps is None
 
 
 def test_a_job_has_a_learning_rate_of_its_own_or_the_profiles(stream_set):
     plain, slow = runs.Job(profile="tiny"), runs.Job(profile="tiny", learning_rate=3e-4)
     assert (
-        slow.training(stream_set)
-        == replace(plain.training(stream_set), learning_rate=3e-4)
-        != plain.training(stream_set)
+        slow.plan(stream_set).training
+        == replace(plain.plan(stream_set).training, learning_rate=3e-4)
+        != plain.plan(stream_set).training
     )
-    assert slow.folder(stream_set) != plain.folder(stream_set)
+    assert slow.plan(stream_set).folder != plain.plan(stream_set).folder
     with pytest.raises(ValueError, match="learning_rate -1 is below 0"):
         runs.Job(learning_rate=-1)

@@ -431,7 +431,7 @@ def test_a_run_is_trained_once(stream_set, tmp_path, monkeypatch):
     monkeypatch.setattr(
         runs, "pretrain", lambda *given, **named: (trained.append(1), real(*given, **named))[1]
     )
-    lock = job.folder(stream_set) / ".lock"
+    lock = job.plan(stream_set).folder / ".lock"
     lock.parent.mkdir(parents=True)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, cwd=ROOT

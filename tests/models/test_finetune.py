@@ -141,7 +141,9 @@ def test_a_run_is_tuned_once_and_then_loaded(stream_set, tmp_path, monkeypatch):
     job = runs.Job("tiny", epochs=0.2, changes=(("objective.contrast", "siglip"),))
     monkeypatch.setenv("M5_HOME", str(tmp_path))
     run = runs.pretrained(job, stream_set)
-    assert run.model.spec.objective.contrast == "siglip" and job.folder(stream_set) == run.folder
+    assert (
+        run.model.spec.objective.contrast == "siglip" and job.plan(stream_set).folder == run.folder
+    )
     classifier = runs.finetuned(run, job, stream_set)
     monkeypatch.setattr(runs, "finetune", None)  # not again
     again = runs.finetuned(run, job, stream_set)
