@@ -1,6 +1,6 @@
 """Figures of what a model is (notebook 03), and of what sets the released form apart (14)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from m5lib.modalities import MODALITIES
 from m5lib.spec import Spec, Stage
 
 BOX, GAP = 0.76, 0.46  # height of a box, and between two rows of boxes
+NOTHING = 1e-9  # 0 on a logarithmic scale
 PAINT = {"released": PALETTE[1], "scale": PALETTE[0]}
 
 
@@ -162,11 +163,16 @@ def stages(rows: Sequence[Mapping[str, Spec]]) -> Figure:
 # --- who reaches whom, parameters
 
 
-def _maps(panels: Mapping[str, pd.DataFrame], width: float, title: str, **look) -> Iterator[Axes]:
-    """A figure with a heat map on a logarithmic scale per panel; what is 0 stays white."""
+def _maps(
+    panels: Mapping[str, pd.DataFrame], width: float, title: str, said: Callable, **look
+) -> Iterator[Axes]:
+    """A figure with a heat map on a logarithmic scale per panel. What is 0 stays white, what does
+    not exist grey."""
     figure, axes = canvas(1, len(panels), (width * len(panels) + 0.25, 3.0), sharey=True)
+    written = lambda value: said(0.0 if value == NOTHING else value)  # noqa: E731
     for place, (name, table) in zip(axes[0], panels.items(), strict=True):
-        heat(place, table.to_numpy(dtype=float), table.index, table.columns, **look)
+        shown = np.maximum(table.to_numpy(dtype=float), NOTHING)  # a logarithm has no 0
+        heat(place, shown, table.index, table.columns, said=written, **look)
         place.set_title(name, fontsize=9.5)
         place.tick_params(length=0)
         place.spines[:].set(visible=True, color="#cccccc")
