@@ -83,4 +83,4 @@ def attention_scores(model: Model, batch: Batch) -> dict[str, Tokens]:
     the last layer."""
     layers = attention(model, batch)
     maps = {"attention": layers[-1].weights, "rollout": rollout(layers)}
-    return {method: read_by_summaries(model, batch, found) for method, found in maps.items()}
+    return {method: read_by_summaries(model, batch, x) for method, x in maps.items()}

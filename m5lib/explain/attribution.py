@@ -211,13 +211,10 @@ def _hidden(model: Model, batch: Batch) -> Batch:
             "the model has no tokenizer, so nobody knows its [MASK]: load it by from_pretrained, "
             "or set model.tokenizer"
         )
-    streams = {
-        n: replace(
-            s,
-            tokens=torch.full_like(s.tokens, model.tokenizer.mask_token_id if n in worded else 0.0),
-        )
-        for n, s in batch.streams.items()
-    }
+    fill = dict.fromkeys(batch.streams, 0.0)
+    fill |= {name: model.tokenizer.mask_token_id for name in worded}
+    blank = {n: torch.full_like(s.tokens, fill[n]) for n, s in batch.streams.items()}
+    streams = {n: replace(s, tokens=blank[n]) for n, s in batch.streams.items()}
     return replace(batch, streams=streams)
 
 

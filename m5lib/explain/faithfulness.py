@@ -249,10 +249,10 @@ def _regions(streams: Streams, name: str, row: int, batch: Batch, place: int, bo
 def _words(streams: Streams, name: str, row: int, batch: Batch, place: int, words) -> np.ndarray:
     """Pieces of the words that name the category."""
     numbers = word_numbers(streams.catalogue.products[row].contents[name], streams.tokenizer)
-    found = np.zeros(batch.streams[name].valid.shape[1], dtype=bool)
-    keep = min(len(numbers), len(found) - 1)
-    found[1 : keep + 1] = np.isin(numbers[:keep], list(words))
-    return found
+    named = np.zeros(batch.streams[name].valid.shape[1], dtype=bool)
+    keep = min(len(numbers), len(named) - 1)
+    named[1 : keep + 1] = np.isin(numbers[:keep], list(words))
+    return named
 
 
 def _pairs(streams: Streams, name: str, row: int, batch: Batch, place: int, pairs) -> np.ndarray:
@@ -263,10 +263,8 @@ def _pairs(streams: Streams, name: str, row: int, batch: Batch, place: int, pair
 def _spans(streams: Streams, name: str, row: int, batch: Batch, place: int, spans) -> np.ndarray:
     """Tokens whose middle lies in the seconds in which making or using is shown or heard; none
     where a token is no stretch of time."""
-    step = streams.features[name].step or np.nan
-    middle = (
-        np.arange(batch.streams[name].valid.shape[1]) - 0.5
-    ) * step  # the summary stands first
+    length, step = batch.streams[name].valid.shape[1], streams.features[name].step or np.nan
+    middle = step * (np.arange(length) - 0.5)  # the summary stands first
     return np.any([(a <= middle) & (middle < b) for a, b in spans], axis=0)
 
 
@@ -285,21 +283,21 @@ def carriers(
     the category too, and do not count; a product whose title or table does not name it, or names
     another, carries it in no token of that modality.
     """
-    columns = {
-        name: (f"{name}_{end}", read)
-        for name in batch.streams
-        for end, read in TRUTHS.items()
-        if f"{name}_{end}" in truth
-    }
-    found = {}
-    for name, (column, read) in columns.items():
+    sides = (
+        (name, f"{name}_{end}", read) for name in batch.streams for end, read in TRUTHS.items()
+    )
+    carrying = {}
+    for name, column, read in sides:
+        if column not in truth:
+            continue
         own = content(batch.streams[name]).cpu().numpy()
-        found[name] = np.zeros_like(own)
+        carrying[name] = np.zeros_like(own)
         for place, row in enumerate(batch.rows):
             told = truth.at[streams.catalogue.ids[row], column]
             if own[place].any() and len(told):
-                found[name][place] = read(streams, name, int(row), batch, place, told) & own[place]
-    return found
+                right = read(streams, name, int(row), batch, place, told)
+                carrying[name][place] = right & own[place]
+    return carrying
 
 
 def pointing(
@@ -310,10 +308,9 @@ def pointing(
 
     Returns:
         modality -> (B,) hits, with ties the share of them that carry; (B,) chance, the share of the
-        tokens that carry. NaN where there is
-        nothing to choose: no token carries the category, or all do.
+        tokens that carry. NaN where there is nothing to choose: none carries the category, or all.
     """
-    found = {}
+    games = {}
     for name, right in carrying.items():
         own, value = content(batch.streams[name]).cpu().numpy(), scores[name].float().cpu().numpy()
         count = np.maximum(own.sum(1), 1)
@@ -321,5 +318,5 @@ def pointing(
         top = own & (value >= np.where(own, value, -np.inf).max(axis=1, keepdims=True))
         hit = (top & right).sum(1) / np.maximum(top.sum(1), 1)
         contest = (chance > 0) & (chance < 1)
-        found[name] = np.where(contest, hit, np.nan), np.where(contest, chance, np.nan)
-    return found
+        games[name] = np.where(contest, hit, np.nan), np.where(contest, chance, np.nan)
+    return games
