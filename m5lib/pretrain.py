@@ -1,17 +1,19 @@
 """One loop: batches -> losses -> AdamW, with a seed, a schedule, a history, and a checkpoint that
-resumes; and what pre-training is."""
+resumes; and what pre-training is.
+
+>>> training = Training(steps=500, batch_size=32, learning_rate=2e-3)
+>>> history = pretrain(model, streams, training, "runs/first")  # a line per step; the same call
+>>> history[-1]["MLM"], history[-1]["contrast_I+T"]  # again goes on where it was stopped
+"""
 
 import json
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -59,9 +61,10 @@ def autocast(device: torch.device, precision: str):
 def optimiser(model: nn.Module, training: Training) -> torch.optim.AdamW:
     """AdamW that decays matrices only (position tables too): no biases, norms, temperature or
     harmony scores."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decay = [p for name, p in trained if p.ndim > 1 and name != "scores"]
-    rest = [p for name, p in trained if p.ndim <= 1 or name == "scores"]
+    decay, rest = [], []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            (decay if p.ndim > 1 and name != "scores" else rest).append(p)
     groups = [
         {"params": decay, "weight_decay": training.weight_decay},
         {"params": rest, "weight_decay": 0.0},
@@ -84,8 +87,7 @@ def order(rows: np.ndarray, epoch: int, seed: int) -> np.ndarray:
 
 
 class Checkpoint:
-    """Model, optimiser, step and random state in one file, written to a temporary name and
-    renamed."""
+    """Model, optimiser, step and random state in one file, whole or not there."""
 
     def __init__(self, path: Path, identity: dict):
         self.path, self.identity = path, json.dumps(identity, sort_keys=True, default=str)
@@ -126,6 +128,23 @@ class Checkpoint:
         return state["step"]
 
 
+class Task(NamedTuple):
+    """What :func:`run_loop` trains a model for.
+
+    Attributes:
+        label: for the progress bar.
+        rows: the products to learn from.
+        losses: of a batch of rows, with a generator for all that is random in it: the loss and its
+            parts by name.
+        identity: what tells this run's checkpoint from that of another run.
+    """
+
+    label: str
+    rows: np.ndarray
+    losses: Callable[[np.ndarray, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+    identity: dict
+
+
 def pretrain(
     model: Model,
     streams: Streams,
@@ -138,8 +157,8 @@ def pretrain(
     """Pre-train in place on the given rows (by default the ``train`` split); resumes from the
     directory's checkpoint.
 
-    Writes ``checkpoint.pt`` (now and then, at the end, and on Ctrl-C) and ``history.jsonl`` (one
-    line per step: step, epoch, loss, its parts, learning rate, temperature, products per second).
+    Writes ``checkpoint.pt`` (now and then, and at the end) and ``history.jsonl`` (one line per
+    step: step, epoch, loss, its parts, learning rate, temperature, products per second).
 
     Args:
         stop_after: stop after this step as an interruption would, for tests.
@@ -149,34 +168,24 @@ def pretrain(
     Returns:
         the history, that of earlier parts of the same run included.
     """
-    rows = streams.catalogue.split("train") if rows is None else np.asarray(rows)
+    catalogue, spec, objective = streams.catalogue, model.spec, model.spec.objective
+    rows = catalogue.split("train") if rows is None else np.asarray(rows)
     if not len(rows):
-        raise ValueError(
-            f"{streams.catalogue.name}: the train split is empty; nothing to pre-train on"
-        )
+        raise ValueError(f"{catalogue.name}: the train split is empty; nothing to pre-train on")
+    words, tasks = Vocabulary.of(streams.tokenizer), objective.tasks(spec.modalities)
+    rate, hides = objective.mask_rate, dict(objective.hides)
 
     def losses(chosen: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        objective, spec = model.spec.objective, model.spec
         batch = batch_of(streams, chosen, generator.device, spec)
-        tasks = objective.tasks(spec.modalities)
-        hides, words = dict(objective.hides), Vocabulary.of(streams.tokenizer)
-        batch, targets = mask(
-            batch, words, generator, objective.mask_rate, hides, tasks, objective.classes
-        )
-        # what the heads will read: before the fusion, nothing of it
+        batch, targets = mask(batch, words, generator, rate, hides, tasks, objective.classes)
+        # what the heads will read of the fused states: nothing, where they read before the fusion
         wanted = hidden(batch, targets) if objective.reads == "fused" else {}
-        output = model(batch, wanted)
-        loss, parts = objectives.total(model, output, targets)
+        loss, parts = objectives.total(model, model(batch, wanted), targets)
         return loss, {"temperature": model.temperature} | parts
 
-    identity = {
-        "spec": model.spec.to_dict(),
-        "data": streams.catalogue.fingerprint,
-        "rows": len(rows),
-    }
-    return run_loop(
-        model, losses, rows, training, Path(directory), identity, "pre-training", stop_after, watch
-    )
+    identity = {"spec": spec.to_dict(), "data": catalogue.fingerprint, "rows": len(rows)}
+    task = Task("pre-training", rows, losses, identity)
+    return run_loop(model, task, training, Path(directory), stop_after, watch)
 
 
 def batch_of(streams: Streams, rows: np.ndarray, device: torch.device, spec: Spec) -> Batch:
@@ -186,92 +195,58 @@ def batch_of(streams: Streams, rows: np.ndarray, device: torch.device, spec: Spe
     Raises:
         ValueError: no product of the batch has any of the model's modalities.
     """
-    batch = streams.batch(rows)
-    if not any(batch.streams[name].valid.any() for name in spec.modalities):
-        raise ValueError(
-            f"no product of the batch has any of {list(spec.modalities)} (rows {rows[:3].tolist()} "
-            "…)"
-        )
+    batch, names = streams.batch(rows), list(spec.modalities)
+    if not any(batch.streams[name].valid.any() for name in names):
+        some = rows[:3].tolist()
+        raise ValueError(f"no product of the batch has any of {names} (rows {some} …)")
     batch = batch.to(device)
     return impute(batch, spec.empty) if spec.missing == "impute" else batch
 
 
 def run_loop(
     model: nn.Module,
-    losses: Callable[[np.ndarray, torch.Generator], tuple[Tensor, dict[str, Tensor]]],
-    rows: np.ndarray,
+    task: Task,
     training: Training,
     directory: Path,
-    identity: dict,
-    label: str,
     stop_after: int | None = None,
     watch: Callable[[nn.Module], dict] | None = None,
 ) -> list[dict]:
     """Train in place; resumes from the directory's checkpoint if that has the same identity. See
-    :func:`pretrain`.
-
-    Args:
-        losses: of a batch of rows, with a generator for all that is random in it: the loss and its
-            parts by name.
-    """
+    :func:`pretrain`. After Ctrl-C the same call goes on from the last checkpoint."""
     directory.mkdir(parents=True, exist_ok=True)
-    steps = training.total_steps(len(rows))
+    steps = training.total_steps(len(task.rows))
     torch.manual_seed(training.seed)
     optimizer = optimiser(model, training)
-    checkpoint = Checkpoint(directory / "checkpoint.pt", {"training": asdict(training), **identity})
+    identity = {"training": asdict(training), **task.identity}
+    checkpoint = Checkpoint(directory / "checkpoint.pt", identity)
     start = checkpoint.load(model, optimizer)
-    history = _read_history(directory / "history.jsonl", start)
+    path, history = directory / "history.jsonl", []
+    if start and path.exists():  # what was logged after the checkpoint is done again
+        history = [json.loads(line) for line in path.read_text().splitlines()[:start]]
     model.train()
-    saved = time.monotonic()
-    todo = range(start, min(steps, stop_after or steps))
-    with open(directory / "history.jsonl", "w") as log, interrupts_wait() as interrupted:
+    saved, todo = time.monotonic(), range(start, min(steps, stop_after or steps))
+    with open(path, "w") as log:
         log.writelines(json.dumps(line) + "\n" for line in history)
-        bar = tqdm(todo, label, steps, initial=start, unit=" steps")
+        bar = tqdm(todo, task.label, steps, initial=start, unit=" steps")
         for step in bar:
-            line = train_step(model, losses, rows, training, optimizer, step, steps)
+            line = train_step(model, task, training, optimizer, step, steps)
             if watch and (step + 1) * 4 // steps > step * 4 // steps:
                 line |= watch(model)
             history.append(line)
             bar.set_postfix_str(f"loss {line['loss']:.3f}", refresh=False)
             log.write(json.dumps(line) + "\n")
-            if (
-                interrupted()
-                or step == todo[-1]
-                or time.monotonic() - saved > training.checkpoint_seconds
-            ):
+            if step == todo[-1] or time.monotonic() - saved > training.checkpoint_seconds:
                 log.flush()
                 checkpoint.save(model, optimizer, len(history))
                 saved = time.monotonic()
-            if interrupted():
-                raise KeyboardInterrupt(
-                    f"stopped after step {step + 1} of {steps}; the same call goes on from there"
-                )
     return history
 
 
-@contextmanager
-def interrupts_wait() -> Iterator[Callable[[], bool]]:
-    """Hold Ctrl-C back, so that it never cuts an optimiser step in two; yields a function that says
-    whether it was pressed.
-
-    Outside the main thread, where Python takes no signals, nothing is held back.
-    """
-    pressed: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def train_step(
-    model: nn.Module, losses, rows, training: Training, optimizer, step: int, steps: int
+    model: nn.Module, task: Task, training: Training, optimizer, step: int, steps: int
 ) -> dict:
     """One optimiser step; everything random in it is a function of seed and step, save dropout."""
-    begun = time.monotonic()
+    begun, rows = time.monotonic(), task.rows
     device = next(model.parameters()).device
     per_epoch = math.ceil(len(rows) / training.batch_size)
     epoch, place = divmod(step, per_epoch)
@@ -283,12 +258,11 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     with autocast(device, training.precision):
-        loss, parts = losses(chosen, generator)
+        loss, parts = task.losses(chosen, generator)
     # the one wait for the device: what the history holds, read before the backward pass, which then
     # runs while the host goes on
-    values = torch.stack(
-        [x.detach().to(device, torch.float32) for x in (loss, *parts.values())]
-    ).tolist()
+    values = [x.detach().to(device, torch.float32) for x in (loss, *parts.values())]
+    values = torch.stack(values).tolist()
     if not math.isfinite(values[0]):
         raise FloatingPointError(
             f"the loss is {values[0]} at step {step}; lower the learning rate "
@@ -301,11 +275,3 @@ def train_step(
     line = {"step": step, "epoch": round((step + 1) / per_epoch, 4), "loss": values[0]}
     line |= dict(zip(parts, values[1:], strict=True)) | {"learning_rate": rate}
     return line | {"products_per_second": round(len(chosen) / (time.monotonic() - begun), 1)}
-
-
-def _read_history(path: Path, steps: int) -> list[dict]:
-    """Lines of the first ``steps`` steps; what was logged after the last checkpoint is done
-    again."""
-    if not steps or not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()[:steps]]

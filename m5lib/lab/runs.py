@@ -26,7 +26,7 @@ from m5lib.evaluation.evaluate import retrieval
 from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier, classify, finetune, labels_of
-from m5lib.models.weights import start_from_bert
+from m5lib.models.released import start_from_bert
 from m5lib.models.zoo import build
 from m5lib.pretrain import Training, pretrain
 from m5lib.shop import listings

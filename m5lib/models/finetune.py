@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from m5lib.catalogue import DataError, Rows
+from m5lib.embeddings import in_batches
 from m5lib.model import Model
-from m5lib.pretrain import Training, batch_of, run_loop
+from m5lib.pretrain import Task, Training, batch_of, run_loop
 from m5lib.streams import Batch, Streams
 
 
@@ -48,34 +49,29 @@ class Classifier(nn.Module):
         """Write the model as its own ``save_pretrained`` does, and beside it ``labels.json`` and
         ``classifier.safetensors``."""
         folder = Path(folder)
-        own = {
-            name: p.detach().contiguous()
-            for name, p in self.named_parameters()
-            if not name.startswith("model.")
-        }
         self.model.save_pretrained(folder)
         head = {"labels": self.labels, "dropout": self.dropout.p}
-        (folder / "labels.json").write_text(
-            json.dumps(head, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(head, indent=1, ensure_ascii=False) + "\n"
+        (folder / "labels.json").write_text(text, encoding="utf-8")
+        state = {n: p.detach().contiguous() for n, p in self.named_parameters()}
+        own = {name: p for name, p in state.items() if not name.startswith("model.")}
         save_file(own, folder / "classifier.safetensors")
         return folder
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Classifier":
         """Load what :meth:`save_pretrained` wrote, in evaluation mode. Raises ``FileNotFoundError``
-        where a file is missing."""
+        where a file is missing, ``ValueError`` where a weight is."""
         folder = Path(folder)
         weights = load_file(folder / "classifier.safetensors")
         head = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-        found = cls(
-            Model.from_pretrained(folder),
-            head["labels"],
-            len(weights["hidden.bias"]),
-            head["dropout"],
-        )
-        found.load_state_dict(weights, strict=False)
-        return found.eval()
+        model, size = Model.from_pretrained(folder), len(weights["hidden.bias"])
+        classifier = cls(model, head["labels"], size, head["dropout"])
+        missing, unexpected = classifier.load_state_dict(weights, strict=False)
+        # the model's own weights are there already
+        if wrong := [name for name in missing if not name.startswith("model.")] + unexpected:
+            raise ValueError(f"{folder}: classifier.safetensors lacks or does not belong: {wrong}")
+        return classifier.eval()
 
 
 def labels_of(streams: Streams) -> tuple[str, ...]:
@@ -104,56 +100,31 @@ def finetune(
     """
     catalogue, known = streams.catalogue, {label: n for n, label in enumerate(classifier.labels)}
     rows = catalogue.split("classifier") if rows is None else np.asarray(rows)
-    rows = np.array(
-        [
-            row
-            for row in rows
-            if str(catalogue.labels[row]) in known and catalogue.labels[row] is not None
-        ],
-        dtype=np.int64,
-    )
+    numbers = [None if label is None else known.get(str(label)) for label in catalogue.labels]
+    rows = np.array([row for row in rows if numbers[row] is not None], dtype=np.int64)
     if not len(rows):
         raise DataError(
             f"{catalogue.name}: no product of the classifier split has one of the {len(known)} "
             "labels; nothing to fine-tune on"
         )
+    spec = classifier.model.spec
 
     def losses(chosen: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = batch_of(streams, chosen, generator.device, classifier.model.spec)
-        labels = torch.tensor(
-            [known[str(catalogue.labels[row])] for row in chosen], device=generator.device
-        )
+        batch = batch_of(streams, chosen, generator.device, spec)
+        labels = torch.tensor([numbers[row] for row in chosen], device=generator.device)
         logits = classifier(batch)[1].float()
-        return F.cross_entropy(logits, labels), {
-            "accuracy": (logits.argmax(-1) == labels).float().mean()
-        }
+        right = logits.argmax(-1) == labels
+        return F.cross_entropy(logits, labels), {"accuracy": right.float().mean()}
 
-    identity = {
-        "spec": classifier.model.spec.to_dict(),
-        "labels": classifier.labels,
-        "data": catalogue.fingerprint,
-        "rows": len(rows),
-    }
-    return run_loop(
-        classifier,
-        losses,
-        rows,
-        training,
-        Path(directory),
-        identity,
-        "fine-tuning",
-        stop_after,
-        watch,
-    )
+    identity = {"spec": spec.to_dict(), "labels": classifier.labels}
+    identity |= {"data": catalogue.fingerprint, "rows": len(rows)}
+    task = Task("fine-tuning", rows, losses, identity)
+    return run_loop(classifier, task, training, Path(directory), stop_after, watch)
 
 
 @torch.no_grad()
 def classify(
-    classifier: Classifier,
-    streams: Streams,
-    rows: Rows,
-    modalities: Iterable[str] | None = None,
-    batch_size: int = 128,
+    classifier: Classifier, streams: Streams, rows: Rows, modalities: Iterable[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fine-tuned features and predicted labels of products, given only some of their modalities (by
     default all).
@@ -162,19 +133,10 @@ def classify(
         hidden vectors (N, 1024) float32 and the five likeliest labels (N, 5), best first (fewer, if
         there are fewer classes), in the order of ``rows``.
     """
-    device, was_training, rows = (
-        next(classifier.parameters()).device,
-        classifier.training,
-        np.asarray(rows),
-    )
     vectors, best = [], []
-    classifier.eval()
-    for start in range(0, len(rows), batch_size):
-        batch = streams.batch(rows[start : start + batch_size]).to(device)
-        hidden, logits = classifier(batch if modalities is None else batch.only(modalities))
+    for batch in in_batches(classifier, streams, rows, modalities):
+        hidden, logits = classifier(batch)
         vectors.append(hidden.float().cpu())
         best.append(logits.topk(min(5, logits.shape[-1])).indices.cpu())
-    classifier.train(was_training)
-    return torch.cat(vectors).numpy(), np.array(classifier.labels, dtype=object)[
-        torch.cat(best).numpy()
-    ]
+    labels = np.array(classifier.labels, dtype=object)
+    return torch.cat(vectors).numpy(), labels[torch.cat(best).numpy()]

@@ -1,4 +1,15 @@
-"""The rows of the zoo: SCALE, the released model and the baselines, each a :class:`Spec`."""
+"""The rows of the zoo: SCALE, the released model and the baselines, each a :class:`Spec`.
+
+>>> spec = scale(width=768, layers=6, heads=12, dropout=0.1)  # the paper's sizes
+>>> model = Model(build("vilbert", width=256).fit(streams))
+
+``layers`` is the paper's 6: SCALE has as many in each of its two stages, a baseline twice as many
+in all (section 5). A row's docstring says what of the original is left out.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import NamedTuple
 
 from m5lib.modalities import MODALITIES
 from m5lib.spec import Block, Names, Objective, Spec, Stage
@@ -6,20 +17,36 @@ from m5lib.spec import Block, Names, Objective, Spec, Stage
 PAIR = ("image", "text")
 
 
-def _bert(heads: int, dropout: float, hidden: float = 4.0) -> Block:
-    """BERT's layer."""
-    return Block(heads=heads, hidden=hidden, norm="post", dropout=dropout, eps=1e-12)
+class Size(NamedTuple):
+    """What every row can be given, beside the fields of :class:`~m5lib.spec.Spec`."""
+
+    width: int = 256
+    layers: int = 1
+    heads: int = 4
+    dropout: float = 0.0
+
+    def block(self, **settings) -> Block:
+        """A block in CLIP's order, with a norm before each part."""
+        return Block(heads=self.heads, dropout=self.dropout, **settings)
+
+    def bert(self, hidden: float = 4.0) -> Block:
+        """BERT's layer."""
+        return self.block(hidden=hidden, norm="post", eps=1e-12)
 
 
-def scale(
-    width: int = 256,
-    layers: int = 1,
-    heads: int = 4,
-    dropout: float = 0.0,
-    bert: bool = False,
-    text_table: str = "two",
-    **settings,
-) -> Spec:
+def sized(row: Callable[..., Spec]) -> Callable[..., Spec]:
+    """A row that takes the fields of :class:`Size` one by one."""
+
+    @wraps(row)
+    def build_row(**settings) -> Spec:
+        size = {field: settings.pop(field) for field in Size._fields if field in settings}
+        return row(Size(**size), **settings)
+
+    return build_row
+
+
+@sized
+def scale(size: Size, bert: bool = False, text_table: str = "two", **settings) -> Spec:
     """SCALE (section 4.1): a transformer per modality, then one over all tokens. The paper has 768
     wide, 6 + 6 layers.
 
@@ -30,24 +57,20 @@ def scale(
 
     Args:
         bert: the title's encoder and embedding have BERT's form, to start from its weights
-            (:func:`m5lib.models.weights.start_from_bert`).
+            (:func:`m5lib.models.released.start_from_bert`).
         text_table: ``two`` encoders (T/Tab), or ``one`` over the concatenation (T+Tab, Table 8),
-            whose tokens then read
-            each other before the fusion, or ``shared``: apart, with one set of weights (released
-                code).
+            whose tokens then read each other before the fusion, or ``shared``: apart, with one set
+            of weights (released code).
     """
-    block = Block(heads=heads, dropout=dropout)
-    own = (("text", _bert(heads, dropout)),) if bert else ()
-    words, rest = (
-        ("text", "table"),
-        tuple(name for name in MODALITIES if name not in ("text", "table")),
-    )
+    layers, block, words = size.layers, size.block(), ("text", "table")
+    own = (("text", size.bert()),) if bert else ()
+    rest = tuple(name for name in MODALITIES if name not in words)
     solo = {
         "two": (Stage("solo", layers, block, own),),
         "shared": (Stage("solo", layers, block, own, share=(words,)),),
         "one": (
             Stage("solo", layers, block, only=rest),
-            Stage("joint", layers, _bert(heads, dropout) if bert else block, only=words),
+            Stage("joint", layers, size.bert() if bert else block, only=words),
         ),
     }
     if text_table not in solo:
@@ -55,7 +78,7 @@ def scale(
     stages = (*solo[text_table], Stage("joint", layers, block))
     if bert:
         settings = {"types": "words", "eps": 1e-12} | settings
-    return Spec("scale", stages, width=width, dropout=dropout, **settings)
+    return Spec("scale", stages, width=size.width, dropout=size.dropout, **settings)
 
 
 def released(
@@ -70,20 +93,22 @@ def released(
     projection: int | None = None,
     **settings,
 ) -> Spec:
-    """The authors' code (:mod:`m5lib.models.weights` loads its checkpoints): table = text and video
-    = image in their weights, masked heads before the fusion, contrast on projected vectors with
-    negatives of both modalities, absent modalities as zeros.
+    """The authors' code (:mod:`m5lib.models.released` loads its checkpoints): table = text and
+    video = image in their weights, masked heads before the fusion, contrast on projected vectors
+    with negatives of both modalities, absent modalities as zeros.
 
     Left out: what never trains there (stacks of table and video, poolers), the mistiled mask of the
     joint encoder, regions kept in 10 % of the masked cases, a table cut after its ``[SEP]``,
     BertAdam.
     """
-    feature = _bert(feature_heads, dropout, feature_hidden)
-    joint = Block(heads=joint_heads, activation="quick_gelu", dropout=0.0, eps=1e-12)
-    words = ("text", "table")
+    size, words = Size(width, layers, heads, dropout), ("text", "table")
+    feature = size._replace(heads=feature_heads).bert(feature_hidden)
     others = tuple((name, feature) for name in MODALITIES if name not in words)
-    solo = Stage(
-        "solo", layers, _bert(heads, dropout, hidden), others, share=(words, ("image", "video"))
+    shared = (words, ("image", "video"))
+    joint = Block(heads=joint_heads, activation="quick_gelu", dropout=0.0, eps=1e-12)
+    stages = (
+        Stage("solo", layers, size.bert(hidden), others, share=shared),
+        Stage("joint", layers, joint, final_norm=False, positions=True),
     )
     objective = Objective(
         reads="encoded",
@@ -102,117 +127,95 @@ def released(
         objective=objective,
         dropout=dropout,
     )
-    stages = (solo, Stage("joint", layers, joint, final_norm=False, positions=True))
     return Spec("released", stages, width=width, **(defaults | settings))
 
 
-def m5_mmt(
-    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
-) -> Spec:
+@sized
+def m5_mmt(size: Size, **settings) -> Spec:
     """The paper's first version: a transformer per modality, contrast between neighbours in the
     chain of modalities, then a cross-transformer per modality, then five masked tasks.
 
     Only its figure and tables are known (FACTS 11). Left out: a concatenation after the
     cross-transformers.
     """
-    block = Block(heads=heads, dropout=dropout)
+    stages = tuple(Stage(kind, size.layers, size.block()) for kind in ("solo", "cross"))
     objective = Objective(pairs="neighbours", harmony="uniform", temperature=0.07)
-    defaults = dict(objective=objective, dropout=dropout)
-    return Spec(
-        "m5_mmt",
-        (Stage("solo", layers, block), Stage("cross", layers, block)),
-        width=width,
-        **(defaults | settings),
-    )
+    defaults = dict(objective=objective, dropout=size.dropout)
+    return Spec("m5_mmt", stages, width=size.width, **(defaults | settings))
 
 
 def _baseline(
     name: str,
+    size: Size,
     stages: tuple[Stage, ...],
-    width: int,
-    dropout: float,
     settings: dict,
     takes: Names = PAIR,
+    types: str = "words",
     **objective,
 ) -> Spec:
-    """What all baselines share: BERT's layers and embeddings; no contrast and no scores unless
-    named."""
+    """What all baselines share: BERT's embeddings; no contrast and no scores unless named."""
     loss = Objective(**{"contrast": "none", "harmony": "uniform"} | objective)
-    defaults = dict(takes=takes, types="words", eps=1e-12, objective=loss, dropout=dropout)
-    return Spec(name, stages, width=width, **(defaults | settings))
+    defaults = dict(takes=takes, types=types, eps=1e-12, objective=loss, dropout=size.dropout)
+    return Spec(name, stages, width=size.width, **(defaults | settings))
 
 
-def bert(
-    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
-) -> Spec:
+@sized
+def bert(size: Size, **settings) -> Spec:
     """Titles alone, MLM (section 5). Left out: next-sentence prediction."""
-    stages = (Stage("solo", 2 * layers, _bert(heads, dropout)),)
-    return _baseline("bert", stages, width, dropout, settings, takes=("text",))
+    stages = (Stage("solo", 2 * size.layers, size.bert()),)
+    return _baseline("bert", size, stages, settings, takes=("text",))
 
 
-def image_based(
-    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
-) -> Spec:
+@sized
+def image_based(size: Size, **settings) -> Spec:
     """Pictures alone, masked regions (section 5)."""
-    stages = (Stage("solo", 2 * layers, _bert(heads, dropout)),)
-    return _baseline("image_based", stages, width, dropout, settings, takes=("image",))
+    stages = (Stage("solo", 2 * size.layers, size.bert()),)
+    return _baseline("image_based", size, stages, settings, takes=("image",))
 
 
-def clip(
-    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
-) -> Spec:
+@sized
+def clip(size: Size, **settings) -> Spec:
     """CLIP (Radford et al. 2021): two encoders and InfoNCE.
 
     Left out: patches of the picture (regions here), attention of a word to earlier words only with
     the summary in the last token, a linear projection before the contrast.
     """
-    stages = (
-        Stage("solo", 2 * layers, Block(heads=heads, activation="quick_gelu", dropout=dropout)),
-    )
+    stages = (Stage("solo", 2 * size.layers, size.block(activation="quick_gelu")),)
     objective = dict(masked=False, contrast="infonce", temperature=0.07)
-    return _baseline("clip", stages, width, dropout, {"types": "none"} | settings, **objective)
+    return _baseline("clip", size, stages, settings, types="none", **objective)
 
 
-def vilbert(
-    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
-) -> Spec:
+@sized
+def vilbert(size: Size, **settings) -> Spec:
     """ViLBERT (Lu et al. 2019): the title first alone, then each modality reads the other and
     itself in turn; MLM, masked regions, matching.
 
     Left out: 1,024 wide regions with 8 heads (the paper of M5Product gives all baselines 768),
     object classes as targets (features here), the product of both summaries in the matching head.
     """
-    block = _bert(heads, dropout)
-    stages = (
-        Stage("solo", layers, block, only=("text",)),
-        *(Stage("cross", 1, block), Stage("solo", 1, block)) * layers,
-    )
-    return _baseline("vilbert", stages, width, dropout, settings, matching=("text",))
+    block = size.bert()
+    turns = (Stage("cross", 1, block), Stage("solo", 1, block)) * size.layers
+    stages = (Stage("solo", size.layers, block, only=("text",)), *turns)
+    return _baseline("vilbert", size, stages, settings, matching=("text",))
 
 
-def visualbert(
-    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
-) -> Spec:
+def _one_bert(size: Size) -> tuple[Stage, ...]:
+    return (Stage("joint", 2 * size.layers, size.bert()),)
+
+
+@sized
+def visualbert(size: Size, **settings) -> Spec:
     """VisualBERT (Li et al. 2019): one BERT over words and regions, which do not know where they
     are. MLM and matching; regions are never masked.
 
     Left out: the second caption whose place the other's takes in matching.
     """
-    stages = (Stage("joint", 2 * layers, _bert(heads, dropout)),)
-    return _baseline(
-        "visualbert",
-        stages,
-        width,
-        dropout,
-        {"types": "all", "boxes": False} | settings,
-        masked=("text",),
-        matching=("text",),
-    )
+    settings, tasks = {"boxes": False} | settings, dict(masked=("text",), matching=("text",))
+    return _baseline("visualbert", size, _one_bert(size), settings, types="all", **tasks)
 
 
-def vl_bert(
-    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
-) -> Spec:
+@sized
+def vl_bert(size: Size, **settings) -> Spec:
     """VL-BERT (Su et al. 2020): one BERT over words and regions; MLM and masked regions, no
     matching.
 
@@ -220,57 +223,35 @@ def vl_bert(
     object classes as targets of masked regions (``objective.classes``, where the extractor gives
     some; features here), text-only batches.
     """
-    stages = (Stage("joint", 2 * layers, _bert(heads, dropout)),)
-    return _baseline("vl_bert", stages, width, dropout, {"types": "all"} | settings)
+    return _baseline("vl_bert", size, _one_bert(size), settings, types="all")
 
 
-def uniter(
-    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
-) -> Spec:
+@sized
+def uniter(size: Size, **settings) -> Spec:
     """UNITER (Chen et al. 2020): one BERT over words and regions; MLM, masked regions by
     regression, matching: VL-BERT's row and matching.
 
     Left out: masking one modality at a time, word-region alignment by optimal transport, object
     classes as further targets, hard negatives; a norm for features and boxes each.
     """
-    stages = (Stage("joint", 2 * layers, _bert(heads, dropout)),)
-    return _baseline(
-        "uniter", stages, width, dropout, {"types": "all"} | settings, matching=("text",)
-    )
+    return _baseline("uniter", size, _one_bert(size), settings, types="all", matching=("text",))
 
 
-def capture(
-    width: int = 256, layers: int = 1, heads: int = 4, dropout: float = 0.0, **settings
-) -> Spec:
+@sized
+def capture(size: Size, **settings) -> Spec:
     """CAPTURE (Zhan et al. 2021, Product1M): each modality alone, then reading the other, then both
     in one; masked tasks and contrast.
 
     A third of the layers each. Left out: object classes as targets (features here).
     """
-    third, block = max(1, 2 * layers // 3), _bert(heads, dropout)
+    third, block = max(1, 2 * size.layers // 3), size.bert()
     stages = tuple(Stage(kind, third, block) for kind in ("solo", "cross", "joint"))
-    return _baseline(
-        "capture", stages, width, dropout, settings, contrast="infonce", temperature=0.07
-    )
+    return _baseline("capture", size, stages, settings, contrast="infonce", temperature=0.07)
 
 
-#: One row per model: name -> function of ``width``, ``layers`` and ``heads``.
-MODELS = {
-    row.__name__: row
-    for row in (
-        scale,
-        released,
-        m5_mmt,
-        image_based,
-        bert,
-        vilbert,
-        clip,
-        vl_bert,
-        visualbert,
-        uniter,
-        capture,
-    )
-}
+_ROWS = (scale, released, m5_mmt, image_based, bert, vilbert, clip, vl_bert, visualbert, uniter)
+#: One row per model: name -> function of the fields of :class:`Size` and of ``Spec``.
+MODELS = {row.__name__: row for row in (*_ROWS, capture)}
 
 
 def build(name: str, **settings) -> Spec:

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from m5lib import streams
 from m5lib.catalogue import Catalogue, DataError
@@ -229,6 +230,15 @@ def test_a_model_goes_to_a_hub_and_comes_back(stream_set, tmp_path, monkeypatch)
     assert loaded.spec == model.spec and all(
         p.equal(q) for p, q in zip(model.parameters(), loaded.parameters(), strict=True)
     )
+
+
+def test_a_classifier_that_lacks_a_weight_is_refused(stream_set, tmp_path):
+    fresh(stream_set).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "classifier.safetensors")
+    del state["out.bias"]
+    save_file(state, tmp_path / "classifier.safetensors")
+    with pytest.raises(ValueError, match=r"classifier\.safetensors .*\['out\.bias'\]"):
+        Classifier.from_pretrained(tmp_path)
 
 
 def test_weights_of_another_width_and_unknown_keys_are_refused(stream_set, tmp_path):

@@ -16,7 +16,7 @@ from m5lib.lab import runs
 from m5lib.masking import Vocabulary, mask
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model
-from m5lib.models import anatomy, weights, zoo
+from m5lib.models import anatomy, released, zoo
 from m5lib.models.zoo import MODELS
 from m5lib.spec import Block, Spec, Stage, change
 
@@ -201,7 +201,7 @@ def test_a_joint_stage_is_an_ordinary_bert_over_the_concatenation():
     model, batch = build(spec), make_five_batch()
     with torch.no_grad():
         for block, layer in zip(model.stages[0].blocks["joint"], theirs.encoder.layer, strict=True):
-            weights._copy_layer(block, layer.state_dict())
+            released._copy_layer(block, layer.state_dict())
     output = model(batch)
     together, valid = (
         torch.cat(list(output.embedded.values()), 1),
@@ -227,10 +227,10 @@ def test_titles_start_from_bert(name, layers, settings, tmp_path):
     model, batch = build(fitted(name, layers=layers, **settings)), make_five_batch()
     if name == "clip":
         with pytest.raises(ValueError, match="not BERT's form of layer"):
-            weights.start_from_bert(model, tmp_path)
+            released.start_from_bert(model, tmp_path)
         return
     fused = [p.clone() for p in model.stages[-1].parameters()]
-    weights.start_from_bert(model, tmp_path)
+    released.start_from_bert(model, tmp_path)
     stream = batch.streams["text"]
     expected = theirs(
         stream.tokens, attention_mask=stream.valid.long(), output_hidden_states=True
@@ -247,7 +247,7 @@ def test_titles_start_from_bert(name, layers, settings, tmp_path):
 def test_a_single_stream_starts_from_bert_and_another_width_is_refused(tmp_path):
     bert_like().save_pretrained(tmp_path / "narrow")
     model = build(fitted("uniter"))
-    weights.start_from_bert(model, tmp_path / "narrow")
+    released.start_from_bert(model, tmp_path / "narrow")
     source = BertModel.from_pretrained(tmp_path / "narrow")
     assert (
         model.stages[0]
@@ -258,7 +258,7 @@ def test_a_single_stream_starts_from_bert_and_another_width_is_refused(tmp_path)
     with pytest.raises(
         ValueError, match=r"BERT's word embeddings are \(50, 16\), the model's \(50, 32\)"
     ):
-        weights.start_from_bert(model, tmp_path / "wide")
+        released.start_from_bert(model, tmp_path / "wide")
 
 
 def test_title_and_table_in_one_encoder():

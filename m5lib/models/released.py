@@ -1,7 +1,11 @@
-"""Weights from elsewhere: the authors' checkpoints by their parameter names, there and back, and
-BERT's."""
+"""Weights from elsewhere: the authors' checkpoints by their parameter names, and BERT's.
+
+>>> model = load_released("model.safetensors", heads=12)  # a Model, or a Classifier
+>>> start_from_bert(Model(scale(width=768, bert=True).fit(streams)), "bert-base-uncased")
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +16,7 @@ from m5lib.modalities import MODALITIES
 from m5lib.model import Model
 from m5lib.models import zoo
 from m5lib.models.finetune import Classifier
-from m5lib.spec import Spec, change
+from m5lib.spec import Spec
 
 State = Mapping[str, Tensor]
 
@@ -103,7 +107,7 @@ def released_names(name: str) -> tuple[str, ...]:
     )
 
 
-def _slices(name: str, ours: Tensor, theirs: Sequence[Tensor], lengths: Mapping[str, int]):
+def slices(name: str, ours: Tensor, theirs: Sequence[Tensor], lengths: Mapping[str, int]):
     """Rows of ours and of theirs that hold the same numbers, for each of their tensors.
 
     Tables of positions and types are longer there than we can use (ours is longer than a toy's).
@@ -112,10 +116,8 @@ def _slices(name: str, ours: Tensor, theirs: Sequence[Tensor], lengths: Mapping[
     """
     if ".positions." in name:
         order, modality = list(lengths), name.split(".")[-2]
-        start, count = (
-            sum(lengths[other] for other in order[: order.index(modality)]),
-            min(lengths[modality], len(ours)),
-        )
+        start = sum(lengths[other] for other in order[: order.index(modality)])
+        count = min(lengths[modality], len(ours))
         yield slice(0, count), slice(start, start + count)
     elif (
         name.endswith(("position.weight", "kind.weight"))
@@ -131,16 +133,10 @@ def _slices(name: str, ours: Tensor, theirs: Sequence[Tensor], lengths: Mapping[
             start += len(part)
 
 
-def _columns(
-    module: Model | Classifier, weight: Tensor, lengths: Mapping[str, int], back: bool = False
-) -> Tensor:
-    """The classifier's input in the order of our modalities; ``back``: in theirs."""
-    ours, theirs = list(module.model.spec.modalities), list(lengths)
-    parts = weight.chunk(len(ours), dim=1)
-    return torch.cat(
-        [parts[(ours if back else theirs).index(name)] for name in (theirs if back else ours)],
-        dim=1,
-    )
+def columns(weight: Tensor, order: Sequence[str], target: Sequence[str]) -> Tensor:
+    """The classifier's input, a block of columns per modality, in another order."""
+    parts = dict(zip(order, weight.chunk(len(order), dim=1), strict=True))
+    return torch.cat([parts[name] for name in target], dim=1)
 
 
 def import_released(
@@ -154,16 +150,16 @@ def import_released(
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     if isinstance(module, Classifier):
-        state["dense1.weight"] = _columns(module, state["dense1.weight"], lengths)
+        ours = module.model.spec.modalities
+        state["dense1.weight"] = columns(state["dense1.weight"], list(lengths), ours)
     with torch.no_grad():
         for name, ours in module.named_parameters():
             wanted = released_names(name)
             if missing := [source for source in wanted if source not in state]:
                 raise ValueError(f"not a released checkpoint of this model: {missing} missing")
             theirs, fresh = [state[source] for source in wanted], torch.zeros_like(ours)
-            for part, (here, there) in zip(
-                theirs, _slices(name, ours, theirs, lengths), strict=True
-            ):
+            places = slices(name, ours, theirs, lengths)
+            for part, (here, there) in zip(theirs, places, strict=True):
                 if fresh[here].shape != part[there].shape:
                     raise ValueError(
                         f"{wanted[0]}: the checkpoint has {tuple(part.shape)}, the model's {name} "
@@ -171,34 +167,6 @@ def import_released(
                     )
                 fresh[here] = part[there].to(ours.dtype)
             ours.copy_(fresh)
-
-
-def export_released(
-    module: Model | Classifier,
-    like: State,
-    lengths: Mapping[str, int] = RELEASED_LENGTHS,
-    gradients: bool = False,
-) -> dict[str, Tensor]:
-    """Our parameters (or their gradients) under the released names.
-
-    Args:
-        like: a released state dict; what has no counterpart here (stacks that never train, unused
-            positions) is taken from it.
-    """
-    state = {name: value.clone() for name, value in like.items()}
-    for name, parameter in module.named_parameters():
-        ours = parameter.grad if gradients else parameter.detach()
-        if ours is None:
-            continue
-        if name == "hidden.weight":
-            ours = _columns(module, ours, lengths, back=True)
-        theirs = [state[source] for source in released_names(name)]
-        for part, (here, there) in zip(theirs, _slices(name, ours, theirs, lengths), strict=True):
-            part[there] = ours[here].to(part.dtype)
-    tied = "cls.predictions.decoder.weight"
-    return state | (
-        {tied: state["bert.embeddings.word_embeddings.weight"]} if tied in state else {}
-    )
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -212,37 +180,25 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 def released_spec(state: State, **heads) -> Spec:
     """The row ``released`` at the sizes of a state dict. Heads cannot be read from weights: by
     default the published 12, 8 and 8."""
-    words, up = (
-        state["bert.embeddings.word_embeddings.weight"],
-        "bert.encoder.{}.0.intermediate.dense.bias",
-    )
-    width = words.shape[1]
-    layers = sum(
-        name.startswith("bert.encoder.layer.") and name.endswith("intermediate.dense.bias")
-        for name in state
-    )
+    words, up = "bert.embeddings.word_embeddings.weight", "intermediate.dense.bias"
+    vocabulary, width = state[words].shape
+    layers = sum(name.startswith("bert.encoder.layer.") and name.endswith(up) for name in state)
     spec = zoo.released(
         width=width,
         layers=layers,
-        hidden=len(state[up.format("layer")]) / width,
-        feature_hidden=len(state[up.format("v_layer")]) / width,
+        hidden=len(state[f"bert.encoder.layer.0.{up}"]) / width,
+        feature_hidden=len(state[f"bert.encoder.v_layer.0.{up}"]) / width,
         projection=len(state["bert.encoder.t_pooler.dense.bias"]),
         **heads,
     )
-    widths = tuple(
-        (n, state[f"bert.{_EMBEDDINGS[n]}.{part}.weight"].shape[1]) for n, part in _FEATURES.items()
-    )
-    # the tokenizer of the release is bert-base-chinese, in which an empty string is [CLS] [SEP] =
-    # 101, 102
-    known = tuple(name for name in MODALITIES if name in RELEASED_LENGTHS)
-    return change(
+    names = {name: f"bert.{_EMBEDDINGS[name]}.{part}.weight" for name, part in _FEATURES.items()}
+    return replace(
         spec,
-        (
-            ("modalities", known),
-            ("widths", widths),
-            ("vocabulary", len(words)),
-            ("empty", (101, 102)),
-        ),
+        modalities=tuple(name for name in MODALITIES if name in RELEASED_LENGTHS),
+        widths=tuple((name, state[weight].shape[1]) for name, weight in names.items()),
+        vocabulary=vocabulary,
+        # the tokenizer of the release is bert-base-chinese: an empty string is [CLS] [SEP]
+        empty=(101, 102),
     )
 
 
@@ -260,14 +216,12 @@ def load_released(
     """
     state = read_state(path)
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    found = Model(released_spec(state, **heads))
-    if (
-        "dense1.weight" in state
-    ):  # their labels are numbers in the order of a file that is not in the checkpoint
+    module = Model(released_spec(state, **heads))
+    if "dense1.weight" in state:  # their labels are numbers in the order of a file we do not have
         labels = [str(n) for n in range(len(state["dense2.bias"]))]
-        found = Classifier(found, labels, hidden=len(state["dense1.bias"]))
-    import_released(found, state, lengths)
-    return found.eval()
+        module = Classifier(module, labels, hidden=len(state["dense1.bias"]))
+    import_released(module, state, lengths)
+    return module.eval()
 
 
 def start_from_bert(model: Model, source: str | Path) -> None:
@@ -300,14 +254,8 @@ def start_from_bert(model: Model, source: str | Path) -> None:
         ours.norm.load_state_dict(source.embeddings.LayerNorm.state_dict())
         stages = [stack for stack in model.stages if name in stack.stage.takes(spec.modalities)]
         kind = stages[0].stage.kind
-        blocks = [
-            block
-            for stack in stages
-            if stack.stage.kind == kind
-            for block in stack.blocks[stack.stage.owner(name)]
-        ]
-        if kind == "joint":
-            blocks = list(stages[0].blocks["joint"])
+        stages = stages[:1] if kind == "joint" else [s for s in stages if s.stage.kind == kind]
+        blocks = [block for s in stages for block in s.blocks[s.stage.owner(name)]]
         for block, layer in zip(blocks, source.encoder.layer, strict=False):
             _copy_layer(block, layer.state_dict())
 
@@ -320,6 +268,5 @@ def _copy_layer(block, layer: State) -> None:
         )
     for part, sources in _BERT_LAYER.items():
         for kind in ("weight", "bias"):
-            getattr(getattr(block, part), kind).copy_(
-                torch.cat([layer[f"{source}.{kind}"] for source in sources])
-            )
+            weights = torch.cat([layer[f"{source}.{kind}"] for source in sources])
+            getattr(getattr(block, part), kind).copy_(weights)

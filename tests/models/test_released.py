@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, SHARED
+from export_released import export_released
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -18,7 +19,7 @@ from m5lib.data.extractors import locations
 from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model
-from m5lib.models import weights, zoo
+from m5lib.models import released, zoo
 from m5lib.spec import change
 from m5lib.streams import Batch, Stream
 
@@ -134,7 +135,7 @@ def pretraining(path, dtype):
     """Our model with their weights on their inputs: outputs under their names, and gradients by our
     names."""
     inputs = np.load(path / "inputs.npz")
-    model = weights.load_released(path / "state_dict.safetensors", LENGTHS, **HEADS).to(dtype)
+    model = released.load_released(path / "state_dict.safetensors", LENGTHS, **HEADS).to(dtype)
     batch, targets = batch_of(inputs, dtype), targets_of(inputs, dtype)
     output = model(batch)
     loss, parts = objectives.total(model, output, targets)
@@ -170,14 +171,14 @@ def largest_difference(found: dict, expected) -> dict[str, float]:
 
 def gradient_differences(module, path, state) -> dict[str, float]:
     blank = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in state.items()}
-    found, expected = weights.export_released(module, blank, LENGTHS, gradients=True), np.load(path)
+    found, expected = export_released(module, blank, LENGTHS, gradients=True), np.load(path)
     return {name: np.abs(found[name].numpy() - expected[name]).max() for name in expected}
 
 
 def classification(path, dtype):
     """The same for the classifier on top."""
     inputs = np.load(path / "inputs.npz")
-    classifier = weights.load_released(path / "state_dict.safetensors", LENGTHS, **HEADS).to(dtype)
+    classifier = released.load_released(path / "state_dict.safetensors", LENGTHS, **HEADS).to(dtype)
     batch = batch_of(inputs, dtype)
     hidden, logits = classifier(batch)
     loss = F.cross_entropy(logits, torch.from_numpy(inputs["label"]))
@@ -199,7 +200,7 @@ def test_released_equals_the_authors_numbers(case, dtype):
     gradients = gradient_differences(
         module,
         path / "grads_headmask_fixed_f64.npz",
-        weights.read_state(path / "state_dict.safetensors"),
+        released.read_state(path / "state_dict.safetensors"),
     )
     assert (
         len(outputs) == len(stored)
@@ -218,7 +219,7 @@ def test_a_part_of_the_golden_numbers():
     outputs = largest_difference(
         found, np.load(HERE / "pretrain" / "outputs_headmask_fixed_f64.npz")
     )
-    state = weights.read_state(HERE / "pretrain" / "state_dict.safetensors")
+    state = released.read_state(HERE / "pretrain" / "state_dict.safetensors")
     gradients = gradient_differences(
         module, HERE / "pretrain" / "grads_headmask_fixed_f64.npz", state
     )
@@ -227,9 +228,9 @@ def test_a_part_of_the_golden_numbers():
 
 
 def test_a_released_checkpoint_goes_there_and_back(tmp_path):
-    state = weights.read_state(HERE / "pretrain" / "state_dict.safetensors")
-    model = weights.load_released(HERE / "pretrain" / "state_dict.safetensors", LENGTHS, **HEADS)
-    found = weights.export_released(
+    state = released.read_state(HERE / "pretrain" / "state_dict.safetensors")
+    model = released.load_released(HERE / "pretrain" / "state_dict.safetensors", LENGTHS, **HEADS)
+    found = export_released(
         model, {name: torch.zeros_like(value) for name, value in state.items()}, LENGTHS
     )
     never = (
@@ -259,29 +260,29 @@ def test_a_released_checkpoint_goes_there_and_back(tmp_path):
         found[name].equal(state[name])
         for name in ("cls.predictions.decoder.weight", "bert.embeddings.position_embeddings.weight")
     )
-    back = weights.export_released(model, state, LENGTHS)
+    back = export_released(model, state, LENGTHS)
     assert all(back[name].equal(state[name]) for name in state)
     torch.save(
         {f"module.{name}": value for name, value in back.items()}, tmp_path / "pytorch_model.bin"
     )
-    again = weights.load_released(tmp_path / "pytorch_model.bin", LENGTHS, **HEADS)
+    again = released.load_released(tmp_path / "pytorch_model.bin", LENGTHS, **HEADS)
     for one, two in zip(model.parameters(), again.parameters(), strict=True):
         assert one.equal(two)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
-    state = weights.read_state(HERE / "pretrain" / "state_dict.safetensors")
-    model = weights.load_released(HERE / "pretrain" / "state_dict.safetensors", LENGTHS, **HEADS)
+    state = released.read_state(HERE / "pretrain" / "state_dict.safetensors")
+    model = released.load_released(HERE / "pretrain" / "state_dict.safetensors", LENGTHS, **HEADS)
     with pytest.raises(ValueError, match="query.weight.* missing"):
-        weights.import_released(
+        released.import_released(
             model, {name: value for name, value in state.items() if "query" not in name}, LENGTHS
         )
     wide = {name: torch.zeros(*(2 * size for size in value.shape)) for name, value in state.items()}
     with pytest.raises(ValueError, match=r"the checkpoint has \(.*\), the model's .* is \("):
-        weights.import_released(model, wide, LENGTHS)
+        released.import_released(model, wide, LENGTHS)
     torch.save({"weights": Unsafe()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(Exception, match="weights_only|Unsupported"):
-        weights.load_released(tmp_path / "pytorch_model.bin")
+        released.load_released(tmp_path / "pytorch_model.bin")
 
 
 class Unsafe:
