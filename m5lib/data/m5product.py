@@ -11,12 +11,13 @@ Text is UTF-8 and mostly Chinese: tokenise with ``load_tokenizer("bert-base-chin
 it.
 """
 
-import json
-import re
+import codecs
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import ijson
 
 from m5lib.catalogue import GIVEN, Catalogue, DataError, MediaFile, Product, Skip
 from m5lib.modalities import MODALITIES
@@ -59,68 +60,6 @@ def format_pv(table: Iterable[tuple[str, str]]) -> str:
     return text
 
 
-class _Reader:
-    """Values of a JSON file one by one, with no more of it in memory than one value and one
-    block."""
-
-    BLOCK, LONGEST = 1 << 18, 1 << 26
-    SPACE, AFTER, DECODER = re.compile(r"[ \t\r\n]*"), tuple(" \t\r\n,:]}"), json.JSONDecoder()
-
-    def __init__(self, path: Path):
-        self.path, self.text, self.at, self.passed, self.last = path, "", 0, 0, None
-        self.file = open(path, encoding="utf-8-sig")
-
-    def more(self, size: int) -> bool:
-        try:
-            block = self.file.read(size)
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{self.path}: not UTF-8 ({error.reason}); save the file as UTF-8"
-            ) from None
-        self.passed, self.text, self.at = self.passed + self.at, self.text[self.at :] + block, 0
-        return bool(block)
-
-    def fail(self, what: str) -> DataError:
-        where = f"character {self.passed + self.at}" + (
-            f", after {self.last!r}" if self.last is not None else ""
-        )
-        return DataError(f"{self.path}: {what} at {where}; is the file whole, and JSON?")
-
-    def token(self, expected: str) -> str:
-        """The next character that is no space, which must be one of those expected."""
-        while True:
-            self.at = self.SPACE.match(self.text, self.at).end()
-            if self.at < len(self.text):
-                break
-            if not self.more(self.BLOCK):
-                raise self.fail("the file ends too early")
-        if self.text[self.at] not in expected:
-            raise self.fail(f"found {self.text[self.at]!r}, expected one of {expected!r}")
-        self.at += 1
-        return self.text[self.at - 1]
-
-    def value(self) -> Any:
-        size = self.BLOCK
-        self.at = self.SPACE.match(self.text, self.at).end()
-        while True:
-            try:
-                value, end = self.DECODER.raw_decode(self.text, self.at)
-                # A number at the end of a block may go on: "1" of "1.5", or of "1e9", is a number
-                # too.
-                if (
-                    len(self.text) - end > 4
-                    or self.text[end : end + 1] in self.AFTER
-                    or not self.more(size)
-                ):
-                    self.at = end
-                    return value
-            except (ValueError, RecursionError):
-                if len(self.text) - self.at > self.LONGEST or not self.more(size):
-                    raise self.fail("a value that is cut short or no JSON") from None
-                size *= 2
-            self.at = self.SPACE.match(self.text, self.at).end()
-
-
 def entries(path: str | Path) -> Iterator[tuple[str | int, Any]]:
     """Entries of a JSON file that is one object or one array, streamed: (key, value), or (position,
     value).
@@ -130,24 +69,26 @@ def entries(path: str | Path) -> Iterator[tuple[str | int, Any]]:
     Raises:
         DataError: no such file, not UTF-8, not JSON, cut short.
     """
-    path = Path(path)
+    path, last = Path(path), None
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    reader = _Reader(path)
-    with reader.file:
-        keyed = reader.token("{[") == "{"
-        close, position = "}" if keyed else "]", 0
-        if reader.token(close + '"' if keyed else close + '"-0123456789{[tfn') == close:
-            return
-        reader.at -= 1
-        while True:
-            key = reader.value() if keyed else position
-            if keyed:
-                reader.token(":")
-            yield key, reader.value()
-            reader.last, position = key, position + 1
-            if reader.token("," + close) == close:
-                return
+    with open(path, "rb") as file:
+        head = file.read(4096)
+        start = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+        file.seek(start)
+        first = head[start:].lstrip()[:1]
+        if first not in (b"{", b"["):
+            raise DataError(f"{path}: expected one JSON object or array, begins with {first!r}")
+        array = first == b"["
+        found = enumerate(ijson.items(file, "item")) if array else ijson.kvitems(file, "")
+        try:
+            for last, value in found:
+                yield last, value
+        except ijson.JSONError as error:
+            why = " ".join(str(error).replace("\\n", " ").split())
+            where = "" if last is None else f", after {last!r}"
+            mend = "is it whole, JSON, and UTF-8?"
+            raise DataError(f"{path}: cannot be read{where}; {mend} ({why})") from None
 
 
 def read_ids(path: str | Path) -> list[str]:
