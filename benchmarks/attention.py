@@ -13,7 +13,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from m5lib.data import files
+from m5lib import data as files
 from m5lib.lab import recording
 from m5lib.layers import attention
 

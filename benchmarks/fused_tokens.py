@@ -13,8 +13,8 @@ from statistics import median
 
 import torch
 
+from m5lib import data as files
 from m5lib import objectives, pretrain
-from m5lib.data import files
 from m5lib.lab import recording, runs
 from m5lib.masking import Vocabulary, hidden, mask
 

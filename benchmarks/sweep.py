@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from m5lib.data import files
+from m5lib import data as files
 from m5lib.lab import recording, runs
 from m5lib.lab.sweep import collect
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from m5lib import ROOT
-from m5lib.data.files import write_json
+from m5lib.data import write_json
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.evaluation import evaluate, stats
 from m5lib.lab.recording import (

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from sklearn.preprocessing import normalize
 
 from m5lib.catalogue import Catalogue, DataError
-from m5lib.data.files import code_version
+from m5lib.data import code_version
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.evaluation import evaluate
 from m5lib.evaluation.separation import (

@@ -27,7 +27,7 @@ from urllib.parse import quote
 import nbformat
 
 from m5lib import ROOT, home
-from m5lib.data.files import whole_file
+from m5lib.data import whole_file
 
 
 class ParameterError(ValueError):

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from m5lib import ROOT, home
-from m5lib.data.files import code_version, write_json
+from m5lib.data import code_version, write_json
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.lab.runs import best_device
 

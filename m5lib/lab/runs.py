@@ -17,10 +17,9 @@ import torch
 
 from m5lib import home
 from m5lib.catalogue import Catalogue, Rows, split_of
-from m5lib.data import m5features, readers, store
+from m5lib.data import code_version, locked, m5features, readers, store, write_json
 from m5lib.data.backbones import agreed, choose
 from m5lib.data.extractors import PLAIN, Pixels
-from m5lib.data.files import code_version, locked, write_json
 from m5lib.embeddings import READOUTS, embeddings, fit_whitening, mean_harmony
 from m5lib.evaluation.evaluate import retrieval
 from m5lib.modalities import MODALITIES, codes, from_codes

@@ -13,7 +13,7 @@ import pandas as pd
 
 from m5lib import ROOT
 from m5lib.catalogue import Catalogue
-from m5lib.data.files import code_version, whole_file, write_json
+from m5lib.data import code_version, whole_file, write_json
 from m5lib.embeddings import DEFAULT, PAPER, similarity
 from m5lib.evaluation import evaluate
 from m5lib.lab import recording, runs

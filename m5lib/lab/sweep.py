@@ -53,7 +53,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from m5lib import home
-from m5lib.data.files import ROOMS, code_version, locked, whole_file, write_json
+from m5lib.data import ROOMS, code_version, locked, whole_file, write_json
 from m5lib.lab import notebooks
 from m5lib.lab.notebooks import ParameterError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from m5lib.catalogue import SPLITS, Catalogue, DataError
-from m5lib.data.files import whole_file, write_json
+from m5lib.data import whole_file, write_json
 from m5lib.lab import runs
 from m5lib.modalities import MODALITIES, codes
 from m5lib.model import Model

@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 from m5lib import home
 from m5lib.catalogue import Catalogue, DataError
-from m5lib.data import m5product
-from m5lib.data.files import locked, whole_file
+from m5lib.data import locked, m5product, whole_file
 from m5lib.shop import facets as shelf
 from m5lib.shop import films, pictures, sounds
 from m5lib.shop.facets import Facets

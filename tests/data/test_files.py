@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from m5lib.data import files
+from m5lib import data as files
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

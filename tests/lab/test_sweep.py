@@ -20,7 +20,7 @@ import torch
 from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_notebook
 
-from m5lib.data import files
+from m5lib import data as files
 from m5lib.lab import notebooks, recording, runs, sweep
 from m5lib.shop import listings
 
@@ -415,7 +415,7 @@ def test_results_may_lie_elsewhere(tmp_path, monkeypatch):
 
 
 HOLD = """import sys, time
-from m5lib.data.files import locked
+from m5lib.data import locked
 from pathlib import Path
 with locked(Path(sys.argv[1])):
     print(1, flush=True)
