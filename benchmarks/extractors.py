@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from m5lib.catalogue import Catalogue, MediaFile, Product
-from m5lib.data import backbones, extractors, store
+from m5lib.catalogue import Catalogue, Product
+from m5lib.data import MediaFile, backbones, extractors, store
 from m5lib.data.store import in_parallel
 from m5lib.streams import Streams, train_tokenizer
 

@@ -1,12 +1,15 @@
 """Products, catalogues, which modalities are there, and splits that depend on nothing but the
-product's id."""
+product's id.
+
+>>> product = Product("7", {"text": "red mug", "table": (("colour", "red"),)}, label="Mug")
+>>> catalogue = Catalogue("mine", (product,))
+>>> catalogue.modalities, catalogue.split("train")  # ("text", "table"), rows
+"""
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,63 +36,6 @@ class Skip(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MediaFile:
-    """A media file on disk, or a member inside an uncompressed tar that is read in place
-    (``offset`` and ``size`` in bytes)."""
-
-    path: Path
-    offset: int = 0
-    size: int | None = None
-    member: str | None = None
-
-    def read(self) -> bytes:
-        """The bytes of the file. Safe to call from several threads and processes: nothing is kept
-        open."""
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            return file.read() if self.size is None else file.read(self.size)
-
-    def ends(self, length: int = 16_384) -> bytes:
-        """The first and the last ``length`` bytes, the whole file where it is no longer than
-        both."""
-        with open(self.path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size - self.offset if self.size is None else self.size
-            file.seek(self.offset)
-            if size <= 2 * length:
-                return file.read(max(size, 0))
-            head = file.read(length)
-            file.seek(self.offset + size - length)
-            return head + file.read(length)
-
-    @property
-    def checksum(self) -> str:
-        """16 hex digits of the size and both ends of the bytes: a file put in another's place is
-        noticed without reading it all."""
-        size = self.path.stat().st_size if self.size is None else self.size
-        return hashlib.blake2b(
-            self.ends(), digest_size=8, salt=size.to_bytes(16, "little")
-        ).hexdigest()
-
-    @classmethod
-    def inside(cls, folder: Path, name: str) -> "MediaFile":
-        """The file of that name in a folder or below it. Raises ``ValueError``: it leads out of the
-        folder, or is no file."""
-        path, root = os.path.normpath(folder / name), os.path.normpath(folder)
-        if root != "." and os.path.commonpath(
-            [os.path.abspath(root), os.path.abspath(path)]
-        ) != os.path.abspath(root):
-            raise ValueError("the path leads out of the media folder")
-        if "\0" in name or not os.path.isfile(path):
-            raise ValueError("no such file")
-        return cls(Path(path), size=os.path.getsize(path))
-
-    @property
-    def name(self) -> str:
-        """Name for messages: the member's where there is one."""
-        return self.member or str(self.path)
-
-
-@dataclass(frozen=True)
 class Product:
     """One product: any subset of the modalities.
 
@@ -97,7 +43,7 @@ class Product:
         id: unique text.
         contents: modality name -> raw content, absent modalities left out. A title is a ``str``, a
             table a tuple of ``(property, value)`` pairs in the shop's order, image, video and audio
-            a :class:`MediaFile`.
+            a :class:`m5lib.data.MediaFile`.
         label: the category; ``None`` where unknown.
         split: a split given by the data's owner (:data:`GIVEN`); ``None`` to draw it by hash of the
             id.
@@ -159,9 +105,8 @@ class Catalogue:
     def __post_init__(self):
         if not self.products:
             reasons = "; ".join(f"{skip.where}: {skip.reason}" for skip in self.skipped[:3])
-            raise DataError(
-                f"{self.name}: no usable product was read{f' ({reasons} …)' if reasons else ''}"
-            )
+            why = f" ({reasons} …)" if reasons else ""
+            raise DataError(f"{self.name}: no usable product was read{why}")
         if len({product.id for product in self.products}) < len(self.products):
             raise DataError(f"{self.name}: two products share an id; ids must be unique")
         if bare := [product.id for product in self.products if not product.contents]:
@@ -209,14 +154,9 @@ class Catalogue:
             raise ValueError(f"unknown split {name!r}: known are {SPLITS}")
         if name != "classifier":
             return np.flatnonzero(self._splits == name)
-        return np.array(
-            [
-                row
-                for row in self.split("train")
-                if _uniform(self.ids[row], "classifier") < CLASSIFIER_SHARE
-            ],
-            dtype=int,
-        )
+        train = self.split("train")
+        draws = np.array([_uniform(id, "classifier") for id in self.ids[train]])
+        return train[draws < CLASSIFIER_SHARE]
 
     def sought(self, split: str = "query") -> tuple[np.ndarray, np.ndarray]:
         """What the products of a split look for: rows of their gallery, and (N,) what a match has
@@ -257,12 +197,12 @@ class Catalogue:
             lost.setdefault(skip.where, set()).add(skip.field)
         products = []
         for product in self.products:
-            gone = lost.get(product.id, ())
-            contents = {
-                name: content for name, content in product.contents.items() if name not in gone
-            }
+            gone, contents = lost.get(product.id, ()), product.contents
+            if gone:
+                contents = {name: x for name, x in contents.items() if name not in gone}
+                product = replace(product, contents=contents)
             if contents:
-                products.append(replace(product, contents=contents) if gone else product)
+                products.append(product)
         return replace(self, products=tuple(products), skipped=(*self.skipped, *broken))
 
     @cached_property
@@ -270,37 +210,24 @@ class Catalogue:
         """16 hex digits that change with any id, label, split, word, or size of a media file; never
         with where the data lies."""
         digest = hashlib.blake2b(digest_size=8)
-        for product in self.products:
-            known = {
-                name: product.contents[name] for name in MODALITIES if name in product.contents
-            }
-            contents = [
-                (name, content.size if isinstance(content, MediaFile) else content)
-                for name, content in known.items()
-            ]
-            digest.update(
-                repr(
-                    (product.id, product.label, product.split, product.instance, contents)
-                ).encode()
-            )
+        for p in self.products:
+            known = [(name, p.contents[name]) for name in MODALITIES if name in p.contents]
+            # a media file is known by its size, words by themselves
+            contents = [(name, getattr(content, "size", content)) for name, content in known]
+            digest.update(repr((p.id, p.label, p.split, p.instance, contents)).encode())
         return digest.hexdigest()
 
     def report(self, examples: int = 3) -> str:
         """What was read and what was not, in a few lines for people."""
-        lines = [f"{self.name}: {len(self):,} products with {codes(self.modalities)}"]
         classes = {label for label in self.labels if label is not None}
         sizes = {name: len(self.split(name)) for name in SPLITS}
-        lines.append(
-            f"  {len(classes):,} labels; "
-            + ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size)
-        )
+        given = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size)
+        lines = [f"{self.name}: {len(self):,} products with {codes(self.modalities)}"]
+        lines.append(f"  {len(classes):,} labels; {given}")
         counts: dict[tuple[str, str], list[str]] = {}
         for skip in self.skipped:
             counts.setdefault((skip.field, skip.reason), []).append(skip.where)
         for (name, reason), where in sorted(counts.items()):
-            more = " …" if len(where) > examples else ""
-            lines.append(
-                f"  left out: {name}: {reason}: {len(where):,} "
-                f"({', '.join(where[:examples])}{more})"
-            )
+            some = ", ".join(where[:examples]) + (" …" if len(where) > examples else "")
+            lines.append(f"  left out: {name}: {reason}: {len(where):,} ({some})")
         return "\n".join(lines)

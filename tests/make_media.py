@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m5lib.catalogue import Catalogue, MediaFile, Product
+from m5lib.catalogue import Catalogue, Product
+from m5lib.data import MediaFile
 from m5lib.data.extractors import Crops
 
 SHARED = Path(os.environ.get("M5_SHARED", Path(__file__).parents[2] / "shared"))

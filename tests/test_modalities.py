@@ -39,8 +39,8 @@ def test_a_sixth_modality_is_one_row_and_one_extractor(catalogue, monkeypatch, t
     import torch
 
     from m5lib import streams
-    from m5lib.catalogue import Catalogue, MediaFile
-    from m5lib.data import store
+    from m5lib.catalogue import Catalogue
+    from m5lib.data import MediaFile, store
     from m5lib.data.extractors import PLAIN, Features
     from m5lib.embeddings import embeddings
     from m5lib.model import Model

@@ -1,5 +1,5 @@
-"""Where outputs lie, files that are whole or not there, one process at a time, the version of the
-code. Imports nothing heavy."""
+"""Media files and members of tars, files that are whole or not there, one process at a time, the
+version of the code. Imports nothing heavy."""
 
 import ast
 import errno
@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from threading import get_ident
@@ -15,6 +16,63 @@ from threading import get_ident
 from filelock import FileLock, Timeout
 
 LIBRARY = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class MediaFile:
+    """A media file on disk, or a member inside an uncompressed tar that is read in place
+    (``offset`` and ``size`` in bytes)."""
+
+    path: Path
+    offset: int = 0
+    size: int | None = None
+    member: str | None = None
+
+    def read(self) -> bytes:
+        """The bytes of the file. Safe to call from several threads and processes: nothing is kept
+        open."""
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read() if self.size is None else file.read(self.size)
+
+    def ends(self, length: int = 16_384) -> bytes:
+        """The first and the last ``length`` bytes, the whole file where it is no longer than
+        both."""
+        with open(self.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size - self.offset if self.size is None else self.size
+            file.seek(self.offset)
+            if size <= 2 * length:
+                return file.read(max(size, 0))
+            head = file.read(length)
+            file.seek(self.offset + size - length)
+            return head + file.read(length)
+
+    @property
+    def checksum(self) -> str:
+        """16 hex digits of the size and both ends of the bytes: a file put in another's place is
+        noticed without reading it all."""
+        size = self.path.stat().st_size if self.size is None else self.size
+        return hashlib.blake2b(
+            self.ends(), digest_size=8, salt=size.to_bytes(16, "little")
+        ).hexdigest()
+
+    @classmethod
+    def inside(cls, folder: Path, name: str) -> "MediaFile":
+        """The file of that name in a folder or below it. Raises ``ValueError``: it leads out of the
+        folder, or is no file."""
+        path, root = os.path.normpath(folder / name), os.path.normpath(folder)
+        if root != "." and os.path.commonpath(
+            [os.path.abspath(root), os.path.abspath(path)]
+        ) != os.path.abspath(root):
+            raise ValueError("the path leads out of the media folder")
+        if "\0" in name or not os.path.isfile(path):
+            raise ValueError("no such file")
+        return cls(Path(path), size=os.path.getsize(path))
+
+    @property
+    def name(self) -> str:
+        """Name for messages: the member's where there is one."""
+        return self.member or str(self.path)
 
 
 @contextmanager

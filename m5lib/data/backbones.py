@@ -19,7 +19,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from m5lib.catalogue import DataError, MediaFile
+from m5lib.catalogue import DataError
+from m5lib.data import MediaFile
 from m5lib.data.decoding import MediaError, frames, open_image, probe
 from m5lib.data.extractors import (
     PLAIN,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from m5lib.catalogue import MediaFile
+from m5lib.data import MediaFile
 
 
 class MediaError(ValueError):

@@ -38,7 +38,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from PIL import Image
 
-from m5lib.catalogue import MediaFile
+from m5lib.data import MediaFile
 from m5lib.data.decoding import MediaError, frames, open_image, probe, sound
 
 

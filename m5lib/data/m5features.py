@@ -10,7 +10,7 @@ unpickled; neither tensorpack nor msgpack is needed.
     <folder>/video_feature/<id>.npy (t, 1024) float16, a row per second
     <folder>/audio_feature/<id>.npy (80, 751) float32, mel bands x time
 
-A record is found once, as a :class:`~m5lib.catalogue.MediaFile` (a stretch of a file, or a key),
+A record is found once, as a :class:`~m5lib.data.MediaFile` (a stretch of a file, or a key),
 and read by an extractor as media are: the same checks, the same list of what could not be read, the
 same store.
 """
@@ -31,7 +31,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from m5lib.catalogue import Catalogue, DataError, MediaFile, Product, Skip
+from m5lib.catalogue import Catalogue, DataError, Product, Skip
+from m5lib.data import MediaFile
 from m5lib.data.decoding import MediaError
 from m5lib.data.extractors import Features, locations
 from m5lib.data.store import extract, with_sound

@@ -19,7 +19,8 @@ from typing import Any
 
 import ijson
 
-from m5lib.catalogue import GIVEN, Catalogue, DataError, MediaFile, Product, Skip
+from m5lib.catalogue import GIVEN, Catalogue, DataError, Product, Skip
+from m5lib.data import MediaFile
 from m5lib.modalities import MODALITIES
 
 ANNOTATIONS = "product5m_v2"

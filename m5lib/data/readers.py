@@ -17,8 +17,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from m5lib.catalogue import Catalogue, DataError, MediaFile, Product, Skip
-from m5lib.data import m5product
+from m5lib.catalogue import Catalogue, DataError, Product, Skip
+from m5lib.data import MediaFile, m5product
 
 FASHION_COLUMNS = {"id": "id", "title": "productDisplayName", "label": "articleType"}
 #: masterCategory and subCategory give the label away and stay out; ``year`` may exist.

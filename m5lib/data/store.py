@@ -30,8 +30,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from m5lib.catalogue import Catalogue, MediaFile, Product, Skip
-from m5lib.data import locked
+from m5lib.catalogue import Catalogue, Product, Skip
+from m5lib.data import MediaFile, locked
 from m5lib.data.decoding import MediaError, probe
 from m5lib.data.extractors import PLAIN, Features, described, settings
 from m5lib.modalities import MODALITIES

@@ -13,8 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from m5lib.catalogue import MediaFile
-from m5lib.data import decoding
+from m5lib.data import MediaFile, decoding
 from m5lib.data.extractors import HOP, RATE, LogMel, seconds_of
 from m5lib.figures.style import (
     PALETTE,

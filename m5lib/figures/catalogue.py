@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from m5lib.catalogue import Catalogue, MediaFile
+from m5lib.catalogue import Catalogue
+from m5lib.data import MediaFile
 from m5lib.data.decoding import open_image, probe, sound
 from m5lib.data.extractors import RATE
 from m5lib.figures.style import (

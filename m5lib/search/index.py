@@ -35,8 +35,8 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from m5lib import figures
-from m5lib.catalogue import Catalogue, DataError, MediaFile, Product
-from m5lib.data import store, whole_file
+from m5lib.catalogue import Catalogue, DataError, Product
+from m5lib.data import MediaFile, store, whole_file
 from m5lib.data.backbones import agreed, choose
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings, read_out
 from m5lib.evaluation import evaluate

@@ -5,7 +5,7 @@ import pytest
 from make_media import file_of, number_of, shared, tone, write_image, write_sound, write_video
 from PIL import Image
 
-from m5lib.catalogue import MediaFile
+from m5lib.data import MediaFile
 from m5lib.data.decoding import MediaError, frames, open_image, probe, sound
 from m5lib.data.extractors import Crops, Frames
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from make_media import BAG, file_of, put, tone, write_image, write_sound, write_video
 from make_release import export
 
-from m5lib.catalogue import Catalogue, DataError, MediaFile, Product
-from m5lib.data import store
+from m5lib.catalogue import Catalogue, DataError, Product
+from m5lib.data import MediaFile, store
 from m5lib.data.m5product import (
     entries,
     format_pv,

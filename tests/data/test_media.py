@@ -9,8 +9,8 @@ import torch
 from make_media import file_of, tone, write_image, write_sound, write_video
 from PIL import Image
 
-from m5lib.catalogue import Catalogue, MediaFile, Product
-from m5lib.data import store
+from m5lib.catalogue import Catalogue, Product
+from m5lib.data import MediaFile, store
 from m5lib.data.decoding import MediaError, probe
 from m5lib.data.extractors import PLAIN, Crops, Features, Frames
 from m5lib.modalities import MODALITIES

@@ -12,8 +12,8 @@ from make_products import spoiled
 from PIL import Image
 
 from m5lib import figures, search
-from m5lib.catalogue import DataError, MediaFile
-from m5lib.data import readers
+from m5lib.catalogue import DataError
+from m5lib.data import MediaFile, readers
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings
 from m5lib.evaluation import evaluate
 from m5lib.lab import runs
