@@ -282,7 +282,7 @@ def test_per_query_values_average_to_the_numbers(catalogue):
     )
     found = {
         n["metric"]: n["value"]
-        for n in evaluate.classification(catalogue, vectors, predicted=predicted)
+        for n in evaluate.evaluate(catalogue, vectors, ["classification"], predicted=predicted)
     }
     test = catalogue.labels[catalogue.split("query")]
     assert found == pytest.approx(

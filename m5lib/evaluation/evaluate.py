@@ -27,12 +27,6 @@ PER_QUERY = ("id", "task", "metric", "convention", "value")
 
 #: Names of the modalities that the vectors of the queries were made from, and those of the gallery.
 Given = tuple[Iterable[str], Iterable[str]]
-#: (metric, convention) -> one value per product.
-Values = dict[tuple[str, str], np.ndarray]
-
-
-def _number(task: str, metric: str, convention: str, value: float) -> dict:
-    return {"task": task, "metric": metric, "convention": convention, "value": float(value)}
 
 
 def needed_rows(catalogue: Catalogue, split: str = "query") -> np.ndarray:
@@ -58,130 +52,85 @@ def having(catalogue: Catalogue, names: Iterable[str]) -> np.ndarray:
     return catalogue.presence[list(ordered(names))].to_numpy().any(axis=1)
 
 
-def _retrieved(
-    catalogue: Catalogue,
-    vectors,
-    split: str,
-    protocol: metrics.Protocol,
-    gallery,
-    given: Given | None,
-):
-    """Rows of the queries, their values, and how many queries were left out because they have
-    nothing to ask with."""
-    asking, _ = catalogue.queries(split)
+def _retrieved(catalogue, vectors, split, protocol, gallery, given):
+    """Rows of the queries that can ask, and their values."""
+    asking = catalogue.queries(split)[0]
     offered, same = catalogue.sought(split)
-    findable, before = None, len(asking)
+    findable = None
     if given is not None:
         asks, findable = having(catalogue, given[0]), having(catalogue, given[1])[offered]
         asking = asking[asks[asking]]
     if not len(asking):
-        return asking, {}, before
+        return asking, {}
     ids, gallery = catalogue.ids, vectors if gallery is None else gallery
-    values = metrics.retrieval(
-        vectors[asking],
-        gallery,
-        same[asking],
-        same[offered],
-        ids[asking],
-        ids[offered],
-        protocol,
-        offered,
-        findable,
-        CUTS,
+    return asking, metrics.retrieval(
+        *(vectors[asking], gallery, same[asking], same[offered], ids[asking], ids[offered]),
+        *(protocol, offered, findable, CUTS),
     )
-    return asking, values, before - len(asking)
 
 
-def retrieval(
-    catalogue: Catalogue,
-    vectors,
-    split: str = "query",
-    protocol: metrics.Protocol = "usual",
-    gallery=None,
-    given: Given | None = None,
-) -> list[dict]:
-    """mAP@K and Prec@K, K = 1, 5, 10, by a protocol of :func:`m5lib.metrics.retrieval`; queries
-    with nothing to find are left out.
-
-    With ``split="fine_query"`` a match is a listing of the same product, and the task ``fine
-    retrieval``.
-
-    Args:
-        vectors: (N, D), dense or sparse, one row per product of the catalogue: what the queries ask
-            with.
-        gallery: (N, D): what the gallery answers with, where that differs (image -> text); by
-            default the same vectors.
-        given: the modalities that either side was made from. A query that has none of its side's
-            cannot ask: it is left out, and a number ``queries left out`` says how many were. A
-            gallery product that has none of its side's cannot be found: it is never listed, but
-            counts among the R products sought, so that the gallery is the same for all sets of
-            modalities. Where it is not said (None), every product asks and can be found, with zeros
-            where it has nothing.
-    """
-    task = "fine retrieval" if split == "fine_query" else "retrieval"
-    _, values, left_out = _retrieved(catalogue, vectors, split, protocol, gallery, given)
-    found = [_number(task, *name, part.mean()) for name, part in values.items()]
-    if given is not None and values:
-        found.append(
-            _number(task, "queries left out", "none of the modalities asked with", left_out)
-        )
-    return found
-
-
-def _classified(
-    catalogue: Catalogue, vectors, split: str, seed: int, predicted: np.ndarray | None
-) -> tuple[np.ndarray, Values]:
+def _classified(catalogue, vectors, split, seed, predicted):
     """Rows of the tested products, and whether each was classified correctly."""
-    labelled = np.array([label is not None for label in catalogue.labels])
-    train, test = (
-        rows[labelled[rows]] for rows in (catalogue.split("classifier"), catalogue.split(split))
-    )
     labels = catalogue.labels
+    labelled = np.array([label is not None for label in labels])
+    train, test = catalogue.split("classifier"), catalogue.split(split)
+    train, test = train[labelled[train]], test[labelled[test]]
     if not len(test) or len(set(labels[train])) < 2:
         return test[:0], {}
     if predicted is None:
-        found = metrics.linear_probe(vectors[train], labels[train], vectors[test], seed)
-        return test, {("accuracy", "linear probe"): metrics.correct(found, labels[test])}
-    found = {("accuracy", "fine-tuned head"): metrics.correct(predicted[test], labels[test])}
+        answers = metrics.linear_probe(vectors[train], labels[train], vectors[test], seed)
+        return test, {("accuracy", "linear probe"): metrics.correct(answers, labels[test])}
+    head, answers = "fine-tuned head", predicted[test]
+    values = {("accuracy", head): metrics.correct(answers, labels[test])}
     if predicted.ndim == 2:
-        found["accuracy@5", "fine-tuned head"] = metrics.correct(predicted[test], labels[test], 5)
-    return test, found
+        values["accuracy@5", head] = metrics.correct(answers, labels[test], 5)
+    return test, values
 
 
-def classification(
+def per_query(
     catalogue: Catalogue,
     vectors,
+    which: Iterable[str] = TASKS[:3],
     split: str = "query",
     seed: int = 0,
     predicted: np.ndarray | None = None,
-) -> list[dict]:
-    """Accuracy of a linear probe, or of a fine-tuned head: top-1 ``accuracy`` and top-5
-    ``accuracy@5``.
+    protocols: Iterable[metrics.Protocol] = ("usual",),
+    gallery=None,
+    given: Given | None = None,
+) -> pd.DataFrame:
+    """What every query (or classified product) contributes to the numbers of :func:`evaluate`:
+    their mean is the number. For paired tests (:mod:`m5lib.evaluation.stats`).
 
-    Products without a label are left out. For ``predicted`` see :func:`evaluate`.
+    Clustering has no value per product. Products without a label are left out, as are queries with
+    nothing to find. Arguments as in :func:`evaluate` and :func:`retrieval`.
+
+    Returns:
+        columns :data:`PER_QUERY`, in the catalogue's order within each metric; ``value`` is AP@K
+        for ``mAP@K``, 0 or 1 for accuracy.
     """
-    return [
-        _number("classification", *name, part.mean())
-        for name, part in _classified(catalogue, vectors, split, seed, predicted)[1].items()
-    ]
+    frames = [pd.DataFrame(columns=list(PER_QUERY))]
+    for task in which:
+        values = []
+        if task == "classification":
+            values = [_classified(catalogue, vectors, split, seed, predicted)]
+        elif task in ("retrieval", "fine retrieval"):
+            asked = split if task == "retrieval" else "fine_query"
+            for protocol in protocols:
+                values.append(_retrieved(catalogue, vectors, asked, protocol, gallery, given))
+        for rows, by_metric in values:
+            for (metric, convention), value in by_metric.items():
+                named = {"id": catalogue.ids[rows], "task": task, "metric": metric}
+                named |= {"convention": convention, "value": np.asarray(value, dtype=float)}
+                frames.append(pd.DataFrame(named))
+    return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
-def clustering(catalogue: Catalogue, vectors, split: str = "query") -> list[dict]:
-    """NMI and purity of k-means, k = number of classes among the products clustered; the mean over
-    :data:`KMEANS_SEEDS`, each one start."""
-    rows = np.array(
-        [row for row in catalogue.split(split) if catalogue.labels[row] is not None], dtype=int
-    )
-    labels = catalogue.labels[rows]
-    if not (k := len(set(labels))):
-        return []
-    part = metrics.in_span(vectors[rows])
-    runs = [metrics.cluster(part, k, seed) for seed in KMEANS_SEEDS]
-    convention = f"k-means k={k}, mean of seeds {' '.join(map(str, KMEANS_SEEDS))}"
-    scores = {"NMI": metrics.nmi, "purity": metrics.purity}
+def _means(queries: pd.DataFrame) -> list[dict]:
+    """The numbers that queries contribute to."""
+    groups = queries.groupby(["task", "metric", "convention"], sort=False)["value"]
     return [
-        _number("clustering", name, convention, np.mean([score(run, labels) for run in runs]))
-        for name, score in scores.items()
+        dict(zip(PER_QUERY[1:], (*name, float(values.to_numpy().mean())), strict=True))
+        for name, values in groups
     ]
 
 
@@ -203,64 +152,70 @@ def evaluate(
             instead of a linear probe: (N, P), best first, or (N,), which gives no top-5 accuracy.
         protocols: of retrieval. ``released`` is meant for the paper's read-out.
     """
-    found = []
+    numbers = []
     for task in which:
-        if task in ("retrieval", "fine retrieval"):
-            for protocol in protocols:
-                found += retrieval(
-                    catalogue, vectors, split if task == "retrieval" else "fine_query", protocol
-                )
-        elif task == "classification":
-            found += classification(catalogue, vectors, split, seed, predicted)
-        else:
-            found += clustering(catalogue, vectors, split)
-    return found
+        numbers += (
+            clustering(catalogue, vectors, split)
+            if task == "clustering"
+            else _means(per_query(catalogue, vectors, [task], split, seed, predicted, protocols))
+        )
+    return numbers
 
 
-def per_query(
+def retrieval(
     catalogue: Catalogue,
     vectors,
-    which: Iterable[str] = TASKS[:3],
     split: str = "query",
-    seed: int = 0,
-    predicted: np.ndarray | None = None,
-    protocols: Iterable[metrics.Protocol] = ("usual",),
+    protocol: metrics.Protocol = "usual",
     gallery=None,
     given: Given | None = None,
-) -> pd.DataFrame:
-    """What every query (or classified product) contributes to the numbers of :func:`evaluate`:
-    their mean is the number.
+) -> list[dict]:
+    """mAP@K and Prec@K, K = 1, 5, 10, by a protocol of :func:`m5lib.metrics.retrieval`.
 
-    For paired tests (:func:`m5lib.evaluation.stats.paired_bootstrap`). Clustering has no value per
-    product.
-    Arguments as in :func:`evaluate` and :func:`retrieval`.
+    With ``split="fine_query"`` a match is a listing of the same product, and the task ``fine
+    retrieval``.
 
-    Returns:
-        columns :data:`PER_QUERY`, in the catalogue's order within each metric; ``value`` is AP@K
-        for ``mAP@K``, 0 or 1 for accuracy.
+    Args:
+        vectors: (N, D), dense or sparse, one row per product of the catalogue: what the queries ask
+            with.
+        gallery: (N, D): what the gallery answers with, where that differs (image -> text); by
+            default the same vectors.
+        given: the modalities that either side was made from. A query that has none of its side's
+            cannot ask: it is left out, and a number ``queries left out`` says how many were. A
+            gallery product that has none of its side's cannot be found: it is never listed, but
+            counts among the R products sought, so that the gallery is the same for all sets of
+            modalities. Where it is not said (None), every product asks and can be found, with zeros
+            where it has nothing.
     """
-    found = []
-    for task in which:
-        parts = []
-        if task == "classification":
-            parts = [_classified(catalogue, vectors, split, seed, predicted)]
-        elif task in ("retrieval", "fine retrieval"):
-            asked = split if task == "retrieval" else "fine_query"
-            parts = [
-                _retrieved(catalogue, vectors, asked, protocol, gallery, given)[:2]
-                for protocol in protocols
-            ]
-        for rows, values in parts:
-            for (metric, convention), value in values.items():
-                columns = (
-                    catalogue.ids[rows],
-                    task,
-                    metric,
-                    convention,
-                    np.asarray(value, dtype=float),
-                )
-                found.append(pd.DataFrame(dict(zip(PER_QUERY, columns, strict=True))))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(PER_QUERY))
+    task = "fine retrieval" if split == "fine_query" else "retrieval"
+    queries = per_query(
+        *(catalogue, vectors, [task], split), protocols=[protocol], gallery=gallery, given=given
+    )
+    numbers = _means(queries)
+    if given is not None and numbers:
+        left_out = len(catalogue.queries(split)[0]) - queries["id"].nunique()
+        name = (task, "queries left out", "none of the modalities asked with", float(left_out))
+        numbers.append(dict(zip(PER_QUERY[1:], name, strict=True)))
+    return numbers
+
+
+def clustering(catalogue: Catalogue, vectors, split: str = "query") -> list[dict]:
+    """NMI and purity of k-means, k = number of classes among the products clustered; the mean over
+    :data:`KMEANS_SEEDS`, each one start."""
+    labelled = [row for row in catalogue.split(split) if catalogue.labels[row] is not None]
+    rows = np.array(labelled, dtype=int)
+    labels = catalogue.labels[rows]
+    if not (k := len(set(labels))):
+        return []
+    part = metrics.in_span(vectors[rows])
+    clusters = [metrics.cluster(part, k, seed) for seed in KMEANS_SEEDS]
+    convention = f"k-means k={k}, mean of seeds {' '.join(map(str, KMEANS_SEEDS))}"
+    numbers = []
+    for name, score in {"NMI": metrics.nmi, "purity": metrics.purity}.items():
+        value = float(np.mean([score(found, labels) for found in clusters]))
+        numbers.append({"task": "clustering", "metric": name, "convention": convention})
+        numbers[-1]["value"] = value
+    return numbers
 
 
 def paired(ours: pd.Series, theirs: pd.Series) -> pd.DataFrame:

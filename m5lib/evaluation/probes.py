@@ -1,9 +1,6 @@
 """What each modality tells of the category, without a model: linear probes on raw features, alone
-and together.
-
-The probes calibrate the synthetic shop and show how hard a data set is. They see labels, so they
-are no rival of label-free embeddings.
-"""
+and together. They calibrate the synthetic shop and show how hard a data set is. They see labels, so
+they are no rival of label-free embeddings."""
 
 from collections.abc import Iterable, Mapping
 from itertools import combinations
@@ -12,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
+from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
@@ -22,6 +20,12 @@ from m5lib.evaluation.controls import tfidf
 from m5lib.modalities import MODALITIES, ordered
 from m5lib.streams import Ragged
 
+#: No probe is surer than this that a category is *not* the one.
+DOUBT = 1e-4
+#: Facets of the paper's Table 2 -> column of the shop's truth.
+FACETS = {"APP": "shape", "USA": "usage", "SPEC": "grams", "SELL": "points"}
+FACETS |= {"PROD": "production", "MATE": "material", "CATE": "category"}
+
 
 def summaries(catalogue: Catalogue, features: Mapping[str, Ragged], k: int = 80) -> dict:
     """One raw vector of each modality for each product: (N, D), dense or sparse, with zero rows
@@ -31,35 +35,25 @@ def summaries(catalogue: Catalogue, features: Mapping[str, Ragged], k: int = 80)
     else their mean, deviation and maximum; standardised, k principal components of the training
     products, unit length.
     """
-    found = {}
+    vectors = {}
     for name in catalogue.modalities:
         if MODALITIES[name].kind == "words":
-            found[name] = tfidf(catalogue, (name,))
+            vectors[name] = tfidf(catalogue, (name,))
             continue
         values, offsets = features[name].values, features[name].offsets
         lengths = np.diff(offsets)
         there, same = np.flatnonzero(lengths), len(set(lengths[lengths > 0])) == 1
         tokens = [np.asarray(values[offsets[n] : offsets[n + 1]], dtype=np.float32) for n in there]
-        flat = np.stack(
-            [
-                t.reshape(-1) if same else np.concatenate([t.mean(0), t.std(0), t.max(0)])
-                for t in tokens
-            ]
-        )
+        if not same:
+            tokens = [np.concatenate([t.mean(0), t.std(0), t.max(0)]) for t in tokens]
+        flat = np.stack([t.reshape(-1) for t in tokens])
         train = np.isin(there, catalogue.split("train"))
         flat = (flat - flat[train].mean(0)) / (flat[train].std(0) + 1e-6)
-        parts = (
-            PCA(min(k, flat.shape[1], int(train.sum())), svd_solver="randomized", random_state=0)
-            .fit(flat[train])
-            .transform(flat)
-        )
-        found[name] = np.zeros((len(catalogue), parts.shape[1]), dtype=np.float32)
-        found[name][there] = normalize(parts)
-    return found
-
-
-#: No probe is surer than this that a category is *not* the one.
-DOUBT = 1e-4
+        size = min(k, flat.shape[1], int(train.sum()))
+        pca = PCA(size, svd_solver="randomized", random_state=0).fit(flat[train])
+        vectors[name] = np.zeros((len(catalogue), size), dtype=np.float32)
+        vectors[name][there] = normalize(pca.transform(flat))
+    return vectors
 
 
 class Experts(NamedTuple):
@@ -73,6 +67,10 @@ class Experts(NamedTuple):
     test_labels: np.ndarray
 
 
+def _probe(vectors, labels: np.ndarray, c: float | int = 10.0) -> LogisticRegression:
+    return LogisticRegression(C=c, max_iter=200).fit(vectors, labels)
+
+
 def experts(
     catalogue: Catalogue,
     features: Mapping[str, Ragged],
@@ -81,44 +79,36 @@ def experts(
     limit: int = 3000,
 ) -> Experts:
     """A logistic regression per modality, on the products that have all of them: trained on
-    ``train``, tested on all others.
-
-    Only categories with at least two training products are kept, on either side; at most ``limit``
-    products on either side.
+    ``train``, tested on all others. Categories with fewer than two training products are left out;
+    at most ``limit`` products are taken on either side.
 
     Raises:
         DataError: fewer than two such categories.
     """
     vectors, labels = summaries(catalogue, features), catalogue.labels.astype(str)
-    whole = catalogue.presence[list(catalogue.modalities)].all(axis=1).to_numpy() & np.array(
-        [x is not None for x in catalogue.labels]
-    )
-    rows = np.array([row for row in catalogue.split("train") if whole[row]], dtype=int)[:limit]
+    whole = catalogue.presence[list(catalogue.modalities)].all(axis=1).to_numpy()
+    whole &= np.array([label is not None for label in catalogue.labels])
+    rows = catalogue.split("train")
+    rows = rows[whole[rows]][:limit]
     names, counts = np.unique(labels[rows], return_counts=True)
     kept = np.isin(labels, names[counts >= 2]) & whole
     train = rows[kept[rows]]
     test = np.setdiff1d(np.flatnonzero(kept), catalogue.split("train"))[:limit]
-    classes = np.unique(labels[train])
+    own, classes = labels[train], np.unique(labels[train])
     if len(classes) < 2 or not len(test):
         raise DataError(
             f"{catalogue.name}: no two categories with products that have every modality; probes "
             "need labels"
         )
-    inside: dict[str, np.ndarray] = {}
-    outside: dict[str, np.ndarray] = {}
+    inside, outside = {}, {}
     for name, block in vectors.items():
         inside[name] = np.full((len(train), len(classes)), np.log(DOUBT))
         for fit, held in KFold(folds, shuffle=True, random_state=0).split(train):
-            probe = LogisticRegression(C=c, max_iter=200).fit(block[train[fit]], labels[train[fit]])
-            inside[name][np.ix_(held, np.searchsorted(classes, probe.classes_))] = (
-                probe.predict_log_proba(block[train[held]])
-            )
-        outside[name] = (
-            LogisticRegression(C=c, max_iter=200)
-            .fit(block[train], labels[train])
-            .predict_log_proba(block[test])
-        )
-    return Experts(inside, outside, classes, labels[train], labels[test])
+            probe = _probe(block[train[fit]], own[fit], c)  # a fold may lack a category
+            places = np.ix_(held, np.searchsorted(classes, probe.classes_))
+            inside[name][places] = probe.predict_log_proba(block[train[held]])
+        outside[name] = _probe(block[train], own, c).predict_log_proba(block[test])
+    return Experts(inside, outside, classes, own, labels[test])
 
 
 def together(found: Experts, names: Iterable[str]) -> float:
@@ -130,30 +120,24 @@ def together(found: Experts, names: Iterable[str]) -> float:
     predictions: what two modalities tell twice counts once, and one that tells nothing gets no
     weight.
     """
-    names = ordered(names)
-    prior = np.log(np.unique(found.train_labels, return_counts=True)[1] / len(found.train_labels))
+    names, labels = ordered(names), found.train_labels
+    prior = np.log(np.unique(labels, return_counts=True)[1] / len(labels))
 
     def stacked(parts: dict[str, np.ndarray]) -> np.ndarray:
-        return np.stack(
-            [*(parts[name] for name in names), np.broadcast_to(prior, parts[names[0]].shape)]
-        ).clip(np.log(DOUBT))
+        first = parts[names[0]].shape
+        logs = [*(parts[name] for name in names), np.broadcast_to(prior, first)]
+        return np.stack(logs).clip(np.log(DOUBT))
 
-    inside, right = (
-        stacked(found.train),
-        (np.arange(len(found.train_labels)), np.searchsorted(found.classes, found.train_labels)),
-    )
+    inside, count = stacked(found.train), len(names)
+    right = (np.arange(len(labels)), np.searchsorted(found.classes, labels))
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        score = np.tensordot(weights, inside, 1)
-        share = np.exp(score - score.max(1, keepdims=True))
-        share /= share.sum(1, keepdims=True)
+        share = softmax(np.tensordot(weights, inside, 1), axis=1)
         gradient = ((share * inside).sum(2) - inside[:, right[0], right[1]]).mean(1)
         return -np.log(share[right]).mean(), gradient
 
-    start = np.array([1.0] * len(names) + [1.0 - len(names)])
-    weights = minimize(
-        loss, start, jac=True, bounds=[(0, None)] * len(names) + [(None, None)], method="L-BFGS-B"
-    ).x
+    start, bounds = [1.0] * count + [1.0 - count], [(0, None)] * count + [(None, None)]
+    weights = minimize(loss, np.array(start), jac=True, bounds=bounds, method="L-BFGS-B").x
     score = np.tensordot(weights, stacked(found.test), 1)
     return float((found.classes[score.argmax(1)] == found.test_labels).mean())
 
@@ -161,25 +145,16 @@ def together(found: Experts, names: Iterable[str]) -> float:
 def ladder(found: Experts) -> dict[tuple[str, ...], float]:
     """Accuracy of every modality alone, every pair, all, and all but one."""
     names = tuple(found.test)
-    wanted = [
-        *combinations(names, 1),
-        *combinations(names, 2),
-        *combinations(names, len(names) - 1),
-        names,
-    ]
-    return {chosen: together(found, chosen) for chosen in dict.fromkeys(wanted)}
+    sizes = (1, 2, len(names) - 1, len(names))
+    chosen = dict.fromkeys(part for size in sizes for part in combinations(names, size))
+    return {part: together(found, part) for part in chosen}
 
 
-#: Facets of the paper's Table 2 -> column of the shop's truth.
-FACETS = {
-    "APP": "shape",
-    "USA": "usage",
-    "SPEC": "grams",
-    "SELL": "points",
-    "PROD": "production",
-    "MATE": "material",
-    "CATE": "category",
-}
+def majority(found: Experts) -> float:
+    """Accuracy of always naming the most frequent training category: chance for all of the
+    above."""
+    names, counts = np.unique(found.train_labels, return_counts=True)
+    return float((found.test_labels == names[counts.argmax()]).mean())
 
 
 def facets(
@@ -191,38 +166,19 @@ def facets(
     (accuracy - chance) / (1 - chance), chance being always the most frequent value; weights in
     seven classes, the first selling point.
     """
-    vectors, train = (
-        summaries(catalogue, features),
-        np.isin(np.arange(len(catalogue)), catalogue.split("train")),
-    )
-    truth, found = truth.loc[list(catalogue.ids)], {}
-    for facet, column in FACETS.items():
-        values = truth[column]
-        values = (
-            pd.qcut(values, 7, duplicates="drop")
-            if column == "grams"
-            else values.str[0]
-            if column == "points"
-            else values
-        )
-        values = values.astype(str).to_numpy()
+    vectors, truth = summaries(catalogue, features), truth.loc[list(catalogue.ids)]
+    train = np.isin(np.arange(len(catalogue)), catalogue.split("train"))
+    columns = {facet: truth[column] for facet, column in FACETS.items()}
+    columns["SPEC"] = pd.qcut(columns["SPEC"], 7, duplicates="drop")
+    columns["SELL"] = columns["SELL"].str[0]
+    told = pd.DataFrame(index=list(vectors), columns=list(FACETS), dtype=float)
+    for facet, column in columns.items():
+        values = column.astype(str).to_numpy()
         for name, block in vectors.items():
             there = catalogue.presence[name].to_numpy()
             fit, test = np.flatnonzero(there & train), np.flatnonzero(there & ~train)
-            right = (
-                LogisticRegression(C=10.0, max_iter=200)
-                .fit(block[fit], values[fit])
-                .predict(block[test])
-                == values[test]
-            )
+            right = _probe(block[fit], values[fit]).predict(block[test]) == values[test]
             names, counts = np.unique(values[fit], return_counts=True)
             chance = (values[test] == names[counts.argmax()]).mean()
-            found[MODALITIES[name].name, facet] = (right.mean() - chance) / (1 - chance)
-    return pd.Series(found).unstack()[list(FACETS)].loc[list(vectors)]
-
-
-def majority(found: Experts) -> float:
-    """Accuracy of always naming the most frequent training category: chance for all of the
-    above."""
-    names, counts = np.unique(found.train_labels, return_counts=True)
-    return float((found.test_labels == names[counts.argmax()]).mean())
+            told.loc[name, facet] = (right.mean() - chance) / (1 - chance)
+    return told

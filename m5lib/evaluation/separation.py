@@ -21,6 +21,13 @@ CHANCE, WITHIN = "chance", "chance within the category"
 K = 10
 
 
+def number_of(by: str, metric: str, space: str, readout: str) -> dict[str, str]:
+    """The columns of the result row that says how products separate ``by`` a column of
+    :func:`m5lib.evaluation.maps.groups`."""
+    task = f"separation by {by}"
+    return {"variant": readout, "task": task, "metric": metric, "convention": space}
+
+
 def nearest(points: Float[np.ndarray, "N D"], k: int, space: str) -> Int[np.ndarray, "N k"]:
     """The ``k`` nearest other products of each, nearest first: by cosine in the embedding space, by
     Euclidean distance in a map."""

@@ -1,204 +1,234 @@
-"""Figures of maps of embedding spaces: takes what :mod:`m5lib.lab.maps` found, returns a
-matplotlib Figure."""
+"""Figures of maps of embedding spaces: points in, a picture out, and one that answers to the
+pointer. Directions and units of a map mean nothing: there are no axes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
-from m5lib.evaluation.separation import METHODS
-from m5lib.figures.style import PALETTE, QUIET, canvas, short, styled
-from m5lib.lab.maps import Mapped, value_of
+from m5lib.catalogue import Product
+from m5lib.data.decoding import open_image
+from m5lib.figures.catalogue import title_of
+from m5lib.figures.style import PALETTE, canvas, short, styled
+from m5lib.modalities import codes
 
 #: The largest groups have a colour and a shape each, all others are grey.
-SHAPES = "osD^vP*"
-OTHERS = "#c4c4c4"
+SHAPES, OTHERS = "osD^vP*", "#c4c4c4"
+#: Sides of the small pictures in pixels that are tried, and bytes that all may take together.
+SIDES, LIMIT = (96, 80, 64, 48, 40, 32, 24), 1_200_000
 
 
 def key(column: pd.Series) -> pd.DataFrame:
     """The groups that are coloured, largest first: index the group, columns ``colour``, ``shape``,
-    ``count``.
-
-    The same for the same products, and so for all panels. Products that lack nothing (``complete``)
-    are the ground, not a group.
-    """
+    ``count``. Products that lack nothing (``complete``) are the ground, not a group."""
     count = column[column != "complete"].value_counts().head(len(PALETTE))
     count = count[count > 1].sort_index(kind="stable").sort_values(ascending=False, kind="stable")
-    part = slice(None, len(count))
-    return pd.DataFrame(
-        {"colour": PALETTE[part], "shape": list(SHAPES[part]), "count": count.to_numpy()},
-        index=count.index,
-    )
+    look = {"colour": PALETTE[: len(count)], "shape": list(SHAPES[: len(count)])}
+    return pd.DataFrame(look | {"count": count.to_numpy()}, index=count.index)
 
 
-def _panel(axes, points: np.ndarray, column: pd.Series, groups: pd.DataFrame) -> None:
-    """One map: grey products below, those of a coloured group above, the smallest group last."""
-    size = float(np.clip(5000 / len(points), 5, 26))
-    names = column.to_numpy()
-    others = ~np.isin(names.astype(str), groups.index.astype(str))
-    axes.scatter(*points[others].T, s=0.6 * size, color=OTHERS, linewidths=0)
-    for name, row in groups.iterrows():
-        axes.scatter(
-            *points[names == name].T,
-            s=size,
-            color=row["colour"],
-            marker=row["shape"],
-            linewidths=0,
-            alpha=0.85,
-        )
-    _frame(axes)
+def _panels(points: Mapping[str, np.ndarray], columns: int) -> tuple[Figure, list[Axes]]:
+    rows, side = -(-len(points) // columns), 2.75 if columns > 1 else 4.4
+    figure, axes = canvas(rows, columns, (side * columns, (side + 0.1) * rows + 0.9))
+    for place, title in zip(axes.flat, points, strict=False):
+        place.set_title(title, fontsize=10)
+        place.set(xticks=[], yticks=[])
+        place.margins(0.04)
+        place.spines[:].set(visible=True, color="#dddddd")
+    return figure, list(axes.flat)
 
 
-def _frame(axes) -> None:
-    """No axes: directions and units of a map mean nothing."""
-    axes.set(xticks=[], yticks=[])
-    axes.margins(0.04)
-    axes.spines[:].set_visible(True)
-    axes.spines[:].set_color("#dddddd")
-
-
-def _legend(figure: Figure, groups: pd.DataFrame, column: pd.Series, others: str) -> None:
-    """The coloured groups with their numbers of products, below the panels."""
-    names = [f"{short(str(name), 1, 26)} ({row['count']})" for name, row in groups.iterrows()]
-    marks = [
-        Line2D([], [], ls="", marker=row["shape"], color=row["colour"], ms=6)
-        for _, row in groups.iterrows()
-    ]
-    left = len(column) - int(groups["count"].sum())
-    if left:
-        names.append(f"{others} ({left})")
-        marks.append(Line2D([], [], ls="", marker="o", color=OTHERS, ms=5))
-    figure.legend(
-        marks,
-        names,
-        loc="outside lower center",
-        ncols=max(2, int(figure.get_figwidth() / 2.6)),
-        fontsize=9,
-        handletextpad=0.2,
-    )
+def _legend(figure: Figure, marks: Mapping[str, Mapping]) -> None:
+    lines = [Line2D([], [], **{"ls": "", "ms": 6} | mark) for mark in marks.values()]
+    columns = max(2, int(figure.get_figwidth() / 2.6))
+    look = {"loc": "outside lower center", "fontsize": 9, "handletextpad": 0.3}
+    figure.legend(lines, list(marks), ncols=columns, **look)
 
 
 @styled
-def maps(
-    found: Mapping[tuple[str, int], Mapped],
-    seed: int,
-    readout: str,
-    by: str = "category",
-    labels: Iterable[str] = (),
-    methods: Sequence[str] = METHODS,
-) -> Figure:
-    """The maps of several models side by side, a row for each method (Figure 6): the same products
-    in the same colours.
+def maps(points: Mapping[str, np.ndarray], column: pd.Series, columns: int = 4) -> Figure:
+    """Maps of the same products side by side, each group in the same colour (Figure 6).
 
     Args:
-        by: what is coloured, a column of :func:`m5lib.lab.maps.groups`; over each panel
-            stands its silhouette in the map.
-        labels: which models, by default all.
+        points: title -> (N, 2), drawn in lines of ``columns``.
+        column: (N,) the group of each product; the largest are coloured.
     """
-    labels = list(labels) or [label for label, s in found if s == seed]
-    column = found[labels[0], seed].groups[by]
-    groups = key(column)
-    single = len(labels) == 1  # its methods side by side
-    rows, columns = (1, len(methods)) if single else (len(methods), len(labels))
-    figure, axes = canvas(rows, columns, (2.75 * max(2, columns), 2.85 * rows + 0.9))
-    for line, method in zip(axes.T if single else axes, methods, strict=True):
-        for place, label in zip(line, labels, strict=True):
-            study = found[label, seed]
-            _panel(place, study.spaces[readout, method], column, groups)
-            apart = study.value(value_of(by, "silhouette", method, readout))
-            place.set_title(f"{label}, {method}\nsilhouette {apart:.2f}", fontsize=10)
-    _legend(figure, groups, column, "complete" if by == "missing" else "others")
+    figure, axes = _panels(points, columns)
+    groups, names = key(column), column.to_numpy()
+    others = ~column.isin(groups.index).to_numpy()
+    size = float(np.clip(5000 / len(names), 5, 26))
+    for place, at in zip(axes, points.values(), strict=False):
+        place.scatter(*at[others].T, s=0.6 * size, color=OTHERS, linewidths=0)
+        for name, row in groups.iterrows():  # the smallest group above
+            look = {"color": row["colour"], "marker": row["shape"], "alpha": 0.85}
+            place.scatter(*at[names == name].T, s=size, linewidths=0, **look)
+    marks = {
+        f"{short(name, 1, 26)} ({row['count']})": {"marker": row["shape"], "color": row["colour"]}
+        for name, row in groups.iterrows()
+    }
+    if others.any():
+        ground = "complete" if (column == "complete").any() else "others"
+        marks[f"{ground} ({others.sum()})"] = {"marker": "o", "color": OTHERS, "ms": 5}
+    _legend(figure, marks)
     return figure
 
 
 @styled
-def listings(
-    found: Mapping[tuple[str, int], Mapped],
-    seed: int,
-    readout: str,
-    method: str = METHODS[0],
-    most: int = 30,
-) -> Figure:
-    """Whether listings of one product by several merchants lie together: a star joins those of each
-    product in the map.
-
-    Over each panel: how often the nearest product in the map is another listing of the same, asked
-    of all that are listed again.
+def listings(points: Mapping[str, np.ndarray], column: pd.Series, most: int = 30) -> Figure:
+    """Whether listings of one product lie together: a star joins those of each.
 
     Args:
+        points: title -> (N, 2).
+        column: (N,) which product each is a listing of.
         most: so many products are joined, those that are listed most often.
     """
-    labels = [label for label, s in found if s == seed]
-    figure, axes = canvas(1, len(labels), (2.75 * max(2, len(labels)), 3.4))
-    whose = found[labels[0], seed].groups["product"]
-    times = (
-        whose.value_counts().sort_index(kind="stable").sort_values(ascending=False, kind="stable")
-    )
+    figure, axes = _panels(points, len(points))
+    times = column.value_counts().sort_index(kind="stable")
+    times = times.sort_values(ascending=False, kind="stable")
     joined = times[times > 1].index[:most]
-    shown = whose.isin(joined).to_numpy()
-    for place, label in zip(axes[0], labels, strict=True):
-        points = found[label, seed].spaces[readout, method]
-        centre = (
-            pd.DataFrame(points[shown])
-            .groupby(whose[shown].to_numpy())
-            .transform("mean")
-            .to_numpy()
-        )
-        place.scatter(*points[~shown].T, s=3, color=OTHERS, linewidths=0)
-        place.add_collection(
-            LineCollection(
-                np.stack([points[shown], centre], axis=1),
-                colors=PALETTE[1],
-                linewidths=0.8,
-                alpha=0.7,
-            )
-        )
-        place.scatter(*points[shown].T, s=8, color=PALETTE[0], linewidths=0)
-        _frame(place)
-        near = found[label, seed].value(value_of("product", "1-NN accuracy", method, readout))
-        place.set_title(f"{label}, {method}\nnearest is the same: {near:.0%}", fontsize=10)
-    marks = [
-        Line2D([], [], ls="-", marker="o", color=PALETTE[1], mfc=PALETTE[0], mec=PALETTE[0], ms=5),
-        Line2D([], [], ls="", marker="o", color=OTHERS, ms=5),
-    ]
-    names = [
-        f"listings of one product, joined ({len(joined)} products, those listed most often)",
-        "others",
-    ]
-    figure.legend(marks, names, loc="outside lower center", ncols=2, fontsize=9)
+    shown = column.isin(joined).to_numpy()
+    for place, at in zip(axes, points.values(), strict=True):
+        own = pd.DataFrame(at[shown])
+        centre = own.groupby(column[shown].to_numpy()).transform("mean").to_numpy()
+        lines, look = np.stack([at[shown], centre], axis=1), {"linewidths": 0.8, "alpha": 0.7}
+        place.scatter(*at[~shown].T, s=3, color=OTHERS, linewidths=0)
+        place.add_collection(LineCollection(lines, colors=PALETTE[1], **look))
+        place.scatter(*at[shown].T, s=8, color=PALETTE[0], linewidths=0)
+    star = {"ls": "-", "marker": "o", "color": PALETTE[1], "mfc": PALETTE[0], "mec": PALETTE[0]}
+    text = f"listings of one product, joined ({len(joined)} products, those listed most often)"
+    _legend(figure, {text: star | {"ms": 5}, "others": {"marker": "o", "color": OTHERS, "ms": 5}})
     return figure
 
 
-@styled
-def removals(values: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """What taking a modality away does to complete products: a panel for each number, a dot for
-    each seed."""
-    figure, axes = canvas(
-        1,
-        len(values),
-        (1.0 + 2.8 * len(values), 1.4 + 0.3 * len(next(iter(values.values())))),
-        sharey=True,
-    )
-    for place, (name, part) in zip(axes[0], values.items(), strict=True):
-        height, mean = np.arange(len(part)), part.mean(axis=1)
-        shade = [QUIET if label == part.index[0] else PALETTE[5] for label in part.index]
-        place.barh(height, mean, 0.7, color=shade)
-        for column in part:
-            place.scatter(part[column], height, s=9, color=PALETTE[0], zorder=3)
-        for y, value in enumerate(mean):
-            place.annotate(
-                f"{value:.2f}",
-                (part.iloc[y].max(), y),
-                (6, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
-        place.set(yticks=height, xlabel=name, xlim=(0, 1.15 * max(part.to_numpy().max(), 0.1)))
-        place.set_yticklabels(part.index)
-    axes[0, 0].invert_yaxis()
-    figure.suptitle(title, fontsize=11, fontweight="bold")
-    return figure
+class InteractiveMap:
+    """Maps as a picture that answers to the pointer, shown by Jupyter and kept in the notebook.
+
+    Hover a product: its picture, title and group. Click it: it stays, joined to its nearest. The
+    HTML holds everything, so it works without a network. Where scripts do not run (GitHub, a
+    notebook that is not trusted) a still picture stands in its place.
+
+    Args:
+        points: title -> (N, 2), a tab for each.
+        near: title -> (N, k) the nearest of each product in the space that the map is of.
+        column: (N,) the group of each product; its name is what products are grouped by.
+        products: the N products.
+    """
+
+    def __init__(
+        self,
+        points: Mapping[str, np.ndarray],
+        near: Mapping[str, np.ndarray],
+        column: pd.Series,
+        products: Sequence[Product],
+    ):
+        title = next(iter(points))
+        self.still: Figure = maps({title: points[title]}, column, 1)
+        self.tabs = _tabs(points, near, column, products)
+        self.count = len(products)
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        stream = io.BytesIO()
+        self.still.savefig(stream, format="png", dpi=90)
+        png = base64.b64encode(stream.getvalue()).decode()
+        text = f"<a map of {self.count} products>"
+        return {"text/html": self.page(png), "image/png": png, "text/plain": text}
+
+    def page(self, png: str) -> str:
+        """The HTML: the still picture, bokeh's library, and the map, which takes the picture's
+        place. bokeh escapes what products say, in the page and in the hovering card."""
+        from bokeh.embed import components
+        from bokeh.resources import Resources
+
+        script, map_ = components(self.tabs)
+        library = Resources(mode="inline", components=["bokeh"]).render_js()
+        still = f"m5map-{uuid4().hex[:8]}"
+        return (
+            f'<div id="{still}"><img style="max-width:100%" alt="map" '
+            f'src="data:image/png;base64,{png}"><p>A still picture: run the cell, or open the '
+            f"notebook's page, and the map answers to the pointer.</p></div>{library}{map_}{script}"
+            f"<script>if (window.Bokeh) document.getElementById('{still}').remove()</script>"
+        )
+
+
+CARD = """<div style="display:flex;gap:8px;width:260px"><img src="@picture" width="96" height="96"
+style="object-fit:contain"><div><b>@title</b><br>@group<br>has @has</div></div>"""
+JOIN = """const data = source.data, n = source.selected.indices[0];
+lines.forEach((own, i) => {
+  const to = n === undefined ? [] : near[i][n], x = data["x" + i], y = data["y" + i];
+  own.data = {x0: to.map(() => x[n]), y0: to.map(() => y[n]), x1: to.map(m => x[m]),
+    y1: to.map(m => y[m])};
+});"""
+
+
+def _tabs(points: Mapping, near: Mapping, column: pd.Series, products: Sequence[Product]):
+    """A bokeh figure for each map. They share their products: one that is clicked is kept in all
+    maps."""
+    from bokeh.models import ColumnDataSource, CustomJS, HoverTool, TabPanel, Tabs, TapTool
+    from bokeh.plotting import figure
+
+    groups = key(column)
+    legend = {name: f"{name} ({row['count']})" for name, row in groups.iterrows()}
+    columns = {
+        "title": [title_of(product)[:200] for product in products],
+        "group": [str(name) for name in column],
+        "has": [codes(product.contents) for product in products],
+        "picture": thumbnails([product.contents.get("image") for product in products]),
+        "colour": [groups["colour"].get(name, OTHERS) for name in column],
+        # two dollar signs would be set as mathematics, by a library from the network
+        "legend": [legend.get(name, "others").replace("$$", "$\u200b$") for name in column],
+    }
+    for number, at in enumerate(points.values()):
+        columns |= {f"x{number}": at[:, 0].tolist(), f"y{number}": at[:, 1].tolist()}
+    source, lines, tabs = ColumnDataSource(columns, name="products"), [], []
+    size = 9 if len(products) <= 250 else 7 if len(products) <= 800 else 5
+    for number, title in enumerate(points):
+        lines.append(ColumnDataSource({"x0": [], "y0": [], "x1": [], "y1": []}))
+        plot = figure(
+            width=860, height=480, tools="pan,wheel_zoom,reset,tap", active_scroll="wheel_zoom"
+        )
+        plot.segment("x0", "y0", "x1", "y1", source=lines[-1], color=PALETTE[-1])
+        look = {"fill_color": "colour", "line_color": None, "fill_alpha": 0.85}
+        dots = plot.scatter(
+            f"x{number}",
+            f"y{number}",
+            source=source,
+            size=size,
+            legend_group="legend",
+            nonselection_fill_alpha=0.4,
+            selection_line_color=PALETTE[-1],
+            **look,
+        )
+        plot.add_tools(HoverTool(renderers=[dots], tooltips=CARD))
+        plot.select(TapTool).renderers = [dots]
+        plot.axis.visible = plot.grid.visible = False
+        plot.add_layout(plot.legend[0], "right")
+        tabs.append(TabPanel(child=plot, title=title))
+    arguments = {"source": source, "lines": lines}
+    arguments["near"] = [near[title].tolist() for title in points]
+    source.selected.js_on_change("indices", CustomJS(args=arguments, code=JOIN))
+    return Tabs(tabs=tabs)
+
+
+def thumbnails(files: Sequence) -> list[str]:
+    """Each picture as a small JPEG in a data URI, as large as :data:`LIMIT` allows for all, never
+    below the last of :data:`SIDES`; blank without a picture."""
+    blank = Image.new("RGB", (1, 1), "#eeeeee")
+    pictures = [blank if file is None else open_image(file, 2 * SIDES[0]) for file in files]
+    for side in SIDES:
+        small = []
+        for picture in pictures:
+            stream, copy = io.BytesIO(), picture.copy()
+            copy.thumbnail((side, side), Image.Resampling.LANCZOS)
+            copy.save(stream, "JPEG", quality=68, optimize=True)
+            small.append(stream.getvalue())
+        if sum(map(len, small)) <= LIMIT:
+            break
+    return ["data:image/jpeg;base64," + base64.b64encode(part).decode() for part in small]
