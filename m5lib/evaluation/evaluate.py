@@ -36,13 +36,12 @@ def needed_rows(catalogue: Catalogue, split: str = "query") -> np.ndarray:
 
 
 def require_labels(catalogue: Catalogue) -> None:
-    """Raises :class:`~m5lib.catalogue.DataError` where there is nothing to measure with: no query
-    whose category is in the gallery."""
+    """Raises :class:`~m5lib.catalogue.DataError` where no query's category is in the gallery."""
     if not len(catalogue.queries()[0]):
         raise DataError(
             f"{catalogue.name}: no query product has a label that is also in the gallery, so "
-            "nothing can be measured; "
-            "give the category of each product in a column 'label' (pre-training needs none)"
+            "nothing can be measured; give the category of each product in a column 'label' "
+            "(pre-training needs none)"
         )
 
 
@@ -98,15 +97,12 @@ def per_query(
     gallery=None,
     given: Given | None = None,
 ) -> pd.DataFrame:
-    """What every query (or classified product) contributes to the numbers of :func:`evaluate`:
-    their mean is the number. For paired tests (:mod:`m5lib.evaluation.stats`).
+    """What every query (or classified product) contributes to the numbers of :func:`evaluate`,
+    which are its means: columns :data:`PER_QUERY`, in the catalogue's order within each metric.
 
-    Clustering has no value per product. Products without a label are left out, as are queries with
-    nothing to find. Arguments as in :func:`evaluate` and :func:`retrieval`.
-
-    Returns:
-        columns :data:`PER_QUERY`, in the catalogue's order within each metric; ``value`` is AP@K
-        for ``mAP@K``, 0 or 1 for accuracy.
+    ``value`` is AP@K for ``mAP@K``, 0 or 1 for accuracy. Left out are clustering, which has no
+    value per product, products without a label and queries with nothing to find. Arguments as in
+    :func:`evaluate` and :func:`retrieval`.
     """
     frames = [pd.DataFrame(columns=list(PER_QUERY))]
     for task in which:
@@ -152,13 +148,13 @@ def evaluate(
             instead of a linear probe: (N, P), best first, or (N,), which gives no top-5 accuracy.
         protocols: of retrieval. ``released`` is meant for the paper's read-out.
     """
-    numbers = []
+    numbers, protocols = [], tuple(protocols)
     for task in which:
-        numbers += (
-            clustering(catalogue, vectors, split)
-            if task == "clustering"
-            else _means(per_query(catalogue, vectors, [task], split, seed, predicted, protocols))
-        )
+        if task == "clustering":
+            numbers += clustering(catalogue, vectors, split)
+        else:
+            own = ([task], split, seed, predicted, protocols)
+            numbers += _means(per_query(catalogue, vectors, *own))
     return numbers
 
 
@@ -176,16 +172,12 @@ def retrieval(
     retrieval``.
 
     Args:
-        vectors: (N, D), dense or sparse, one row per product of the catalogue: what the queries ask
-            with.
-        gallery: (N, D): what the gallery answers with, where that differs (image -> text); by
-            default the same vectors.
-        given: the modalities that either side was made from. A query that has none of its side's
-            cannot ask: it is left out, and a number ``queries left out`` says how many were. A
-            gallery product that has none of its side's cannot be found: it is never listed, but
-            counts among the R products sought, so that the gallery is the same for all sets of
-            modalities. Where it is not said (None), every product asks and can be found, with zeros
-            where it has nothing.
+        vectors: (N, D), dense or sparse, one row per product: what the queries ask with.
+        gallery: (N, D): what the gallery answers with, where that differs (image -> text).
+        given: the modalities that either side was made from; None: every product asks and can be
+            found, with zeros where it has nothing. A query that has none of its side's is left out,
+            and a number ``queries left out`` counts them. A gallery product that has none is never
+            listed, but counts among the R products sought: the gallery is the same for all sets.
     """
     task = "fine retrieval" if split == "fine_query" else "retrieval"
     queries = per_query(
@@ -210,12 +202,12 @@ def clustering(catalogue: Catalogue, vectors, split: str = "query") -> list[dict
     part = metrics.in_span(vectors[rows])
     clusters = [metrics.cluster(part, k, seed) for seed in KMEANS_SEEDS]
     convention = f"k-means k={k}, mean of seeds {' '.join(map(str, KMEANS_SEEDS))}"
-    numbers = []
-    for name, score in {"NMI": metrics.nmi, "purity": metrics.purity}.items():
-        value = float(np.mean([score(found, labels) for found in clusters]))
-        numbers.append({"task": "clustering", "metric": name, "convention": convention})
-        numbers[-1]["value"] = value
-    return numbers
+    means = {
+        "NMI": float(np.mean([metrics.nmi(own, labels) for own in clusters])),
+        "purity": float(np.mean([metrics.purity(own, labels) for own in clusters])),
+    }
+    named = {"task": "clustering", "convention": convention}
+    return [named | {"metric": name, "value": value} for name, value in means.items()]
 
 
 def paired(ours: pd.Series, theirs: pd.Series) -> pd.DataFrame:
@@ -232,13 +224,11 @@ def difference(
 
     Args:
         pairs: what :func:`paired` says of each seed.
-        shared: whether all seeds ask the same queries: one catalogue, trained on with other seeds.
-            They are then one sample of queries, not several. False where each seed has products of
-            its own, as the shop does, though their ids may be alike.
+        shared: whether all seeds ask the same queries, which are then one sample. False where each
+            seed has products of its own, as the shop does, though their ids may be alike.
 
     Raises:
-        ValueError: a seed without a common query, or ``shared`` where the queries differ from seed
-            to seed.
+        ValueError: a seed without a common query, or ``shared`` where the queries differ.
     """
     if shared and any(set(p.index) != set(pairs[0].index) for p in pairs):
         raise ValueError("the queries differ from seed to seed: shared=False")

@@ -57,8 +57,7 @@ def summaries(catalogue: Catalogue, features: Mapping[str, Ragged], k: int = 80)
 
 
 class Experts(NamedTuple):
-    """Class log-probabilities of one probe per modality: out of fold on the training products, and
-    on the test products."""
+    """Class log-probabilities of a probe per modality, those of training products out of fold."""
 
     train: dict[str, np.ndarray]
     test: dict[str, np.ndarray]
@@ -87,7 +86,7 @@ def experts(
     """
     vectors, labels = summaries(catalogue, features), catalogue.labels.astype(str)
     whole = catalogue.presence[list(catalogue.modalities)].all(axis=1).to_numpy()
-    whole &= np.array([label is not None for label in catalogue.labels])
+    whole = whole & np.array([label is not None for label in catalogue.labels])
     rows = catalogue.split("train")
     rows = rows[whole[rows]][:limit]
     names, counts = np.unique(labels[rows], return_counts=True)
@@ -116,9 +115,8 @@ def together(found: Experts, names: Iterable[str]) -> float:
     p_m(c) + w_0 log p(c) + constant.
 
     Independent witnesses would have w_m = 1 and w_0 = 1 - M (Bayes; p(c) is the share of the
-    category in training). The weights maximise the likelihood of the training products' out-of-fold
-    predictions: what two modalities tell twice counts once, and one that tells nothing gets no
-    weight.
+    category in training). The weights maximise the likelihood of the out-of-fold predictions: what
+    two modalities tell twice counts once, and one that tells nothing gets no weight.
     """
     names, labels = ordered(names), found.train_labels
     prior = np.log(np.unique(labels, return_counts=True)[1] / len(labels))

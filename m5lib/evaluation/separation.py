@@ -37,11 +37,7 @@ def nearest(points: Float[np.ndarray, "N D"], k: int, space: str) -> Int[np.ndar
     if space == SPACE:
         own = np.arange(len(points))
         return rank(points, points, k, own, own)
-    return (
-        NearestNeighbors(n_neighbors=k, algorithm="brute")
-        .fit(points)
-        .kneighbors(return_distance=False)
-    )
+    return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points).kneighbors()[1]
 
 
 def vote(neighbours: np.ndarray) -> np.ndarray:
@@ -72,34 +68,29 @@ def separation(
     from sklearn.metrics import silhouette_samples
 
     known = np.flatnonzero([label is not None for label in labels])
-    found = {
-        name: np.full(len(labels), np.nan)
-        for name in ("silhouette", *(f"{k}-NN accuracy" for k in votes))
-    }
-    names, place, count = np.unique(
-        labels[known].astype(str), return_inverse=True, return_counts=True
-    )
+    metrics = ("silhouette", *(f"{k}-NN accuracy" for k in votes))
+    values = {name: np.full(len(labels), np.nan) for name in metrics}
+    own = labels[known].astype(str)
+    _, place, count = np.unique(own, return_inverse=True, return_counts=True)
     shared = count[place] > 1
     if not shared.any():
-        return found
+        return values
     if (count > 1).sum() > 1:
-        metric = "cosine" if space == SPACE else "euclidean"
-        found["silhouette"][known[shared]] = silhouette_samples(
-            points[known[shared]], place[shared], metric=metric
-        )
+        metric, rows = "cosine" if space == SPACE else "euclidean", known[shared]
+        each = silhouette_samples(points[rows], place[shared], metric=metric)
+        values["silhouette"][rows] = each
     around = place[nearest(points[known], max(votes), space)]
     asked = shared if asked is None else shared & asked[known]
     for k in votes if asked.any() else ():
-        found[f"{k}-NN accuracy"][known[asked]] = vote(around[asked, :k]) == place[asked]
-    return found
+        values[f"{k}-NN accuracy"][known[asked]] = vote(around[asked, :k]) == place[asked]
+    return values
 
 
 def chance(labels: np.ndarray, within: np.ndarray | None = None) -> Float[np.ndarray, " N"]:
     """What 1-NN accuracy would be if the nearest were any other labelled product, or any other that
     shares ``within``; NaN where a label occurs once."""
-    frame = pd.DataFrame({"label": labels, "within": 0 if within is None else within})[
-        [label is not None for label in labels]
-    ]
+    frame = pd.DataFrame({"label": labels, "within": 0 if within is None else within})
+    frame = frame[[label is not None for label in labels]]
     same = frame.groupby(["label", "within"])["label"].transform("size") - 1
     others = frame.groupby("within")["label"].transform("size") - 1
     alone = frame.groupby("label")["label"].transform("size") < 2
@@ -107,48 +98,27 @@ def chance(labels: np.ndarray, within: np.ndarray | None = None) -> Float[np.nda
 
 
 def numbers(spaces: Mapping[tuple[str, str], np.ndarray], table: pd.DataFrame) -> pd.DataFrame:
-    """What every product contributes to every number: columns ``id, task, metric, convention,
-    variant, value``."""
+    """What every product contributes to every number: columns ``id, variant, task, metric,
+    convention, value``."""
     parts = []
 
-    def keep(task: str, metric: str, convention: str, variant: str, values: np.ndarray) -> None:
-        frame = pd.DataFrame(
-            {
-                "id": table.index,
-                "task": task,
-                "metric": metric,
-                "convention": convention,
-                "variant": variant,
-            }
-        )
-        parts.append(frame.assign(value=values)[~np.isnan(values)])
+    def keep(by: str, metric: str, space: str, readout: str, values: np.ndarray) -> None:
+        frame = {"id": table.index} | number_of(by, metric, space, readout) | {"value": values}
+        parts.append(pd.DataFrame(frame)[~np.isnan(values)])
 
     for by, column in table.items():
-        labels = column.to_numpy()
-        asked = (
-            labels != "complete" if by == "missing" else None
-        )  # most are complete, and easily right
+        labels, first = column.to_numpy(), "1-NN accuracy"
+        # most products are complete, and easily right
+        asked = labels != "complete" if by == "missing" else np.ones(len(labels), bool)
         votes = (1, K) if by == "category" else (1,)  # other groups are smaller than ten
         for (readout, space), points in spaces.items():
             for metric, values in separation(points, labels, space, votes, asked).items():
-                keep(f"separation by {by}", metric, space, readout, values)
+                keep(by, metric, space, readout, values)
         for readout in dict.fromkeys(readout for readout, _ in spaces):
-            level = chance(labels)
-            keep(
-                f"separation by {by}",
-                "1-NN accuracy",
-                CHANCE,
-                readout,
-                level if asked is None else np.where(asked, level, np.nan),
-            )
+            keep(by, first, CHANCE, readout, np.where(asked, chance(labels), np.nan))
             if by == "product":
-                keep(
-                    f"separation by {by}",
-                    "1-NN accuracy",
-                    WITHIN,
-                    readout,
-                    chance(labels, table["category"].to_numpy()),
-                )
+                same = chance(labels, table["category"].to_numpy())
+                keep(by, first, WITHIN, readout, same)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -157,12 +127,11 @@ def trust(spaces: Mapping[tuple[str, str], np.ndarray]) -> list[dict]:
     the space."""
     from sklearn.manifold import trustworthiness
 
-    number, found = {"task": "map", "metric": f"trustworthiness@{K}"}, []
+    rows, metric = [], f"trustworthiness@{K}"
     for (readout, space), points in spaces.items():
         if space != SPACE:
-            k = min(K, (len(points) - 1) // 2)
-            value = float(
-                trustworthiness(spaces[readout, SPACE], points, n_neighbors=k, metric="cosine")
-            )
-            found.append(number | {"convention": space, "variant": readout, "value": value})
-    return found
+            vectors, k = spaces[readout, SPACE], min(K, (len(points) - 1) // 2)
+            value = float(trustworthiness(vectors, points, n_neighbors=k, metric="cosine"))
+            row = {"task": "map", "metric": metric, "convention": space, "variant": readout}
+            rows.append(row | {"value": value})
+    return rows

@@ -1,8 +1,8 @@
 """Figures: each function takes arrays and returns a matplotlib Figure.
 
-The ones of products, training and numbers are handed on here, so that a notebook says
-``from m5lib import figures``; those of one subject are in ``tokens``, ``models``, ``maps``,
-``attribution`` and ``front``. How they look is decided in ``style``.
+Those of products, training and numbers are handed on here, so that a notebook says ``from m5lib
+import figures``. Those of one subject stay in ``tokens``, ``models``, ``maps``, ``attribution`` and
+``front``; how all look is decided in ``style``.
 """
 
 from m5lib.figures.catalogue import (
@@ -25,22 +25,3 @@ from m5lib.figures.training import (
     spread,
     table,
 )
-
-__all__ = [
-    "bars",
-    "cosines",
-    "costs",
-    "gallery",
-    "histograms",
-    "lengths",
-    "long_tail",
-    "losses",
-    "milestones",
-    "neighbours",
-    "panels",
-    "player",
-    "presence",
-    "score_matrix",
-    "spread",
-    "table",
-]

@@ -4,6 +4,7 @@ pointer. Directions and units of a map mean nothing: there are no axes."""
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from uuid import uuid4
 
 import numpy as np
@@ -158,8 +159,9 @@ class InteractiveMap:
         )
 
 
-CARD = """<div style="display:flex;gap:8px;width:260px"><img src="@picture" width="96" height="96"
-style="object-fit:contain"><div><b>@title</b><br>@group<br>has @has</div></div>"""
+CARD = """<div style="display:flex;gap:8px;width:260px;overflow-wrap:anywhere">
+<img src="@picture" width="96" height="96" style="object-fit:contain">
+<div><b>@title</b><br>@group<br>has @has</div></div>"""
 JOIN = """const data = source.data, n = source.selected.indices[0];
 lines.forEach((own, i) => {
   const to = n === undefined ? [] : near[i][n], x = data["x" + i], y = data["y" + i];
@@ -175,7 +177,10 @@ def _tabs(points: Mapping, near: Mapping, column: pd.Series, products: Sequence[
     from bokeh.plotting import figure
 
     groups = key(column)
-    legend = {name: f"{name} ({row['count']})" for name, row in groups.iterrows()}
+    legend = {
+        name: f"{shorten(str(name), 26, placeholder='…')} ({row['count']})"
+        for name, row in groups.iterrows()
+    }
     columns = {
         "title": [title_of(product)[:200] for product in products],
         "group": [str(name) for name in column],
@@ -191,21 +196,13 @@ def _tabs(points: Mapping, near: Mapping, column: pd.Series, products: Sequence[
     size = 9 if len(products) <= 250 else 7 if len(products) <= 800 else 5
     for number, title in enumerate(points):
         lines.append(ColumnDataSource({"x0": [], "y0": [], "x1": [], "y1": []}))
-        plot = figure(
-            width=860, height=480, tools="pan,wheel_zoom,reset,tap", active_scroll="wheel_zoom"
-        )
+        tools = {"tools": "pan,wheel_zoom,reset,tap", "active_scroll": "wheel_zoom"}
+        plot = figure(width=860, height=480, **tools)
         plot.segment("x0", "y0", "x1", "y1", source=lines[-1], color=PALETTE[-1])
         look = {"fill_color": "colour", "line_color": None, "fill_alpha": 0.85}
-        dots = plot.scatter(
-            f"x{number}",
-            f"y{number}",
-            source=source,
-            size=size,
-            legend_group="legend",
-            nonselection_fill_alpha=0.4,
-            selection_line_color=PALETTE[-1],
-            **look,
-        )
+        look |= {"nonselection_fill_alpha": 0.4, "selection_line_color": PALETTE[-1]}
+        at = {"x": f"x{number}", "y": f"y{number}", "source": source, "size": size}
+        dots = plot.scatter(**at, legend_group="legend", **look)
         plot.add_tools(HoverTool(renderers=[dots], tooltips=CARD))
         plot.select(TapTool).renderers = [dots]
         plot.axis.visible = plot.grid.visible = False

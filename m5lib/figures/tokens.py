@@ -21,7 +21,6 @@ CHIPS = {
     "random": (PALETTE[1], PALETTE[1], "white"),
     "kept": ("white", PALETTE[0], PALETTE[0]),
 }
-HIDDEN = ("masked", "random", "kept")
 LEGEND = {"seen": "read as it is", "masked": "[MASK]", "random": "another piece"}
 LEGEND |= {"kept": "kept, yet predicted"}
 SIZE = 9.0  # of a chip's letters, in points; DejaVu Sans Mono is 0.602 wide
@@ -64,15 +63,12 @@ def chip_width(text: str) -> float:
 def chip(
     axes: Axes, x: float, y: float, text: str, look: Sequence, true: bool = False, **settings
 ) -> float:
-    """A word piece in a rounded box.
+    """A word piece in a rounded box; returns its width.
 
     Args:
         x: its left end, ``y`` its middle, in inches (:func:`m5lib.figures.style.page`).
-        look: colours of face, edge and letters.
-        true: whether it is underlined in green; ``settings``: of the box.
-
-    Returns:
-        its width.
+        look: colours of face, edge and letters; ``settings``: of the box.
+        true: whether it is underlined in green.
     """
     (face, edge, ink), width = look, chip_width(text)
     settings = {"fc": face, "ec": edge, "lw": 1.2} | settings
@@ -86,7 +82,8 @@ def chip(
 
 
 def _piece(axes: Axes, x: float, y: float, text: str, fate: str, true: bool = False) -> None:
-    chip(axes, x, y, text, CHIPS[fate], true, gid="hidden" if fate in HIDDEN else None)
+    hidden = fate in ("masked", "random", "kept")
+    chip(axes, x, y, text, CHIPS[fate], true, gid="hidden" if hidden else None)
 
 
 def _say(axes: Axes, x: float, y: float, text: str, **settings) -> None:
