@@ -1,12 +1,13 @@
 """Figures: each function takes arrays and returns a matplotlib Figure.
 
 Those of products, training and numbers are handed on here, so that a notebook says ``from m5lib
-import figures``. Those of one subject stay in ``tokens``, ``models``, ``maps``, ``attribution`` and
-``front``; how all look is decided in ``style``.
+import figures``. Those of one subject stay in ``tokens``, ``models``, ``maps`` and
+``attribution``; how all look is decided in ``style``.
 """
 
 from m5lib.figures.catalogue import (
     cosines,
+    front,
     gallery,
     histograms,
     lengths,

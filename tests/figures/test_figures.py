@@ -11,7 +11,6 @@ from m5lib import figures
 from m5lib.data.extractors import PLAIN
 from m5lib.data.store import extract
 from m5lib.evaluation import probes
-from m5lib.figures import front as front_figures
 from m5lib.figures import style
 from m5lib.shop import listings
 
@@ -93,9 +92,7 @@ def test_front_shows_product_model_vector_and_neighbours(tmp_path):
     bare = next(n for n, p in enumerate(catalogue.products) if len(p.contents) < 5)
     vectors = np.random.default_rng(0).normal(size=(len(catalogue), 48)).astype(np.float32)
     vectors[bare] = vectors[whole]
-    figure = front_figures.front(
-        catalogue, whole, [bare, 1, 2], vectors, [True, False, True], "layered"
-    )
+    figure = figures.front(catalogue, whole, [bare, 1, 2], vectors, [True, False, True], "layered")
     said = texts(figure)
     assert {
         "image",
@@ -119,9 +116,9 @@ def test_front_shows_product_model_vector_and_neighbours(tmp_path):
         style.WRONG,
         style.RIGHT,
     ]
-    assert "absent" in texts(front_figures.front(catalogue, bare, [], vectors, [], "layered"))
+    assert "absent" in texts(figures.front(catalogue, bare, [], vectors, [], "layered"))
     assert "video" not in texts(
-        front_figures.front(catalogue, whole, [1], vectors, [True], "concat", ("image", "text"))
+        figures.front(catalogue, whole, [1], vectors, [True], "concat", ("image", "text"))
     )
 
 
@@ -149,6 +146,6 @@ def test_titles_and_labels_with_dollars_are_drawn(tmp_path):
         figures.neighbours(catalogue, [0], around, around > 1),
         figures.spread(numbers, "m", "t"),
         figures.table(numbers),
-        front_figures.front(catalogue, 0, [1, 2], vectors, [True, False], "layered"),
+        figures.front(catalogue, 0, [1, 2], vectors, [True, False], "layered"),
     ):
         figure.savefig(io.BytesIO(), format="png")
