@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from m5lib.catalogue import Catalogue
+from m5lib.data import MediaFile
 from m5lib.data.decoding import frames, open_image, probe, sound
 from m5lib.data.extractors import RATE, LogMel
-from m5lib.data.files import MediaFile
 from m5lib.figures.style import (
     PALETTE,
     QUIET,
