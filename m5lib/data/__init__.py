@@ -98,22 +98,16 @@ def write_json(path: str | Path, content) -> Path:
 
 def _text(content) -> str:
     if isinstance(content, dict) and any(_is_table(value) for value in content.values()):
-        return (
-            "{\n"
-            + ",\n".join(f"{json.dumps(key)}: {_text(value)}" for key, value in content.items())
-            + "\n}"
-        )
+        fields = (f"{json.dumps(key)}: {_text(value)}" for key, value in content.items())
+        return "{\n" + ",\n".join(fields) + "\n}"
     if _is_table(content):
         return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in content) + "\n]"
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 
 def _is_table(content) -> bool:
-    return (
-        isinstance(content, list)
-        and bool(content)
-        and all(isinstance(row, dict) for row in content)
-    )
+    filled = isinstance(content, list) and bool(content)
+    return filled and all(isinstance(row, dict) for row in content)
 
 
 @contextmanager

@@ -47,18 +47,15 @@ def _state(weights: Path | None, published, owner: str) -> dict:
     import torch
 
     try:
+        safe = {"map_location": "cpu", "weights_only": True}
         if weights is None:
-            return published.get_state_dict(
-                progress=False, check_hash=True, weights_only=True, map_location="cpu"
-            )
-        return torch.load(weights, map_location="cpu", weights_only=True)
+            return published.get_state_dict(progress=False, check_hash=True, **safe)
+        return torch.load(weights, **safe)
     # no network, no file, a pickle: all end the extraction, none is a fault of the media
     except Exception as error:
         where = published.url if weights is None else weights
-        raise DataError(
-            f"{owner}: weights {where} cannot be read ({error}); give weights=<path of a state "
-            "dict>"
-        ) from error
+        mend = "give weights=<path of a state dict>"
+        raise DataError(f"{owner}: weights {where} cannot be read ({error}); {mend}") from error
 
 
 @lru_cache(maxsize=2)
@@ -124,9 +121,8 @@ class Regions:
             vectors = heads.box_head(heads.box_roi_pool(maps, proposals, images.image_sizes))
             logits, deltas = heads.box_predictor(vectors)
             scores, classes = logits.softmax(dim=1)[:, 1:].max(dim=1)  # 0 is the background
-            boxes = heads.box_coder.decode(deltas, proposals)[
-                torch.arange(len(scores)), classes + 1
-            ]
+            refined = heads.box_coder.decode(deltas, proposals)
+            boxes = refined[torch.arange(len(scores)), classes + 1]
             keep = self._keep(boxes, scores, height, width)
             vectors, boxes = vectors[keep].float().cpu().numpy(), boxes[keep].cpu().numpy()
         if not len(vectors):
@@ -181,9 +177,8 @@ class Clips:
         cannot be had."""
         from torchvision.models import video
 
-        return _model(
-            _s3d, video.S3D_Weights.KINETICS400_V1, self.weights and Path(self.weights), self.device
-        )
+        weights = video.S3D_Weights.KINETICS400_V1
+        return _model(_s3d, weights, self.weights and Path(self.weights), self.device)
 
     def __call__(self, file: MediaFile) -> Features:
         """Clips of a video, one per second."""
@@ -200,10 +195,8 @@ class Clips:
         top, left = (pixels.shape[1] - self.side) // 2, (pixels.shape[2] - self.side) // 2
         pixels = pixels[:, top : top + self.side, left : left + self.side]
         recipe, net = S3D_Weights.KINETICS400_V1.transforms(), self.network()
-        mean, std = (
-            torch.tensor(x, device=self.device)[:, None, None, None]
-            for x in (recipe.mean, recipe.std)
-        )
+        colours = torch.tensor([recipe.mean, recipe.std], device=self.device)
+        mean, std = colours[:, :, None, None, None]
         vectors = []
         with torch.inference_mode():
             for clip in torch.from_numpy(pixels).split(self.rate):
@@ -211,9 +204,8 @@ class Clips:
                 vectors.append(net.features(clip[None]).mean(dim=(2, 3, 4))[0])
             vectors = torch.nn.functional.normalize(torch.stack(vectors), dim=1).cpu().numpy()
         # Of a video that does not say how long it is, no clip that is nothing but its last frame.
-        keep = [
-            n for n in range(count) if track.seconds or not n or stamps[n * self.rate] < stamps[-1]
-        ]
+        known, last = track.seconds, stamps[-1]
+        keep = [n for n in range(count) if known or not n or stamps[n * self.rate] < last]
         return Features(vectors[keep])
 
 
@@ -320,10 +312,8 @@ def extractor_of(settings: Mapping[str, object]):
             "extract with your own, by m5lib.data.store.extract"
         )
     if kind.version != settings["version"]:
-        raise DataError(
-            f"made with version {settings['version']} of {kind.__name__}, this is version "
-            f"{kind.version}"
-        )
+        made = f"made with version {settings['version']} of {kind.__name__}"
+        raise DataError(f"{made}, this is version {kind.version}")
     given = {f.name: settings[f.name] for f in fields(kind) if f.compare and f.name in settings}
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     if known := given.get("weights"):
@@ -331,14 +321,11 @@ def extractor_of(settings: Mapping[str, object]):
         if not file.is_file():
             raise DataError(
                 f"{kind.__name__} needs weights of checksum {known}; they were at {file}, where no "
-                "file is now; say where they are by the parameter extractors, such as "
-                "image=regions:weights.pt"
+                "file is now; say where they are: extractors=image=regions:weights.pt"
             )
         if (found := checksum(file)) != known:
-            raise DataError(
-                f"{file}: weights of checksum {found}, but {kind.__name__} was used with {known}; "
-                "say where those are by the parameter extractors"
-            )
+            what = f"weights of checksum {found}, but {kind.__name__} was used with {known}"
+            raise DataError(f"{file}: {what}; say where those are by the parameter extractors")
     return kind(**given)
 
 
@@ -352,8 +339,7 @@ def agreed(settings: Mapping[str, Mapping], words: str = "") -> dict:
     chosen = {n: e for n, e in choose(words, {}).items() if n in settings}
     for name, extractor in chosen.items():
         if computed(settings[name]) != computed(described(extractor)):
-            raise DataError(
-                f"extractors: the {name} features of this model are those of "
-                f"{named(settings[name])}, not of {named(described(extractor))}"
-            )
+            own, other = named(settings[name]), named(described(extractor))
+            what = f"the {name} features of this model are those of {own}, not of {other}"
+            raise DataError(f"extractors: {what}")
     return {n: chosen[n] if n in chosen else extractor_of(made) for n, made in settings.items()}

@@ -31,9 +31,8 @@ def _source(file: MediaFile):
         source, size = io.BytesIO(data), len(data)
     head = source.read(8)
     source.seek(0)
-    riff = (
-        int.from_bytes(head[4:], "little") if head.startswith(b"RIFF") else 0
-    )  # WAV, AVI, WebP; FFmpeg forgives a lost end
+    # WAV, AVI, WebP; FFmpeg forgives a lost end
+    riff = int.from_bytes(head[4:], "little") if head.startswith(b"RIFF") else 0
     if not size or (file.size is not None and size < file.size) or size + 8 < riff < 0xFFFFFF00:
         source.close()
         raise MediaError("the file is empty or cut short")
@@ -58,14 +57,11 @@ def open_image(file: MediaFile, longest: int = 2048) -> Image.Image:
                     image.draft(None, (longest, longest))
                 image = ImageOps.exif_transpose(image)
                 if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
-                    image = Image.fromarray(
-                        (np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8)
-                    )
+                    grey = np.asarray(image).astype(np.int64).clip(0, 65535) // 257
+                    image = Image.fromarray(grey.astype(np.uint8))
                 if image.mode == "F":
-                    raise MediaError(
-                        "a picture of floating-point numbers, whose white is unknown; save it with "
-                        "8 or 16 bits"
-                    )
+                    what = "a picture of floating-point numbers, whose white is unknown"
+                    raise MediaError(f"{what}; save it with 8 or 16 bits")
                 image.thumbnail((longest, longest), reducing_gap=2.0)
                 if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                     image = image.convert("RGBA")
@@ -118,16 +114,13 @@ def _opened(file: MediaFile) -> Iterator:
             # No protocol: a playlist under a video's name must not make FFmpeg open other files or
             # addresses. Titles and the like may be in any encoding (GBK is common); they are not
             # read.
-            with av.open(
-                source, options={"protocol_whitelist": ""}, metadata_errors="replace"
-            ) as container:
+            closed = {"protocol_whitelist": ""}
+            with av.open(source, options=closed, metadata_errors="replace") as container:
                 yield container
         except MediaError:
             raise
-        except (
-            av.error.FFmpegError,
-            ValueError,
-        ) as error:  # ValueError: the sound changes its layout on the way
+        # ValueError: the sound changes its layout on the way
+        except (av.error.FFmpegError, ValueError) as error:
             raise MediaError(f"cannot be decoded ({getattr(error, 'strerror', error)})") from None
 
 
@@ -137,11 +130,8 @@ def _track(container, kind: str):
     from av.stream import Disposition
 
     for stream in container.streams:
-        if (
-            stream.type == kind
-            and not stream.disposition & Disposition.attached_pic
-            and stream.codec_context is not None
-        ):
+        cover = stream.disposition & Disposition.attached_pic
+        if stream.type == kind and not cover and stream.codec_context is not None:
             # Files are decoded side by side; threads inside one would only get in each other's way.
             stream.codec_context.thread_count = 1
             return stream
@@ -164,38 +154,27 @@ def probe(file: MediaFile) -> Probe:
     file, empty, cut short."""
     with _opened(file) as container:
         video, audio = _track(container, "video"), _track(container, "audio")
-        return Probe(
-            container.duration / 1e6 if container.duration else None,
-            video
-            and VideoTrack(
-                video.codec_context.name,
-                _seconds(container, video),
-                video.codec_context.width,
-                video.codec_context.height,
-                float(video.average_rate) if video.average_rate else None,
-            ),
-            audio
-            and AudioTrack(
-                audio.codec_context.name, _seconds(container, audio), audio.rate, audio.channels
-            ),
-        )
+        if video is not None:
+            codec, length = video.codec_context, _seconds(container, video)
+            fps = float(video.average_rate) if video.average_rate else None
+            video = VideoTrack(codec.name, length, codec.width, codec.height, fps)
+        if audio is not None:
+            name, length = audio.codec_context.name, _seconds(container, audio)
+            audio = AudioTrack(name, length, audio.rate, audio.channels)
+        return Probe(container.duration / 1e6 if container.duration else None, video, audio)
 
 
 def _pixels(frame, size: int | tuple[int, int] | None) -> np.ndarray:
     width, height = frame.width, frame.height
     if isinstance(size, int):
-        width, height = (
-            max(size, round(side * size / min(frame.width, frame.height)))
-            for side in (width, height)
-        )
+        shorter = min(width, height)
+        width, height = (max(size, round(side * size / shorter)) for side in (width, height))
     elif size is not None:
         height, width = size[::-1] if frame.rotation % 180 else size
-    pixels = frame.to_ndarray(
-        format="rgb24", width=width, height=height, interpolation="AREA", threads=1
-    )
-    return np.rot90(
-        pixels, round(frame.rotation / 90) % 4
-    )  # a phone held upright stores its frames lying
+    how = {"format": "rgb24", "interpolation": "AREA", "threads": 1}
+    pixels = frame.to_ndarray(width=width, height=height, **how)
+    # a phone held upright stores its frames lying
+    return np.rot90(pixels, round(frame.rotation / 90) % 4)
 
 
 def frames(
@@ -233,14 +212,8 @@ def frames(
             start = frame.time if start is None else start
             now = frame.time - start
             while len(found) < len(times) and now >= times[len(found)]:
-                middle = (seen + now) / 2
-                take(
-                    *(
-                        (before, seen)
-                        if before is not None and times[len(found)] < middle
-                        else (frame, now)
-                    )
-                )
+                earlier = before is not None and times[len(found)] < (seen + now) / 2
+                take(*((before, seen) if earlier else (frame, now)))
             if len(found) == len(times):
                 break
             before, seen, end = frame, now, now + (frame.duration or 0) * tick
@@ -289,9 +262,8 @@ def sound(file: MediaFile, rate: int = 16_000, seconds: float | int = 12.0) -> n
     if declared and have / rate + 0.5 < min(declared, seconds):
         raise MediaError(f"cut short: the sound ends at {have / rate:.1f} s of {declared:.1f} s")
     # Part by part: a stream may change from mono to stereo on its way.
-    return np.concatenate([part.mean(axis=0) if len(part) > 1 else part[0] for part in parts])[
-        :want
-    ]
+    parts = [part.mean(axis=0) if len(part) > 1 else part[0] for part in parts]
+    return np.concatenate(parts)[:want]
 
 
 def _guessed(container, file: MediaFile) -> bool:

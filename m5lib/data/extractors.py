@@ -53,9 +53,7 @@ class Features(NamedTuple):
 def locations(boxes: np.ndarray, width: float | int = 1.0, height: float | int = 1.0) -> np.ndarray:
     """5-d locations (L, 5) of boxes (L, 4) x1, y1, x2, y2: (x1/W, y1/H, x2/W, y2/H, area/WH), as
     the released loader."""
-    boxes = np.asarray(boxes, dtype=np.float32) / np.array(
-        [width, height, width, height], dtype=np.float32
-    )
+    boxes = np.asarray(boxes, np.float32) / np.array([width, height] * 2, np.float32)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return np.concatenate([boxes, area[:, None]], axis=1)
 
@@ -93,28 +91,17 @@ class Crops:
             for row in range(level):
                 for column in range(level):
                     x1, y1 = max(0.0, column / level - grow), max(0.0, row / level - grow)
-                    boxes.append(
-                        (
-                            x1,
-                            y1,
-                            min(1.0, (column + 1) / level + grow),
-                            min(1.0, (row + 1) / level + grow),
-                        )
-                    )
+                    x2, y2 = (min(1.0, (n + 1) / level + grow) for n in (column, row))
+                    boxes.append((x1, y1, x2, y2))
         return locations(np.array(boxes))
 
     def __call__(self, file: MediaFile) -> Features:
         """Features and boxes of one picture. Raises :class:`MediaError`."""
         image = open_image(file, longest=1024)
-        scale = np.array([image.width, image.height] * 2)
-        boxes, side = self.boxes(), 4 * self.cells
-        crops = [
-            np.asarray(
-                image.resize((side, side), Image.Resampling.BILINEAR, box=tuple(box * scale))
-            )
-            for box in boxes[:, :4]
-        ]
-        return Features(self.describe(np.stack(crops).astype(np.float32) / 255.0), boxes)
+        boxes, size, smooth = self.boxes(), (4 * self.cells,) * 2, Image.Resampling.BILINEAR
+        corners = boxes[:, :4] * np.array([image.width, image.height] * 2)
+        crops = np.stack([image.resize(size, smooth, box=tuple(box)) for box in corners])
+        return Features(self.describe(crops.astype(np.float32) / 255.0), boxes)
 
     def describe(self, crops: np.ndarray) -> np.ndarray:
         """(L, side, side, 3) in [0, 1] -> (L, F): colours, then histograms, cell by cell."""
@@ -126,15 +113,11 @@ class Crops:
         dy[:, 1:-1] = crops[:, 2:] - crops[:, :-2]
         strongest = np.hypot(dx, dy).argmax(-1, keepdims=True)
         dx, dy = (np.take_along_axis(d, strongest, -1)[..., 0] for d in (dx, dy))
-        place = (
-            np.arctan2(dy, dx) % np.pi / np.pi * self.directions
-        )  # in bins; shared out between the two nearest
-        share = place % 1.0
-        lower = place.astype(int) % self.directions
-        bins = np.arange(self.directions)
-        vote = (lower[..., None] == bins) * (1 - share)[..., None] + (
-            (lower[..., None] + 1) % self.directions == bins
-        ) * share[..., None]
+        # in bins; shared out between the two nearest
+        place = np.arctan2(dy, dx) % np.pi / np.pi * self.directions
+        share, bins = (place % 1.0)[..., None], np.arange(self.directions)
+        lower = (place.astype(int) % self.directions)[..., None]
+        vote = (lower == bins) * (1 - share) + ((lower + 1) % self.directions == bins) * share
         edges = (vote * np.hypot(dx, dy)[..., None]).reshape(*grid, self.directions).sum((2, 4))
         edges = np.sqrt(edges / (edges.sum((1, 2, 3), keepdims=True) + 0.5))
         scaled = [(colours - 0.75) / 0.3, (edges - 0.05) / 0.06]
@@ -156,12 +139,9 @@ class Pixels:
 
     def __call__(self, file: MediaFile) -> Features:
         """Pixels of one picture. Raises :class:`MediaError`."""
-        pixels = np.asarray(
-            open_image(file).resize(self.size, Image.Resampling.BILINEAR), dtype=np.float32
-        )
-        return Features(
-            pixels.reshape(1, -1) / 127.5 - 1.0, np.array([[0, 0, 1, 1, 1]], dtype=np.float32)
-        )
+        small = open_image(file).resize(self.size, Image.Resampling.BILINEAR)
+        pixels = np.asarray(small, dtype=np.float32).reshape(1, -1) / 127.5 - 1.0
+        return Features(pixels, np.array([[0, 0, 1, 1, 1]], dtype=np.float32))
 
 
 @dataclass(frozen=True)
@@ -220,9 +200,8 @@ def _torchaudio(part: str):
 def _mel(bands: int):
     """torchaudio's mel power spectrogram with the paper's window and hop (supplement E). Safe in
     several threads: no state."""
-    return _torchaudio("transforms").MelSpectrogram(
-        RATE, n_fft=WINDOW, hop_length=HOP, n_mels=bands
-    )
+    made = _torchaudio("transforms").MelSpectrogram
+    return made(RATE, n_fft=WINDOW, hop_length=HOP, n_mels=bands)
 
 
 def _samples(file: MediaFile, seconds: float):
@@ -230,21 +209,30 @@ def _samples(file: MediaFile, seconds: float):
 
     samples = sound(file, RATE, seconds)
     if len(samples) < WINDOW:
-        raise MediaError(
-            f"{len(samples) / RATE:.3f} s of sound; one window is {WINDOW / RATE:.3f} s"
-        )
+        length, window = len(samples) / RATE, WINDOW / RATE
+        raise MediaError(f"{length:.3f} s of sound; one window is {window:.3f} s")
     return torch.from_numpy(samples)
 
 
-def _pooled(frames: np.ndarray, group: int) -> np.ndarray:
-    """(T, F) -> (ceil(T / group), F): the mean of each ``group`` frames, the last group of what is
-    left."""
-    starts = np.arange(0, len(frames), group)
-    return np.add.reduceat(frames, starts, axis=0) / np.diff([*starts, len(frames)])[:, None]
+class _Pooled:
+    """Sound as tokens that are means of ``group`` frames, the last of what is left."""
+
+    @property
+    def step(self) -> float:
+        """Seconds of a token."""
+        return self.group * HOP / RATE
+
+    def __call__(self, file: MediaFile) -> Features:
+        """Sound of an audio or video file."""
+        frames = self.scaled(self.spectrogram(_samples(file, self.seconds)))
+        starts = np.arange(0, len(frames), self.group)
+        counts = np.diff([*starts, len(frames)])[:, None]
+        means = np.add.reduceat(frames, starts, axis=0) / counts
+        return Features(means.astype(np.float32))
 
 
 @dataclass(frozen=True)
-class LogMel:
+class LogMel(_Pooled):
     """Decibels of mel bands, a token per ``group`` frames of 16 ms (10: 0.16 s), at most
     ``seconds`` of sound.
 
@@ -264,31 +252,19 @@ class LogMel:
         """F."""
         return self.bands
 
-    @property
-    def step(self) -> float:
-        """Seconds of a token."""
-        return self.group * HOP / RATE
-
     def spectrogram(self, samples) -> np.ndarray:
         """(T,) tensor of samples -> (frames, bands) decibels, as torchaudio's ``MelSpectrogram``
         and ``AmplitudeToDB``."""
-        return (
-            _torchaudio("functional")
-            .amplitude_to_DB(_mel(self.bands)(samples), 10.0, 1e-10, 0.0, top_db=80.0)
-            .numpy()
-            .T
-        )
+        decibels = _torchaudio("functional").amplitude_to_DB
+        return decibels(_mel(self.bands)(samples), 10.0, 1e-10, 0.0, top_db=80.0).numpy().T
 
-    def __call__(self, file: MediaFile) -> Features:
-        """Sound of an audio or video file."""
-        decibels = self.spectrogram(_samples(file, self.seconds))
-        return Features(
-            _pooled((decibels - decibels.max()) / 40.0 + 1.0, self.group).astype(np.float32)
-        )
+    def scaled(self, decibels: np.ndarray) -> np.ndarray:
+        """Decibels below the loudest, in [-1, 1]."""
+        return (decibels - decibels.max()) / 40.0 + 1.0
 
 
 @dataclass(frozen=True)
-class Mfcc:
+class Mfcc(_Pooled):
     """Mel-frequency cepstral coefficients, a token per ``group`` frames of 16 ms (10: 0.16 s), at
     most ``seconds`` of sound.
 
@@ -309,24 +285,16 @@ class Mfcc:
         """F."""
         return self.coefficients
 
-    @property
-    def step(self) -> float:
-        """Seconds of a token."""
-        return self.group * HOP / RATE
-
     def spectrogram(self, samples) -> np.ndarray:
         """(T,) tensor of samples -> (frames, coefficients), equal to torchaudio's ``MFCC``."""
-        decibels = LogMel(self.bands).spectrogram(samples)
-        return (
-            decibels
-            @ _torchaudio("functional").create_dct(self.coefficients, self.bands, "ortho").numpy()
-        )
+        dct = _torchaudio("functional").create_dct(self.coefficients, self.bands, "ortho")
+        return LogMel(self.bands).spectrogram(samples) @ dct.numpy()
 
-    def __call__(self, file: MediaFile) -> Features:
-        """Sound of an audio or video file."""
-        frames = self.spectrogram(_samples(file, self.seconds)) / 40.0
+    def scaled(self, coefficients: np.ndarray) -> np.ndarray:
+        """Coefficients near the scale of the other features."""
+        frames = coefficients / 40.0
         frames[:, 0] /= math.sqrt(self.bands)
-        return Features(_pooled(frames, self.group).astype(np.float32))
+        return frames
 
 
 @dataclass(frozen=True)
@@ -352,9 +320,8 @@ class ReleasedMel:
         import torch
 
         samples = _samples(file, self.seconds)
-        mel = _mel(self.bands)(
-            torch.nn.functional.pad(samples, (0, round(self.seconds * RATE) - len(samples)))
-        )
+        silence = round(self.seconds * RATE) - len(samples)
+        mel = _mel(self.bands)(torch.nn.functional.pad(samples, (0, silence)))
         return Features(((mel - mel.mean(dim=0)) / (mel.std(dim=0) + 1e-9)).numpy())
 
 

@@ -54,10 +54,8 @@ def format_pv(table: Iterable[tuple[str, str]]) -> str:
     table = tuple(tuple(pair) for pair in table)
     text = PAIR.join(INSIDE.join(pair) for pair in table)
     if parse_pv(text) != table:
-        raise ValueError(
-            f"empty sides and the separators {PAIR} and {INSIDE} cannot be written; change them in "
-            f"{table}"
-        )
+        what = f"empty sides and the separators {PAIR} and {INSIDE} cannot be written"
+        raise ValueError(f"{what}; change them in {table}")
     return text
 
 
@@ -97,10 +95,8 @@ def read_ids(path: str | Path) -> list[str]:
     which is cut off."""
     found = [key if isinstance(key, str) else value for key, value in entries(path)]
     if bad := [i for i in found if isinstance(i, bool) or not isinstance(i, str | int)]:
-        raise DataError(
-            f"{path}: {str(bad[0])[:80]!r} is no id; expected an array of ids or an object keyed "
-            "by id"
-        )
+        expected = "an array of ids or an object keyed by id"
+        raise DataError(f"{path}: {str(bad[0])[:80]!r} is no id; expected {expected}")
     return [str(i).split("#")[0] for i in found]
 
 
@@ -108,24 +104,14 @@ def annotation_of(folder: Path) -> Path:
     """The annotation file of a folder. Raises :class:`~m5lib.catalogue.DataError` where there is
     none, or more than one."""
     places = (folder / ANNOTATIONS, folder)
-    found = sorted(
-        {
-            path
-            for place in places
-            for name in ("*id_label.json", "id_info_dict.json")
-            for path in place.glob(name)
-        }
-    )
-    if len(found) != 1:
-        what = (
-            "no annotation (*id_label.json)"
-            if not found
-            else f"several annotations ({', '.join(p.name for p in found)})"
-        )
-        raise DataError(
-            f"{folder}: {what} in it or in {ANNOTATIONS}/; say which with annotation=<path>"
-        )
-    return found[0]
+    names = ("*id_label.json", "id_info_dict.json")
+    files = sorted({path for place in places for name in names for path in place.glob(name)})
+    if len(files) != 1:
+        several = f"several annotations ({', '.join(p.name for p in files)})"
+        what = several if files else "no annotation (*id_label.json)"
+        mend = "say which with annotation=<path>"
+        raise DataError(f"{folder}: {what} in it or in {ANNOTATIONS}/; {mend}")
+    return files[0]
 
 
 def _listing(folder: Path) -> dict[str, MediaFile] | None:
@@ -133,21 +119,16 @@ def _listing(folder: Path) -> dict[str, MediaFile] | None:
     lead out of the folder."""
     if not folder.is_dir():
         return None
-    paths = sorted(
-        path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
-    )
-    return {path.stem: MediaFile(path, size=path.stat().st_size) for path in paths}
+    paths = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
+    return {p.stem: MediaFile(p, size=p.stat().st_size) for p in paths if p.is_file()}
 
 
 def _splits(
     folder: Path, splits: Mapping[str, str | Path] | None, skipped: list[Skip]
 ) -> dict[str, str]:
     if splits is None:
-        splits = {
-            name: path
-            for name in GIVEN
-            if (path := folder / ANNOTATIONS / f"{name}_ids.json").is_file()
-        }
+        places = {name: folder / ANNOTATIONS / f"{name}_ids.json" for name in GIVEN}
+        splits = {name: path for name, path in places.items() if path.is_file()}
     if unknown := set(splits) - set(GIVEN):
         raise ValueError(f"unknown split {sorted(unknown)}: known are {list(GIVEN)}")
     found: dict[str, str] = {}
@@ -189,10 +170,8 @@ def read_m5product(
     products: dict[str, Product] = {}
     for key, record in entries(path):
         if not isinstance(key, str):
-            raise DataError(
-                f"{path}: an array; expected one object keyed by item id, as in "
-                "product1m_product5m_id_label.json"
-            )
+            example = "product1m_product5m_id_label.json"
+            raise DataError(f"{path}: an array; expected one object keyed by item id, as {example}")
         if wanted is not None and key not in wanted:
             continue
         if not isinstance(record, dict) or not key:
@@ -215,16 +194,11 @@ def _product(
     key: str, record: dict, media: Mapping[str, dict | None], split: str | None, skipped: list[Skip]
 ) -> Product:
     def text(field: str, modality: str) -> str:
-        if not isinstance(record.get(field, ""), str) or field not in record:
-            skipped.append(
-                Skip(
-                    key,
-                    modality,
-                    f"no field {field!r}" if field not in record else f"{field!r} is no text",
-                )
-            )
-            return ""
-        return record[field]
+        if isinstance(record.get(field), str):
+            return record[field]
+        reason = f"{field!r} is no text" if field in record else f"no field {field!r}"
+        skipped.append(Skip(key, modality, reason))
+        return ""
 
     contents: dict[str, Any] = {}
     title, pv = text("title", "text"), text("pv", "table")
@@ -239,9 +213,8 @@ def _product(
     table = tuple((sys.intern(name), value) for name, value in parse_pv(pv))
     if table:
         contents["table"] = table
-    if (
-        len(pv) > 1 and len(table) < pv.rstrip("#;").count(PAIR) + 1
-    ):  # a single character is an empty table to the loaders
+    # a single character is an empty table to the loaders
+    if len(pv) > 1 and len(table) < pv.rstrip("#;").count(PAIR) + 1:
         skipped.append(Skip(key, "pv", "parts without a property or a value"))
     contents = {name: contents[name] for name in MODALITIES if name in contents}
     return Product(key, contents, text("label", "label") or None, split)

@@ -44,8 +44,7 @@ def read(path: str | Path) -> Catalogue:
         return read_table(path)
     raise DataError(
         f"{path}: expected a folder with styles.csv (and images/ or images.tar), a folder with "
-        f"{m5product.ANNOTATIONS}/ (the official "
-        "release), or a .csv or .parquet file"
+        f"{m5product.ANNOTATIONS}/ (the official release), or a .csv or .parquet file"
     )
 
 
@@ -64,20 +63,14 @@ def _rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, dict[str, str]
 
         frame = pd.read_parquet(path)
         for line, row in enumerate(frame.itertuples(index=False, name=None), start=1):
-            yield (
-                line,
-                {
-                    str(k): "" if v is None or v != v else str(v).strip()
-                    for k, v in zip(frame.columns, row, strict=True)
-                },
-            )
+            cells = ("" if v is None or v != v else str(v).strip() for v in row)
+            yield line, dict(zip(map(str, frame.columns), cells, strict=True))
         return
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 and read it again"
-        ) from None
+        mend = "save the file as UTF-8 and read it again"
+        raise DataError(f"{path}: byte {error.start} is not UTF-8; {mend}") from None
     if not text.strip():
         raise DataError(f"{path}: the file is empty; expected a header and one product per line")
     csv.field_size_limit(sys.maxsize)  # a cell may be a whole page of text
@@ -87,13 +80,8 @@ def _rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, dict[str, str]
     for row in reader:
         if "" in row or None in row.values():
             found = sum(v is not None for v in row.values()) + len(row.get("", [])) - ("" in row)
-            skipped.append(
-                Skip(
-                    f"line {reader.line_num}",
-                    "row",
-                    f"{found} cells where the header has {len(reader.fieldnames)}",
-                )
-            )
+            reason = f"{found} cells where the header has {len(reader.fieldnames)}"
+            skipped.append(Skip(f"line {reader.line_num}", "row", reason))
             continue
         yield reader.line_num, {name: cell.strip() for name, cell in row.items()}
 
@@ -112,9 +100,8 @@ def _collect(path: Path, name: str, rows, build, skipped: list[Skip]) -> Catalog
         if not product.id:
             skipped.append(Skip(f"line {line}", "id", "empty id"))
         elif product.id in products:
-            skipped.append(
-                Skip(product.id, "id", "the id was seen before; the first product is kept")
-            )
+            reason = "the id was seen before; the first product is kept"
+            skipped.append(Skip(product.id, "id", reason))
         elif not product.contents:
             skipped.append(Skip(product.id, "row", "no modality at all"))
         else:
@@ -127,15 +114,11 @@ def _collect(path: Path, name: str, rows, build, skipped: list[Skip]) -> Catalog
 def _media_index(folder: Path, skipped: list[Skip]) -> dict[str, MediaFile]:
     """Image file of each id, from ``images/`` or, read in place, from ``images.tar``."""
     if (folder / "images").is_dir():
-        files = sorted((folder / "images").iterdir())
-        return {
-            file.stem: MediaFile(file, size=file.stat().st_size) for file in files if file.is_file()
-        }
+        files = (file for file in sorted((folder / "images").iterdir()) if file.is_file())
+        return {file.stem: MediaFile(file, size=file.stat().st_size) for file in files}
     if not (folder / "images.tar").exists():
-        raise DataError(
-            f"{folder}: neither images/ nor images.tar is there; put the pictures into "
-            f"{folder}/images/<id>.jpg"
-        )
+        mend = f"put the pictures into {folder}/images/<id>.jpg"
+        raise DataError(f"{folder}: neither images/ nor images.tar is there; {mend}")
     index = {}
     path = folder / "images.tar"
     try:
@@ -145,17 +128,15 @@ def _media_index(folder: Path, skipped: list[Skip]) -> dict[str, MediaFile]:
                 if member.isdir():
                     continue
                 if not member.isfile() or len(parts) != 2 or parts[0] != "images":
-                    skipped.append(
-                        Skip(member.name, "images.tar", "not a plain file directly inside images/")
-                    )
+                    reason = "not a plain file directly inside images/"
+                    skipped.append(Skip(member.name, "images.tar", reason))
                     continue
-                index[Path(member.name).stem] = MediaFile(
-                    path, member.offset_data, member.size, member.name
-                )
+                place = member.offset_data, member.size, member.name
+                index[Path(member.name).stem] = MediaFile(path, *place)
     except tarfile.ReadError as error:
+        mend = "make it with `tar cf images.tar images`"
         raise DataError(
-            f"{path}: not an uncompressed tar, or cut short ({error}); make it with `tar cf "
-            "images.tar images`"
+            f"{path}: not an uncompressed tar, or cut short ({error}); {mend}"
         ) from None
     return index
 
