@@ -9,7 +9,7 @@ VERBS = {
     "shop": ("m5lib.shop.listings", "main", "make a synthetic shop"),
     "notebooks": ("m5lib.lab.notebooks", "main", "run notebooks into reports/"),
     "sweep": ("m5lib.lab.sweep", "main", "run a notebook at every point of a grid"),
-    "results": ("m5lib.lab.sweep", "results", "make everything in results/"),
+    "results": ("m5lib.lab.notebooks", "results", "make everything in results/"),
     "readme": ("m5lib.lab.claims", "main", "write the generated tables of README and docs"),
 }
 

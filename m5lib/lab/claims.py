@@ -1,10 +1,9 @@
 """From numbers to statements: tested differences, verdicts on the paper's claims, and the tables of
 README and docs (``python -m m5lib readme``), of which nothing is typed by hand.
 
-A claim (``paper/claims.csv``: orderings that the paper states or prints) says that one row of a
-table is better than another by some metric. Ours is the difference between the two, with a 95 %
-interval over seeds and queries. ``confirmed``: the interval lies above 0; ``contradicted``: below;
-``not confirmed``: it holds 0; ``not testable``: the reason says why.
+A claim (``paper/claims.csv``) says that one row of a table is better than another by some metric.
+Ours is the difference with a 95 % interval over seeds and queries. ``confirmed``: the interval lies
+above 0; ``contradicted``: below; ``not confirmed``: it holds 0; ``not testable``: says why.
 """
 
 import argparse
@@ -20,18 +19,11 @@ from m5lib import ROOT
 from m5lib.data import write_json
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.evaluation import evaluate, stats
-from m5lib.lab.recording import (
-    HIDDEN,
-    chosen,
-    compare,
-    load_results,
-    pick,
-    results_folder,
-    said,
-)
+from m5lib.lab.recording import HIDDEN, chosen, compare, load_results, pick, results_folder, said
 from m5lib.lab.study import Studies, number
 from m5lib.modalities import MODALITIES
 
+CLAIMS = ROOT / "paper" / "claims.csv"
 VERDICTS = ("confirmed", "not confirmed", "contradicted", "not testable")
 #: Endings of a claim's sides -> the number that they mean: "T finetuned", "I+T coarse".
 ENDINGS = {
@@ -40,7 +32,7 @@ ENDINGS = {
     " fine": number("Prec@10_fine"),
     " coarse": number("Prec@10_coarse"),
 }
-#: Claims that no study of ours can test, and why.
+#: Claims that no study of ours can test.
 NOT_TESTABLE = {
     "C39": "needs products with ten listings or more: ours have a few, and ten found cannot all"
     " be right",
@@ -52,11 +44,8 @@ def tested(
     studies: Studies, better: tuple[str, Mapping[str, str]], worse: tuple[str, Mapping[str, str]]
 ) -> dict:
     """What the first of two sides, each a label and its number, has more than the second: the
-    difference over all seeds, its 95 % interval and the verdict.
-
-    Both sides of a seed are compared query by query, where both have the same queries
-    (:func:`m5lib.evaluation.stats.paired_bootstrap`); else seed by seed.
-    """
+    difference over all seeds, its 95 % interval and the verdict. Both are compared query by query
+    where both have the same queries, else seed by seed (:mod:`m5lib.evaluation.stats`)."""
     seeds = list(dict.fromkeys(seed for _, seed in studies))
     sides = [[(studies[label, seed], own) for seed in seeds] for label, own in (better, worse)]
     task = better[1]["task"]
@@ -74,15 +63,13 @@ def tested(
         test, by_seed = stats.paired_seeds(*means), (means[0] - means[1]).tolist()
         how = f"t over {len(seeds)} seeds"
     numbers = {"difference": test.mean, "each_seed": by_seed, "low": test.low, "high": test.high}
-    numbers |= {"p": test.p, "how": how}
-    for name in ("difference", "low", "high", "p"):
-        numbers[name] = numbers[name] if np.isfinite(numbers[name]) else None
-    return numbers | {"verdict": verdict(test), "reason": ""}
+    for name, value in (numbers | {"p": test.p}).items():
+        numbers[name] = value if name == "each_seed" or np.isfinite(value) else None
+    return numbers | {"how": how, "verdict": verdict(test), "reason": ""}
 
 
 def verdict(test: stats.Difference) -> str:
-    """By the 95 % interval of the difference; one seed without queries has none, and confirms
-    nothing."""
+    """By the 95 % interval; one seed without queries has none, and confirms nothing."""
     return "confirmed" if test.low > 0 else "contradicted" if test.high < 0 else "not confirmed"
 
 
@@ -100,23 +87,14 @@ def differences(
         for name in names:
             wanted = number(name, state) if isinstance(name, str) else name
             test = tested(studies, (one, wanted), (other, wanted))
+            shown = name if isinstance(name, str) else f"{name['metric']}, {name['convention']}"
             mean, low, high = (
-                np.nan if test[key] is None else scale * test[key]
+                scale * float("nan" if test[key] is None else test[key])
                 for key in ("difference", "low", "high")
             )
-            shown = name if isinstance(name, str) else f"{name['metric']}, {name['convention']}"
             rows.append((f"{one} - {other}", shown, mean, low, high, test["p"], test["verdict"]))
     columns = ["difference", "number", "mean", "low", "high", "p", "as a claim"]
     return pd.DataFrame(rows, columns=columns).set_index(["difference", "number"])
-
-
-# --- claims
-
-
-def load() -> pd.DataFrame:
-    """The paper's claims: ``id, source, statement, metric, better, worse, published_difference,
-    note``."""
-    return pd.read_csv(ROOT / "paper" / "claims.csv", keep_default_na=False)
 
 
 def side_of(claim, side: str) -> tuple[str, dict[str, str]]:
@@ -130,32 +108,28 @@ def side_of(claim, side: str) -> tuple[str, dict[str, str]]:
 
 
 def judge(studies: Studies, sources: Iterable[str]) -> list[dict]:
-    """The verdict on every claim of the given tables and figures (beginnings of ``source``).
-
-    Args:
-        studies: (label, seed) -> study (:func:`m5lib.lab.study.studies`); the labels are the
-            paper's names of its rows.
-    """
-    first, seeds = next(iter(studies.values())).rows.iloc[0], {seed for _, seed in studies}
-    verdicts = []
-    for claim in load().itertuples(index=False):
+    """The verdict on every claim of the given tables and figures (beginnings of ``source``), by
+    studies whose labels are the paper's names of its rows."""
+    verdicts, seeds = [], {seed for _, seed in studies}
+    first = next(iter(studies.values())).rows.iloc[0]
+    for claim in pd.read_csv(CLAIMS, keep_default_na=False).itertuples(index=False):
         if not claim.source.startswith(tuple(sources)):
             continue
         names = ("id", "source", "statement", "metric", "better", "worse", "published_difference")
         row = {name: getattr(claim, name) for name in names}
         row |= {"data": first["data"], "notebook": first["notebook"]}
-        if reason := NOT_TESTABLE.get(claim.id, ""):
-            verdicts.append(row | {"verdict": "not testable", "reason": reason})
+        untested = {"verdict": "not testable", "reason": NOT_TESTABLE.get(claim.id, "")}
+        if untested["reason"]:
+            verdicts.append(row | untested)
             continue
         sides = [side_of(claim, claim.better), side_of(claim, claim.worse)]
         row["ours"] = " - ".join(dict.fromkeys(", ".join(own.values()) for _, own in sides))
         missing = [label for label, _ in sides if any((label, s) not in studies for s in seeds)]
         if missing:
-            reason = f"no run of {' or '.join(missing)} on these products"
+            untested["reason"] = f"no run of {' or '.join(missing)} on these products"
         elif any(np.isnan(studies[label, s].value(own)) for label, own in sides for s in seeds):
-            reason = "these products do not have what it takes to measure it"
-        untested = {"verdict": "not testable", "reason": reason}
-        verdicts.append(row | (untested if reason else tested(studies, *sides)))
+            untested["reason"] = "these products do not have what it takes to measure it"
+        verdicts.append(row | (untested if untested["reason"] else tested(studies, *sides)))
     return verdicts
 
 
@@ -186,7 +160,7 @@ def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
     return write_json(path, {"provenance": sources, "claims": rows})
 
 
-# --- the tables of README and docs: a function of a results file each
+# --- the tables of README and docs
 
 
 def compact(path: Path) -> pd.DataFrame:
@@ -210,8 +184,7 @@ def _by_seed(rows: pd.DataFrame, variant: str, index: str, metric: str = "mAP@10
 
 
 def ladder(path: Path) -> pd.DataFrame:
-    """Models trained on more and more modalities (Table 3), in per cent: mAP@10 by three read-outs
-    as in :func:`compact`, then mAP@10 and accuracy after fine-tuning."""
+    """Models trained on more and more modalities (Table 3), in per cent; read-outs as above."""
     rows = load_results(path).query("model == 'scale' and state != 'untrained'")
     readouts = dict.fromkeys([PAPER, DEFAULT, chosen(rows)])
     columns = {f"mAP@10, {name}": _by_seed(rows, name, "modalities") for name in readouts}
@@ -219,32 +192,23 @@ def ladder(path: Path) -> pd.DataFrame:
         columns[f"{metric}, fine-tuned"] = _by_seed(rows, HIDDEN, "modalities", metric)
     table = pd.DataFrame(columns).rename_axis("trained on")
     sets = ("T", "I+T", "I+T+Tab", "I+T+Tab+V", "I+T+Tab+V+A")
-    return table.loc[[codes for codes in sets if codes in table.index]]
-
-
-#: Model of the rows of ``simcl`` -> the losses that it was trained with.
-LOSSES = {
-    "scale, no loss": "nothing (random weights)",
-    "scale, masked tasks only": "masked tasks",
-    "scale, contrast only": "contrast",
-    "scale, IMCL+PRE": "both",
-}
+    return table.reindex([codes for codes in sets if codes in table.index])
 
 
 def losses(paths: Mapping[str, Path]) -> pd.DataFrame:
-    """What each of the losses teaches (Table 6, its ticks read as losses), in per cent, for each
-    data set: mAP@10 by the paper's read-out, and after fine-tuning."""
+    """What each of the losses teaches (Table 6, its ticks read as losses), in per cent, by data."""
+    labels = ("no loss", "masked tasks only", "contrast only", "IMCL+PRE")
     columns = {}
     for data, path in paths.items():
         rows = load_results(path)
         columns[f"{data}: mAP@10, {PAPER}"] = _by_seed(rows, PAPER, "model")
         columns[f"{data}: mAP@10, fine-tuned"] = _by_seed(rows, HIDDEN, "model")
-    table = pd.DataFrame(columns).loc[list(LOSSES)]
-    return table.rename(index=LOSSES).rename_axis("pre-trained with")
+    table = pd.DataFrame(columns).loc[[f"scale, {label}" for label in labels]]
+    table.index = ["nothing (random weights)", "masked tasks", "contrast", "both"]
+    return table.rename_axis("pre-trained with")
 
 
-#: An item of the audit of the released code: its number, what it is about, the paper, the released
-#: code; then the number that shows it.
+#: Items of the audit: what it is about, the paper, the released code; the number that shows it.
 DIFFERENCES = """\
 1 | mask of the joint encoder | not said | another product's
     change of it with the places in the batch
@@ -265,7 +229,7 @@ DIFFERENCES = """\
 
 
 def released(path: Path) -> pd.DataFrame:
-    """Where paper and released code part ways, with a number of the released form and of ours."""
+    """Where paper and released code part ways, with a number of each."""
     rows, table, texts = load_results(path), [], DIFFERENCES.splitlines()
     for text, metric in zip(texts[::2], texts[1::2], strict=True):
         item, *words = text.split(" | ")
@@ -278,9 +242,8 @@ def released(path: Path) -> pd.DataFrame:
 
 
 def attributed(path: Path) -> pd.DataFrame:
-    """By modality: how often each method's highest score points at a token that carries the
-    category, beside chance; and what deleting and inserting tokens in the order of integrated
-    gradients gains over random order, with its 95 % interval."""
+    """By modality: how often each method's highest score points at what carries the category, and
+    what deleting and inserting in the order of integrated gradients gains over random order."""
     pointing = pd.read_csv(path.with_name("attribution_pointing.csv"))
     names, methods = pointing["modality"].unique(), pointing["method"].unique()
     table = pointing.pivot(index="modality", columns="method", values="hits")
@@ -298,13 +261,12 @@ def attributed(path: Path) -> pd.DataFrame:
 
 def separated(path: Path) -> pd.DataFrame:
     """How well categories separate, as notebook 11 recorded it."""
-    table = pd.read_csv(path.with_name("maps_separation_layered.csv"), index_col=0)
-    return table.rename_axis("metric, space")
+    path = path.with_name("maps_separation_layered.csv")
+    return pd.read_csv(path, index_col=0).rename_axis("metric, space")
 
 
 def counted(path: Path) -> str:
-    """How many of the paper's claims got which verdict, and a line for each that what was measured
-    here contradicts."""
+    """How many of the paper's claims got which verdict, and a line for each contradicted one."""
     claims = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["claims"])
     claims["table"] = claims["source"].str.extract(r"^(\w+ [0-9.]+)", expand=False)
     counts = claims.groupby(["data", "table", "verdict"]).size().unstack(fill_value=0)
@@ -332,7 +294,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def made_by(path: Path, notebook: str) -> str:
-    """The sentence that says how a results file was made."""
+    """How a results file was made."""
     content, times = json.loads(path.read_text(encoding="utf-8")), path.with_name("times.json")
     known = json.loads(times.read_text()) if times.exists() else {}
     everything, seeds = content["provenance"], sorted({row["seed"] for row in content["rows"]})
@@ -366,9 +328,9 @@ def blocks(results: Path) -> dict[str, str]:
         if (path := results / file).exists():
             text[name] = f"{markdown(table(path))}\n\n{made_by(path, notebook)}"
     paths = {"shop": results / "simcl.json", "real products": results / "simcl_fashion.json"}
-    if paths := {data: path for data, path in paths.items() if path.exists()}:
-        made = "\n\n".join(made_by(path, "09_simcl") for path in paths.values())
-        text["losses"] = f"{markdown(losses(paths))}\n\n{made}"
+    if all(path.exists() for path in paths.values()):
+        made = (made_by(path, "09_simcl") for path in paths.values())
+        text["losses"] = "\n\n".join([markdown(losses(paths)), *made])
     if (path := results / "times.json").exists():
         times = json.loads(path.read_text(encoding="utf-8"))
         order = sorted(times, key=lambda name: -times[name])
@@ -384,16 +346,16 @@ def gallery(results: Path) -> str:
     """``results/README.md``: every results file with how it was made, its tables, its figures."""
     names = {path.stem for path in results.glob("*.json")} - {"times", "claims"}
     made = "Generated by `python -m m5lib readme` from the files here. How long each took:"
-    lines = ["# Results", "", f"{made} `times.json`.", ""]
+    lines = [f"# Results\n\n{made} `times.json`.\n"]
     for name in sorted(names):
         content = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
         longer = tuple(f"{other}_" for other in names if other.startswith(f"{name}_"))
         paths = sorted(results.glob(f"{name}_*"))
         paths = {path.name: path for path in paths if not path.name.startswith(longer)}
         lines += [f"## {name}", ""]
-        for notebook, m in content["provenance"].items():
+        for book, m in content["provenance"].items():
             how = f"profile {m['profile']}, commit `{m['commit']}`, {m['device']}"
-            lines.append(f"- `{notebook}`: {how}")
+            lines.append(f"- `{book}`: {how}")
         figures = [""]
         for file, path in paths.items():
             title = path.stem.removeprefix(f"{name}_").replace("_", " ")
@@ -408,11 +370,8 @@ def gallery(results: Path) -> str:
 
 
 def fill(text: str, blocks: Mapping[str, str]) -> str:
-    """The text with what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` generated.
-
-    Raises:
-        ValueError: a block that is not known, or is not closed.
-    """
+    """The text with what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` generated. Raises
+    ``ValueError`` where a block is not known, or not closed."""
     for name in re.findall(r"<!-- (\w+) -->", text):
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if name not in blocks or end not in text:
@@ -423,11 +382,8 @@ def fill(text: str, blocks: Mapping[str, str]) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """README, the pages of ``docs`` and ``results/README.md`` as they should be.
-
-    Raises:
-        ValueError: no page has the marker of a block.
-    """
+    """README, the pages of ``docs`` and ``results/README.md`` as they should be. Raises
+    ``ValueError`` where no page has the marker of a block."""
     results, generated = ROOT / "results", blocks(ROOT / "results")
     paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     texts = {path: path.read_text(encoding="utf-8") for path in paths}
@@ -439,8 +395,7 @@ def pages() -> dict[Path, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """``python -m m5lib readme``: write the generated tables into README, docs and results."""
-    parser = argparse.ArgumentParser("python -m m5lib readme", description=main.__doc__)
-    parser.parse_args(arguments)
+    argparse.ArgumentParser("python -m m5lib readme", description=__doc__).parse_args(arguments)
     for path, text in pages().items():
         path.write_text(text, encoding="utf-8")
     return 0

@@ -5,6 +5,7 @@ From the shell::
 
     python -m m5lib notebooks --profile small --data FOLDER [notebook …]  # by default: every one
     python -m m5lib notebooks --demo [--data FOLDER]  # 01, 04 and 05, then the result table
+    python -m m5lib results --seeds 3 --data FOLDER  # everything in results/
 """
 
 import argparse
@@ -12,6 +13,7 @@ import ast
 import base64
 import html
 import io
+import json
 import logging
 import os
 import re
@@ -27,7 +29,7 @@ from urllib.parse import quote
 import nbformat
 
 from m5lib import ROOT, home
-from m5lib.data import whole_file
+from m5lib.data import whole_file, write_json
 
 
 class ParameterError(ValueError):
@@ -49,15 +51,6 @@ _kernels: weakref.WeakSet = weakref.WeakSet()  # that this process started
 def find() -> list[Path]:
     """Every notebook of the project, in order."""
     return sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-
-
-def named(stem: str) -> Path:
-    """The project's notebook of a name. Raises ``FileNotFoundError`` where there is none; the
-    message lists them."""
-    paths = {path.stem: path for path in find()}
-    if stem not in paths:
-        raise FileNotFoundError(f"no notebook {stem!r}; there are {', '.join(paths)}")
-    return paths[stem]
 
 
 def results_of(notebook: Path) -> list[str]:
@@ -96,9 +89,7 @@ def check(
     notebook: str | Path, given: Mapping[str, object], known: Mapping[str, object] | None = None
 ) -> dict[str, object]:
     """The given parameters, converted where nothing is lost (an ``int`` for a ``float``).
-
-    Args:
-        known: :func:`parameters_of` the notebook, where they were read before.
+    ``known`` are :func:`parameters_of` the notebook, where they were read before.
 
     Raises:
         ParameterError: an unknown name or a wrong type; the message lists what there is.
@@ -149,10 +140,8 @@ def run(
     quiet: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Path:
-    """Execute a notebook with the kernel of this Python; the output file is written even when it
-    fails.
-
-    May be called by several threads at once: each run has a kernel, which is a process, of its own.
+    """Execute a notebook with the kernel of this Python, a process of its own, so that several
+    threads may call this; the output file is written even when it fails.
 
     Args:
         environment: variables for the kernel, on top of those of this process.
@@ -208,9 +197,8 @@ def to_html(notebook: Path) -> Path:
 
 
 class Outcome(NamedTuple):
-    """What an executed notebook says of itself: ``parameters`` that were given, ``seconds`` (None
-    where it does not say), its first figure as a data address (empty where it has none), and the
-    error of the cell that failed (empty where none did)."""
+    """What an executed notebook says of itself; its first figure is a data address. Empty (seconds:
+    None) where it has no figure, no error, or does not say."""
 
     title: str
     question: str
@@ -342,3 +330,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done, seconds = len(todo) - len(failed), time.monotonic() - begun
     print(f"{done} of {len(todo)} notebooks in {seconds:.0f} s; open {page}")
     return int(bool(failed))
+
+
+# --- everything in results/
+
+#: How many real products a study takes: a run of three modalities then takes about as long as one
+#: of five on the shop. The story of ``make demo`` takes all.
+PRODUCTS = 6000
+#: What these compare needs no second data set.
+SHOP_ONLY = ("model", "released", "probes")
+
+
+def results(arguments: Sequence[str] | None = None) -> int:
+    """``python -m m5lib results``: run every notebook for the results files that its metadata name,
+    on the shop and on real products. Returns 1 where one failed (the others still ran).
+
+    The seeds of a study (a notebook with a parameter ``seeds``) are swept side by side; then it
+    runs once with all of them, loads what they left, and records. An interrupted call goes on.
+    """
+    from m5lib.lab import claims, sweep
+
+    todo = [(path, name) for path in find() for name in results_of(path)]
+    parser = argparse.ArgumentParser("python -m m5lib results", description="Make results/.")
+    option, names = parser.add_argument, list(dict.fromkeys(name for _, name in todo))
+    option("--profile", default="small", choices=("tiny", "small", "full"))
+    option("--seeds", type=int, default=3)
+    option("--data", default="", help="folder or file of real products, after the shop")
+    option("--only", nargs="+", default=names, choices=names, help="some of the results")
+    option("--workers", type=int, help="runs side by side; by default one per core, one on CUDA")
+    options, begun, done = parser.parse_args(arguments), time.monotonic(), []
+    show_progress()
+    for data in ("shop", *([str(Path(options.data).resolve())] if options.data else [])):
+        place = "" if data == "shop" else Path(data).name.split("-")[0]
+        for path, name in todo:
+            if name not in options.only or (place and name in SHOP_ONLY):
+                continue
+            start, fine, known = time.monotonic(), True, parameters_of(path)
+            record = f"{name}_{place}" if place else name
+            parameters = {"profile": options.profile, "data": data}
+            if name == "demo":
+                record = place or name
+            elif name == "probes":
+                parameters["shops"] = options.seeds
+            elif "seeds" in known:
+                parameters |= {"products": PRODUCTS} if place else {}
+                if options.seeds > 1:
+                    grid = {"seed": list(range(options.seeds))}
+                    frame = sweep.sweep(path, grid, parameters, workers=options.workers)
+                    fine = bool((frame["status"] != "failed").all())
+                parameters["seeds"] = options.seeds
+            done.append(fine and _recorded(path, parameters | {"record": record}))
+            file, seconds = home("results", "times.json"), time.monotonic() - start
+            times = json.loads(file.read_text()) if file.exists() else {}
+            times[record] = round(times.get(record, 0) + seconds)  # all parts of what resumed
+            write_json(file, times)
+    claims.main([])
+    minutes = (time.monotonic() - begun) / 60
+    print(f"{sum(done)} of {len(done)} results in {minutes:.0f} minutes; see {home('results')}")
+    return int(not all(done))
+
+
+def _recorded(notebook: Path, parameters: dict) -> bool:
+    output = home("reports", f"{notebook.stem}-{parameters['record']}.ipynb")
+    try:
+        to_html(run(notebook, output, parameters))
+        return True
+    except NotebookError as error:
+        print(f"FAILED {error}", file=sys.stderr)
+        return False

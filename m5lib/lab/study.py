@@ -43,14 +43,13 @@ def number(name: str, state: str = "finetuned") -> dict[str, str]:
     Raises:
         ValueError: no table has such a column.
     """
+    tuned, before = ("finetuned", HIDDEN), ("pretrained", PAPER)
     fixed = {
-        "accuracy": ("finetuned", HIDDEN, "classification", name, "fine-tuned head"),
-        "NMI": ("finetuned", HIDDEN, "clustering", name),  # the convention names k: any
-        "purity": ("finetuned", HIDDEN, "clustering", name),
-        "cosine less other products'": ("pretrained", PAPER, *SIMILARITY),
-        "silhouette of the map": (
-            *("pretrained", PAPER, "separation by category", "silhouette", "t-SNE"),
-        ),
+        "accuracy": (*tuned, "classification", name, "fine-tuned head"),
+        "NMI": (*tuned, "clustering", name),  # the convention names k: any
+        "purity": (*tuned, "clustering", name),
+        "cosine less other products'": (*before, *SIMILARITY),
+        "silhouette of the map": (*before, "separation by category", "silhouette", "t-SNE"),
     }
     if name in fixed:
         return dict(zip(KEYS, fixed[name], strict=False))
@@ -186,20 +185,15 @@ def crossed(
 
     Args:
         embed: modality names -> (N, D) vectors of the catalogue's products given only these; each
-            set is embedded once. Of a pre-trained model: ``lambda names: runs.vectors(model,
-            streams, rows, names, [ACROSS])[ACROSS]``; of a fine-tuned one:
-            ``lambda names: runs.tuned_vectors(classifier, streams, rows, names)[0]``.
+            set is embedded once.
         pairs: what the queries have, what the gallery has.
     """
     pairs = [tuple(tuple(side) for side in pair) for pair in pairs]
     vectors = {names: embed(names) for names in dict.fromkeys(side for p in pairs for side in p)}
     rows = []
     for asked, answered in pairs:
-        numbers = evaluate.retrieval(
-            *(catalogue, vectors[asked], split),
-            gallery=vectors[answered],
-            given=(asked, answered),
-        )
+        sides = {"gallery": vectors[answered], "given": (asked, answered)}
+        numbers = evaluate.retrieval(catalogue, vectors[asked], split, **sides)
         more = {"modalities": f"{codes(asked)}→{codes(answered)}"}
         rows += recording.rows(numbers, context, state=state, variant=variant, **more)
     return rows
@@ -210,10 +204,8 @@ def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> St
 
     Measured: state ``pretrained``, retrieval by category by every read-out, the other tasks and the
     released protocol by the paper's; state ``finetuned``, all tasks by the hidden vector, accuracy
-    by the head; mAP@10 of validation products by every read-out.
-
-    Args:
-        label: what result rows call the model, by default its row in the zoo.
+    by the head; mAP@10 of validation products by every read-out. ``label`` is what result rows call
+    the model, by default its row in the zoo.
     """
     run = runs.pretrained(job, streams)
     measured_by = code_version("evaluation", "lab")  # the run's name only says what trained it
@@ -354,10 +346,8 @@ def jobs(
 def tidy(studies: Studies) -> pd.DataFrame:
     """The result rows of all studies, with their label in the grid in a further column: to be asked
     by ``rows.query(...)``."""
-    return pd.concat(
-        [study.rows.assign(label=label) for (label, _), study in studies.items()],
-        ignore_index=True,
-    )
+    parts = [study.rows.assign(label=label) for (label, _), study in studies.items()]
+    return pd.concat(parts, ignore_index=True)
 
 
 def only(studies: Studies, labels: Iterable[str]) -> dict[tuple[str, int], Study]:
@@ -378,13 +368,8 @@ def ordered_codes(text: str) -> str:
 
 
 def values(studies: Studies, wanted: str | Mapping[str, str]) -> pd.DataFrame:
-    """A number of every study: label against seed, in the order of the grid; NaN where it was not
-    measured.
-
-    Args:
-        wanted: a column of the paper's tables (:func:`number`), or values of the columns of result
-            rows.
-    """
+    """A number of every study, a column of the paper's tables (:func:`number`) or values of the
+    columns of result rows: label against seed, in the order of the grid; NaN where not measured."""
     wanted = number(wanted) if isinstance(wanted, str) else wanted
     series = pd.Series({key: study.value(wanted) for key, study in studies.items()})
     return series.unstack().loc[list(dict.fromkeys(label for label, _ in studies))]
@@ -406,8 +391,9 @@ def beside(
 def readouts(studies: Studies, convention: str = "min_k_r") -> pd.DataFrame:
     """mAP@10 of retrieval by category before fine-tuning, by every read-out: label against
     read-out, mean over seeds."""
-    wanted = {"task": "retrieval", "state": "pretrained", "metric": "mAP@10"}
-    rows = pick(tidy(studies), wanted | {"convention": convention}).rename(
-        columns={"variant": "read-out"}
+    rows = tidy(studies).query(
+        "task == 'retrieval' and state == 'pretrained' and metric == 'mAP@10'"
+        " and convention == @convention"
     )
-    return rows.pivot_table(index="label", columns="read-out", values="value", sort=False)
+    table = rows.pivot_table(index="label", columns="variant", values="value", sort=False)
+    return table.rename_axis(columns="read-out")

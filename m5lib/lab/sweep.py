@@ -1,12 +1,10 @@
 """A grid of parameters over one notebook, run side by side; what was finished is not run again.
 
-From Python, on this machine::
+::
 
     grid = {"seed": [0, 1, 2], "model": ["scale", "released"]}
     frame = sweep("notebooks/04_pretrain.ipynb", grid, {"profile": "tiny"}, workers=2)
     rows = collect(frame)  # the result rows of all runs
-
-From the shell::
 
     python -m m5lib sweep notebooks/04_pretrain.ipynb --grid seed=0,1,2 --set profile=tiny
 
@@ -19,18 +17,9 @@ must see one disk, ``M5_HOME``)::
     executor.update_parameters(timeout_min=240, cpus_per_task=8, gpus_per_node=1)
     sweep(notebook, grid, executor=executor)
 
-Any ``concurrent.futures`` executor will do; of submitit's, which is none, only ``submit`` is asked,
-and ``done``, ``exception``, ``result`` and ``cancel`` of its jobs.
-
-::
-
-    sweeps/<notebook>-<hash of its code and the library's>/
-      runs.parquet                one row for every run that ever ended here
-      <point>.ipynb               the executed notebook; named by what differs from the defaults
-      <point>.json                parameters, status, seconds, error; written last
-      <point>/<record>.json, …    what it recorded: result rows and figures
-
-``python -m m5lib results`` (:func:`results`) makes everything in ``results/`` by such sweeps.
+A sweep lies in ``sweeps/<notebook>-<hash of its code and the library's>``: of each point the
+executed notebook, what it recorded in a folder, and last ``<point>.json`` with parameters, status,
+seconds and error; ``runs.parquet`` has a row for every run that ever ended there.
 """
 
 import argparse
@@ -43,6 +32,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,40 +40,31 @@ from pathlib import Path
 import joblib
 import nbformat
 import pandas as pd
-from tqdm.auto import tqdm
 
 from m5lib import home
 from m5lib.data import ROOMS, code_version, locked, whole_file, write_json
 from m5lib.lab import notebooks
 from m5lib.lab.notebooks import ParameterError
 
-#: What :func:`sweep` says of a run, after its parameters.
+#: What :func:`sweep` says of a run, after its parameters: ``finished``, ``failed`` or ``cached``
+#: (finished earlier), the executed notebook, one line of an error, and the point's name.
 OUTCOME = ("status", "seconds", "output", "error", "point")
 THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep: all parameters of the notebook, and where its files lie."""
+    """One run of a sweep: its name, what differs from the other runs, all parameters of the
+    notebook, and the executed notebook, beside which its other files lie."""
 
-    folder: Path
     name: str
     label: str
     parameters: dict[str, object]
-
-    @property
-    def output(self) -> Path:
-        """The executed notebook."""
-        return self.folder / f"{self.name}.ipynb"
-
-    @property
-    def marker(self) -> Path:
-        """What :func:`run_point` writes last."""
-        return self.folder / f"{self.name}.json"
+    output: Path
 
     def ended(self) -> dict:
         """What is known of its last run that ended; nothing, where there was none."""
-        return _read(self.marker)
+        return _read(self.output.with_suffix(".json"))
 
 
 def _read(path: Path) -> dict:
@@ -140,7 +121,7 @@ def points(
             parameters["record"] = notebook.stem  # into the point's own folder, for `collect`
         words += f"-{_digest(parameters)}"
         label = " ".join(f"{key}={value}" for key, value in own.items()) or "defaults"
-        found.setdefault(words, Point(place, words, label, parameters))
+        found.setdefault(words, Point(words, label, parameters, place / f"{words}.ipynb"))
     return list(found.values())
 
 
@@ -148,17 +129,12 @@ def run_point(
     notebook: str, output: str, parameters: dict, environment: dict[str, str], begun: str
 ) -> dict:
     """Run one point, in whatever process the executor chose, unless it is finished or another
-    process is at it. A run that fails is an outcome, not an exception.
+    process is at it; returns its marker. A run that fails is an outcome, not an exception.
 
     Args:
-        environment: variables for the kernel; ``M5_RESULTS`` among them is the folder for what it
-            records.
-        begun: when the sweep was called. Makes each call another one, for executors that remember
+        environment: variables for the kernel; ``M5_RESULTS`` is the folder for what it records.
+        begun: when the sweep was called: makes each call another one, for executors that remember
             what they were asked (Dask).
-
-    Returns:
-        the marker: parameters, status (``finished``, ``failed``, or ``cached``), seconds, output,
-        error, begun.
     """
     marker, folder = Path(output).with_suffix(".json"), Path(environment["M5_RESULTS"])
     with locked(folder / ".lock"):
@@ -194,86 +170,77 @@ def sweep(
     """Run a notebook at every point of a grid; one line of progress as each run ends.
 
     A point that is finished (same parameters, same code of notebook and library) is not run again:
-    the same call after an interruption goes on where it stopped, and a larger grid runs only what
-    is new. A failed one is tried again. Ctrl-C cancels what has not started and interrupts what
-    runs here, which keeps its checkpoints.
+    an interrupted call goes on, a larger grid runs only what is new; a failed one is tried again.
+    Ctrl-C cancels what has not started and interrupts what runs here, which keeps its checkpoints.
 
     Args:
         grid: lists of values by name, of which every combination is run; or a list of points, each
             a dict. Paths should be absolute.
         fixed: parameters that all points share. Others are the notebook's defaults.
-        executor: anything with ``submit``; by default threads of this process, each of which waits
-            for the kernel, a process, of a run.
-        workers: runs side by side; by default one per core, or one where there is CUDA. Each kernel
-            gets its share of the cores. With an executor of your own: how many of its workers share
-            a machine; by default its threads are left alone.
+        executor: any of ``concurrent.futures``, or with such a ``submit`` (submitit); by default
+            threads of this process, each of which waits for the kernel, a process, of a run.
+        workers: runs side by side, which share the cores; by default one per core, or one where
+            there is CUDA. With an executor of your own: how many of its workers share a machine; by
+            default its threads are left alone.
         folder: where sweeps lie; by default ``sweeps`` below :func:`m5lib.home`.
 
     Returns:
-        one row per point, in order: the parameters (lists and dicts as JSON), and status
-        (``finished``, ``failed``, or ``cached``: finished earlier), seconds, output (the executed
-        notebook), error (one line), point (its name).
+        one row per point, in order: the parameters (lists and dicts as JSON), then
+        :data:`OUTCOME`.
 
     Raises:
         ParameterError: before anything starts; see :func:`points`.
-        KeyboardInterrupt: after Ctrl-C, when the index is written.
     """
     todo, begun = points(notebook, grid, fixed, folder), datetime.now(UTC).isoformat()
     if not todo:
         return _frame([])
     if own := executor is None:
-        workers = workers or _default_workers(len(todo))
+        import torch  # seconds; a mistyped parameter is told before
+
+        most = 1 if torch.cuda.is_available() else joblib.cpu_count()
+        workers = workers or min(len(todo), most)
     pool = ThreadPoolExecutor(workers) if own else executor
     base = {"M5_HOME": str(home().absolute())} | (_threads(workers) if workers else {})
-    place, outcomes, futures = todo[0].folder, {}, {}
-    with tqdm(total=len(todo), desc=Path(notebook).stem, unit=" runs", disable=None) as bar:
+    place, outcomes, futures = todo[0].output.parent, {}, {}
 
-        def tell(point: Point, outcome: dict) -> None:
-            outcomes[point.name] = outcome
-            count = f"{len(outcomes):>{len(str(len(todo)))}}/{len(todo)}"
-            line = f"{count}  {outcome['status']:8}  {outcome['seconds']:7.1f} s  {point.label}"
-            line += f"  {outcome['error']}; see {outcome['output']}" if outcome["error"] else ""
-            bar.write(line)
-            sys.stdout.flush()
-            bar.update()
+    def tell(point: Point, outcome: dict) -> None:
+        outcomes[point.name] = outcome
+        count = f"{len(outcomes):>{len(str(len(todo)))}}/{len(todo)}"
+        line = f"{count}  {outcome['status']:8}  {outcome['seconds']:7.1f} s  {point.label}"
+        line += f"  {outcome['error']}; see {outcome['output']}" if outcome["error"] else ""
+        print(line, flush=True)
 
-        try:
-            for point in todo:
-                if (earlier := point.ended()).get("status") == "finished":
-                    tell(point, earlier | {"status": "cached"})
-                    continue
-                files = (str(Path(notebook).absolute()), str(point.output))
-                environment = base | {"M5_RESULTS": str(place / point.name)}
-                future = pool.submit(run_point, *files, point.parameters, environment, begun)
-                futures[future] = point
-            _index(place)  # of what an earlier call had no time to write
-            known = all(isinstance(future, Future) for future in futures)  # submitit's are not
-            for future in as_completed(futures) if known else futures:
-                outcome = _outcome(future, futures[future], begun)
-                _index(place)
-                tell(futures[future], outcome)
-        except KeyboardInterrupt:
-            bar.write("stopping: what runs keeps its checkpoints")
-            for future in futures:
-                future.cancel()
-            while own and not all(future.done() for future in futures):
-                notebooks.interrupt()  # again: a kernel that is just starting does not listen
-                time.sleep(1)
+    try:
+        for point in todo:
+            if (earlier := point.ended()).get("status") == "finished":
+                tell(point, earlier | {"status": "cached"})
+                continue
+            files = (str(Path(notebook).absolute()), str(point.output))
+            environment = base | {"M5_RESULTS": str(place / point.name)}
+            future = pool.submit(run_point, *files, point.parameters, environment, begun)
+            futures[future] = point
+        _index(place)  # of what an earlier call had no time to write
+        known = all(isinstance(future, Future) for future in futures)  # submitit's are not
+        for future in as_completed(futures) if known else futures:
+            outcome = _outcome(future, futures[future], begun)
             _index(place)
-            done = sum(point.ended().get("status") == "finished" for point in todo)
-            raise KeyboardInterrupt(
-                f"stopped after {done} of {len(todo)} runs; the same call goes on from there"
-            ) from None
-        finally:
-            if own:
-                pool.shutdown(cancel_futures=True)
+            tell(futures[future], outcome)
+    except KeyboardInterrupt:
+        print("stopping: what runs keeps its checkpoints", flush=True)
+        for future in futures:
+            future.cancel()
+        while own and not all(future.done() for future in futures):
+            notebooks.interrupt()  # again: a kernel that is just starting does not listen
+            time.sleep(1)
+        _index(place)
+        done = sum(point.ended().get("status") == "finished" for point in todo)
+        raise KeyboardInterrupt(
+            f"stopped after {done} of {len(todo)} runs; the same call goes on from there"
+        ) from None
+    finally:
+        if own:
+            pool.shutdown(cancel_futures=True)
     return _frame([{"parameters": p.parameters, "point": p.name} | outcomes[p.name] for p in todo])
-
-
-def _default_workers(runs: int) -> int:
-    import torch  # seconds; a mistyped parameter is told before
-
-    return 1 if torch.cuda.is_available() else min(runs, joblib.cpu_count())
 
 
 def _threads(workers: int) -> dict[str, str]:
@@ -286,13 +253,12 @@ def _threads(workers: int) -> dict[str, str]:
 
 
 def _outcome(future, point: Point, begun: str) -> dict:
-    """The marker that a run returned; or one made here, for a run whose process was lost (out of
-    memory, time limit, machine)."""
+    """The marker of a run; made here, where its process was lost (out of memory, time limit)."""
     if (error := future.exception()) is None:
         return future.result()
     lost = {"parameters": point.parameters, "status": "failed", "seconds": float("nan")}
     lost |= {"output": str(point.output), "error": _line(error), "begun": begun}
-    write_json(point.marker, lost)
+    write_json(point.output.with_suffix(".json"), lost)
     return lost
 
 
@@ -309,8 +275,7 @@ def _frame(outcomes: Sequence[dict]) -> pd.DataFrame:
 
 
 def _index(folder: Path) -> None:
-    """Write ``runs.parquet`` from what lies in the folder: it holds the runs of other sweeps over
-    the same notebook, too."""
+    """Write ``runs.parquet`` of all that lies there: other sweeps over the notebook, too."""
     ended = [_read(path) | {"point": path.stem} for path in sorted(folder.glob("*.json"))]
     if ended:
         with whole_file(folder / "runs.parquet") as path:
@@ -318,16 +283,9 @@ def _index(folder: Path) -> None:
 
 
 def collect(frame: pd.DataFrame) -> pd.DataFrame:
-    """The result rows that the finished runs of a sweep recorded, in one table.
-
-    Args:
-        frame: as :func:`sweep` returns it, or ``pandas.read_parquet`` of a ``runs.parquet``.
-
-    Returns:
-        the columns of :data:`m5lib.lab.recording.COLUMNS`, the parameters that are not among these,
-        and ``point``, in which it can be merged with the frame; without rows where the notebook
-        recorded none (it needs a parameter ``record``).
-    """
+    """The result rows that the finished runs of a sweep recorded (:func:`sweep`, or a
+    ``runs.parquet``), with the parameters that are no columns of theirs, and ``point``; none where
+    the notebook has no parameter ``record``."""
     from m5lib.lab.recording import COLUMNS, load_results
 
     more = [name for name in frame.columns if name not in (*COLUMNS, *OUTCOME, "record")]
@@ -343,30 +301,25 @@ def collect(frame: pd.DataFrame) -> pd.DataFrame:
 # --- from the shell
 
 
-def _values(text: str, kind: type) -> list:
-    """Values between commas, as the notebook's default is: text, or JSON."""
-    try:
-        return text.split(",") if kind is str else json.loads(f"[{text}]")
-    except ValueError:
-        return text.split(",")  # said by `check`, with the parameter's name
-
-
-def _assignments(notebook: Path, words: Sequence[str]) -> dict[str, list]:
-    known, values = notebooks.parameters_of(notebook), {}
+def _assignments(notebook: Path, words: Sequence[str], several: bool) -> dict:
+    """``name=value`` as the notebook's default is: text, or JSON; ``several`` between commas."""
+    known, parameters = notebooks.parameters_of(notebook), {}
     for word in words:
         name, _, text = word.partition("=")
-        if not text or name in values:
+        if not text or name in parameters:
             raise ParameterError(f"{word!r}: write each parameter once, as name=value")
-        values[name] = _values(text, type(known.get(name, "")))
-    return values
+        values = text.split(",") if several else [text]
+        if type(known.get(name, "")) is not str:
+            with suppress(ValueError):  # said by `check`, with the parameter's name
+                values = json.loads(f"[{text}]")
+        parameters[name] = values if several else values[0]
+    return parameters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m m5lib sweep``. Returns 0; 1 where a run failed; 2 where nothing was started; 130
-    after Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m m5lib sweep", description="Run a notebook at every point of a grid."
-    )
+    """``python -m m5lib sweep``. Returns 1 where a run failed, 2 where nothing started, 130 after
+    Ctrl-C."""
+    parser = argparse.ArgumentParser("python -m m5lib sweep", description=__doc__.split(";")[0])
     option = parser.add_argument
     option("notebook", type=Path)
     option("--grid", nargs="+", default=[], metavar="NAME=A,B,…", help="values to combine")
@@ -379,11 +332,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if bool(options.grid) == bool(options.json):
         parser.error("give the points by --grid or by --json, one of them")
     try:
-        grid = _assignments(options.notebook, options.grid)
+        grid = _assignments(options.notebook, options.grid, several=True)
         if options.json:
             grid = json.loads(options.json.read_text(encoding="utf-8"))
-        shared = _assignments(options.notebook, options.set).items()
-        fixed = {name: values[0] if len(values) == 1 else values for name, values in shared}
+        fixed = _assignments(options.notebook, options.set, several=False)
         todo, begun = points(options.notebook, grid, fixed, options.folder), time.monotonic()
         if options.dry_run:
             for point in todo:
@@ -397,77 +349,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(error, file=sys.stderr)
         return 130
-    failed = int((frame["status"] == "failed").sum())
-    says = f"{len(frame) - failed} of {len(frame)} runs finished"
-    says += f", {failed} failed (the same call tries them again)" if failed else ""
-    print(f"{says}, in {time.monotonic() - begun:.0f} s; see {todo[0].folder / 'runs.parquet'}")
+    failed, index = int((frame["status"] == "failed").sum()), todo[0].output.parent / "runs.parquet"
+    says = f", {failed} failed (the same call tries them again)" if failed else ""
+    says = f"{len(frame) - failed} of {len(frame)} runs finished{says}"
+    print(f"{says}, in {time.monotonic() - begun:.0f} s; see {index}")
     return int(failed > 0)
-
-
-# --- everything in results/
-
-#: How many real products a study takes, evenly over the splits: a run of three modalities then
-#: takes about as long as one of five on the shop. The story of ``make demo`` takes all.
-PRODUCTS = 6000
-#: What these compare needs no second data set.
-SHOP_ONLY = ("model", "released", "probes")
-
-
-def results(arguments: Sequence[str] | None = None) -> int:
-    """``python -m m5lib results``: run every notebook for the results files that its metadata name,
-    on the shop and on real products. Returns 1 where one failed (the others still ran).
-
-    Of a study (a notebook with a parameter ``seeds``) the seeds are first swept side by side; then
-    the notebook runs once with all of them, loads what they left, and records. What is finished is
-    loaded, so an interrupted call goes on.
-    """
-    from m5lib.lab import claims
-
-    todo = [(path, name) for path in notebooks.find() for name in notebooks.results_of(path)]
-    parser = argparse.ArgumentParser("python -m m5lib results", description="Make results/.")
-    option, names = parser.add_argument, list(dict.fromkeys(name for _, name in todo))
-    option("--profile", default="small", choices=("tiny", "small", "full"))
-    option("--seeds", type=int, default=3)
-    option("--data", default="", help="folder or file of real products, after the shop")
-    option("--only", nargs="+", default=names, choices=names, help="some of the results")
-    option("--workers", type=int, help="runs side by side; by default one per core, one on CUDA")
-    options, begun, done = parser.parse_args(arguments), time.monotonic(), []
-    notebooks.show_progress()
-    for data in ("shop", *([str(Path(options.data).resolve())] if options.data else [])):
-        place = "" if data == "shop" else Path(data).name.split("-")[0]
-        for path, name in todo:
-            if name not in options.only or (place and name in SHOP_ONLY):
-                continue
-            start, fine, known = time.monotonic(), True, notebooks.parameters_of(path)
-            record = f"{name}_{place}" if place else name
-            parameters = {"profile": options.profile, "data": data}
-            if name == "demo":
-                record = place or name
-            elif name == "probes":
-                parameters["shops"] = options.seeds
-            elif "seeds" in known:
-                parameters |= {"products": PRODUCTS} if place else {}
-                if options.seeds > 1:
-                    grid = {"seed": list(range(options.seeds))}
-                    frame = sweep(path, grid, parameters, workers=options.workers)
-                    fine = bool((frame["status"] != "failed").all())
-                parameters["seeds"] = options.seeds
-            done.append(fine and _recorded(path, parameters | {"record": record}))
-            times = _read(home("results", "times.json"))  # all parts of a run that resumed
-            times[record] = round(times.get(record, 0) + time.monotonic() - start)
-            write_json(home("results", "times.json"), times)
-    claims.main([])
-    minutes = (time.monotonic() - begun) / 60
-    print(f"{sum(done)} of {len(done)} results in {minutes:.0f} minutes; see {home('results')}")
-    return int(not all(done))
-
-
-def _recorded(notebook: Path, parameters: dict) -> bool:
-    output = home("reports", f"{notebook.stem}-{parameters['record']}.ipynb")
-    try:
-        notebooks.run(notebook, output, parameters)
-    except notebooks.NotebookError as error:
-        print(f"FAILED {error}", file=sys.stderr)
-        return False
-    notebooks.to_html(output)
-    return True

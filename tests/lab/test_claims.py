@@ -81,21 +81,21 @@ def test_each_side_is_read_by_its_own_number_query_by_query(better, worse, share
     """Against a loop over seeds and products. Seeds that share their products are one sample of
     queries; else each is a sample of its own."""
     studies = two(0.1, data="one" if shared else "")
-    ours, theirs = [], []
+    sides = {"MEM": [], "MLM": []}
     for seed in range(3):
-        ours.append([]), theirs.append([])
-        for product in range(200):
-            for label, own, values in (("MEM", better, ours), ("MLM", worse, theirs)):
-                for row in studies[label, seed].queries.itertuples():
-                    same = all(getattr(row, column) == value for column, value in own.items())
-                    if same and row.id == str(product):
-                        values[-1].append(row.value)
+        for (label, values), own in zip(sides.items(), (better, worse), strict=True):
+            by_product = {}
+            for row in studies[label, seed].queries.to_dict("records"):
+                if all(row[column] == value for column, value in own.items()):
+                    by_product[row["id"]] = row["value"]
+            values.append([by_product[str(product)] for product in range(200)])
+    ours, theirs = sides.values()
     test = claims.tested(studies, ("MEM", better), ("MLM", worse))
     by_seed = [sum(a) / len(a) - sum(b) / len(b) for a, b in zip(ours, theirs, strict=True)]
     assert test["each_seed"] == pytest.approx(by_seed)
     assert test["difference"] == pytest.approx(sum(by_seed) / 3)
-    sides = [np.array(side) if shared else [np.array(x) for x in side] for side in (ours, theirs)]
-    expected = stats.paired_bootstrap(*sides, draws=10_000)
+    arrays = [np.array(side) if shared else [np.array(x) for x in side] for side in (ours, theirs)]
+    expected = stats.paired_bootstrap(*arrays, draws=10_000)
     assert (test["low"], test["high"]) == (expected.low, expected.high)
     other = claims.tested(two(0.1, data="" if shared else "one"), ("MEM", better), ("MLM", worse))
     assert other["low"] != test["low"], "the flag changes the interval"
@@ -134,7 +134,7 @@ def test_a_difference_is_the_first_label_less_the_second_in_per_cent():
 
 
 def test_every_claim_is_one_of_our_numbers_or_said_not_to_be():
-    for claim in claims.load().itertuples(index=False):
+    for claim in pd.read_csv(claims.CLAIMS, keep_default_na=False).itertuples(index=False):
         if claim.id in claims.NOT_TESTABLE:
             continue
         for side in (claim.better, claim.worse):

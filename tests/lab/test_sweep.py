@@ -65,7 +65,7 @@ def test_points_of_a_grid_and_of_a_list(book):
     ]
     assert all(p.parameters["pause"] == 1.0 and p.parameters["record"] == "book" for p in grid)
     assert grid[0].label == "n=1 name=a" and grid[1].name.startswith("n=1,pause=1.0,name=b_c-")
-    assert len({p.name for p in grid}) == 4 and len({p.folder for p in grid}) == 1
+    assert len({p.name for p in grid}) == 4 and len({p.output.parent for p in grid}) == 1
     listed = sweep.points(
         book, [{"n": 2, "name": "a"}, {"n": 1, "name": "a"}, {"n": 1, "name": "a"}], {"pause": 1.0}
     )
@@ -76,7 +76,9 @@ def test_points_of_a_grid_and_of_a_list(book):
     text = nbformat.read(book, as_version=4)
     text.cells[1].source += "\nprint()"
     nbformat.write(text, book)
-    assert sweep.points(book, {"n": [1]})[0].folder != grid[0].folder  # other code, other runs
+    assert (
+        sweep.points(book, {"n": [1]})[0].output.parent != grid[0].output.parent
+    )  # other code, other runs
 
 
 def test_strict_before_anything_starts(book):
@@ -354,57 +356,15 @@ def test_commands_of_the_pages(monkeypatch, tmp_path):
             assert sweep.main([*shlex.split(words, comments=True), "--dry-run"]) == 0, words
 
 
-def test_values_of_the_command_line():
-    assert sweep._values("0,1", int) == [0, 1] and sweep._values("I,I+T", str) == ["I", "I+T"]
-    assert sweep._values("1,true", str) == ["1", "true"]
-    assert sweep._values("true,false", bool) == [True, False]
-    assert sweep._values('["a"],["b","c"]', list) == [["a"], ["b", "c"]]
-    assert sweep._values("a,1", int) == ["a", "1"]  # said by the check, with the parameter's name
+def test_values_of_the_command_line(book):
+    def read(words, several=True):
+        return sweep._assignments(book, words, several)
 
-
-def test_results_are_made_of_what_the_notebooks_name(tmp_path, monkeypatch, capsys):
-    """Each once, at one profile: its seeds swept, then recorded; on real products under the data's
-    name, and only where these tell more."""
-    ran, swept = [], []
-    monkeypatch.setenv("M5_HOME", str(tmp_path))
-    monkeypatch.setattr(sweep, "_recorded", lambda path, given: ran.append((path.stem, given)) or 1)
-
-    def fake_sweep(path, grid, fixed, workers=None):
-        swept.append((path.stem, grid["seed"]))
-        return pd.DataFrame({"status": ["failed" if path.stem == "09_simcl" else "finished"]})
-
-    monkeypatch.setattr(sweep, "sweep", fake_sweep)
-    monkeypatch.setattr("m5lib.lab.claims.main", lambda arguments: 0)
-    real = tmp_path / "fashion-products"
-    assert sweep.results(["--seeds", "2", "--data", str(real)]) == 1  # one failed, the others ran
-    records = {(stem, given["record"]) for stem, given in ran}
-    assert {
-        ("01_explore", "probes"),
-        ("01_explore", "demo"),
-        ("05_downstream", "fashion"),
-    } <= records
-    assert {
-        ("06_modality_count", "modality_count"),
-        ("06_modality_count", "modality_count_fashion"),
-    } <= records
-    assert not any(
-        "simcl" in name or name in ("model_fashion", "probes_fashion") for _, name in records
-    )
-    assert ("09_simcl", [0, 1]) in swept and ("05_downstream", [0, 1]) not in swept
-    by_name = {given["record"]: given for _, given in ran}
-    assert by_name["mem_vs_mlm_fashion"]["products"] == sweep.PRODUCTS
-    assert by_name["mem_vs_mlm"] == {
-        **{"profile": "small", "data": "shop", "seeds": 2, "record": "mem_vs_mlm"},
+    assert read(["n=0,1", "name=I,I+T", "pause=1"]) == {
+        **{"n": [0, 1], "name": ["I", "I+T"], "pause": [1]},
     }
-    assert by_name["probes"]["shops"] == 2 and by_name["fashion"]["data"] == str(real)
-    times = json.loads((tmp_path / "results" / "times.json").read_text())
-    assert {"demo", "fashion", "maps", "simcl"} <= set(times)
-    for path in notebooks.find():
-        for _, given in (entry for entry in ran if entry[0] == path.stem):
-            notebooks.check(path, given)
-    assert all(
-        notebooks.results_of(p) for p in notebooks.find() if "seeds" in notebooks.parameters_of(p)
-    )
+    assert read(["n=7", "name=a,true"], several=False) == {"n": 7, "name": "a,true"}
+    assert read(["n=a,1"]) == {"n": ["a", "1"]}  # said by the check, with the parameter's name
 
 
 def test_results_may_lie_elsewhere(tmp_path, monkeypatch):
