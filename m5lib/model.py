@@ -314,6 +314,9 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         seen = tuple({} for _ in self.stages) if attention else ()
         output = self._encode(embedded, valid, seen)
         states, last = output.encoded, len(self.stages) - 1
+        if self.training and self.spec.objective.drop:
+            seen_by = _drawn(output.presence, self.spec.objective.drop)
+            valid = {n: x & seen_by[:, i, None] for i, (n, x) in enumerate(valid.items())}
         for number in range(self.fusion, len(self.stages)):
             only = wanted if number == last and not attention else None
             states = self.stages[number](states, valid, only, seen[number] if seen else None)
@@ -390,6 +393,15 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         if (folder / EXTRACTORS).exists():
             model.extractors = json.loads((folder / EXTRACTORS).read_text(encoding="utf-8"))
         return model.eval()
+
+
+def _drawn(presence: Bool[Tensor, "B M"], share: float) -> Bool[Tensor, "B M"]:
+    """Which modalities the fusion sees: of this share of the products each with probability 1/2,
+    but at least one; of the others all."""
+    draw = torch.rand(presence.shape, device=presence.device).masked_fill(~presence, -1.0)
+    some = presence & ((draw > 0.5) | (draw == draw.amax(1, keepdim=True)))
+    dropped = torch.rand(len(presence), 1, device=presence.device) < share
+    return torch.where(dropped, some, presence)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -74,11 +74,12 @@ def _mean(values: Tensor, count: Tensor) -> Tensor:
 
 
 def _masked(model: Model, output: Output, predictions, targets) -> dict[str, Tensor]:
-    """The masked tasks by name, scores applied: the diagonal of S, from the fused summaries."""
+    """The masked tasks by name, scores applied: the diagonal of S."""
     objective, names, parts, diagonal = model.spec.objective, model.spec.modalities, {}, None
     if "masked" in objective.harmony_on and predictions:
-        summaries = torch.stack([output.summary[name] for name in names], dim=1)
-        s = model.harmony(summaries, output.presence)
+        summaries = output.pooled if objective.diagonal == "encoded" else output.summary
+        vectors = torch.stack([summaries[name] for name in names], dim=1)
+        s = model.harmony(vectors, output.presence)
         columns = [names.index(name) for name in predictions]
         diagonal = None if s is None else s.diagonal(dim1=1, dim2=2)[:, columns]
     on_logits = diagonal if objective.acts_on == "logits" else None
@@ -90,7 +91,7 @@ def _masked(model: Model, output: Output, predictions, targets) -> dict[str, Ten
 
 
 def _contrast(model: Model, output: Output) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean over the pairs (or anchors), and each by name."""
+    """Sum or mean over the pairs (or anchors), and each by name."""
     objective, names = model.spec.objective, model.spec.modalities
     vectors = torch.stack([output.pooled[name] for name in names], dim=1)
     presence, at_once = output.presence, objective.contrast in simcl.AT_ONCE
@@ -110,13 +111,29 @@ def _contrast(model: Model, output: Output) -> tuple[Tensor, dict[str, Tensor]]:
         kept = [n for n, (a, b) in enumerate(sides) if names.index(b) == names.index(a) + 1]
         sides, means, there = [sides[n] for n in kept], means[kept], there[kept]
     parts = {f"contrast_{codes(side)}": value for side, value in zip(sides, means, strict=True)}
-    return _mean(means, there.sum()), parts
+    return means.sum() if objective.over_pairs == "sum" else _mean(means, there.sum()), parts
+
+
+def fused_loss(output: Output) -> Float[Tensor, ""]:
+    """1 - cosine of the fused vector (the sum of its first tokens) and the sum of the summaries
+    before the fusion, each of unit length.
+
+    The fused vector learns to be what the contrast has taught the summaries; with
+    ``Objective.drop`` it has seen some of the modalities and foretells the rest. The target gets
+    no gradient, and there are no negatives that could be learned by heart.
+    """
+    units = [F.normalize(x.detach().float(), dim=-1) for x in output.pooled.values()]
+    here = [valid[:, :1] for valid in output.valid.values()]
+    target = sum(unit * there for unit, there in zip(units, here, strict=True))
+    fused = sum(output.summary.values()).float()
+    return 1 - F.cosine_similarity(fused, target, dim=-1).mean()
 
 
 def total(
     model: Model, output: Output, targets: Mapping[str, Target]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Eq. 3: the masked tasks summed, plus matching, plus the mean over pairs of the contrast.
+    """Eq. 3: the masked tasks summed, plus matching, plus the contrast, a sum over pairs
+    (``Objective.over_pairs``), plus the weighted :func:`fused_loss` where a row has one.
 
     Returns:
         the loss, and its parts by name: the masked task of each modality (``MLM`` …),
@@ -141,6 +158,9 @@ def total(
             parts[f"matching_{codes([name])}"] = _mean(values * count, count.sum())
         loss = sum(parts.values(), start=torch.zeros((), device=device))
         if model.spec.contrasted:
-            mean, pairs = _contrast(model, output)
-            loss, parts = loss + mean, parts | pairs
+            contrast, pairs = _contrast(model, output)
+            loss, parts = loss + contrast, parts | pairs
+        if weight := model.spec.objective.fused:
+            parts["fused"] = fused_loss(output)
+            loss = loss + weight * parts["fused"]
     return loss, parts

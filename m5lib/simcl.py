@@ -56,7 +56,10 @@ def _softmax(s: Tensor, presence: Presence) -> tuple[Square, Bool[Tensor, "B M M
 
 
 def harmony(similarity: Square, presence: Presence) -> Square:
-    """Self-harmony scores of each product: rows of S · softmax(S), scaled to unit length.
+    """The released code's scores: rows of S · softmax(S), scaled to unit length.
+
+    They reward disagreement: S_ii falls from 1 to 1/√M as the modalities of a product come to
+    agree, and a larger S_ii sharpens its masked task (notebook 09, ``LOG.md``).
 
     The abstract says "learned from the modality embeddings" and the released code does this;
     section 4.3 speaks of free parameters that start at zero, which cannot start to learn
@@ -64,6 +67,25 @@ def harmony(similarity: Square, presence: Presence) -> Square:
     """
     weight, both = _softmax(similarity, presence)
     return F.normalize((similarity * weight).masked_fill(~both, 0.0), dim=-1)
+
+
+def mutual(similarity: Square, presence: Presence) -> Square:
+    """One S of a product, which no loss can change by pulling its modalities apart: the default.
+
+    G · softmax(G), divided by its mean over the product, where G is the agreement of the vectors
+    before the fusion, and G_ii the mean agreement of modality i with the others: a task weighs more
+    the more the others can say about it. All ones where everything agrees alike, or nothing is
+    there to agree with. There is no gradient through S: dL/dS has either sign, so that scores that
+    follow the agreement *with* their gradient reward disagreement somewhere (notebook 09).
+    """
+    both = presence[:, :, None] & presence[:, None, :]
+    own = torch.eye(both.shape[-1], dtype=torch.bool, device=both.device)
+    others, g = both & ~own, similarity.detach()
+    mean = (g * others).sum(2, keepdim=True) / others.sum(2, keepdim=True).clamp(min=1)
+    g = torch.where(own, mean, g)
+    s = g * _softmax(g, presence)[0] * both
+    s = s / (s.sum((1, 2), keepdim=True) / both.sum((1, 2), keepdim=True).clamp(min=1)).clamp(1e-6)
+    return torch.where(others.any(2).any(1)[:, None, None], s, both.to(s.dtype))
 
 
 def free(matrix: Float[Tensor, "M M"], presence: Presence) -> Square:
@@ -92,7 +114,7 @@ def literal(matrix: Float[Tensor, "M M"], presence: Presence) -> Square:
 
 #: ``Objective.harmony`` -> form(start, presence) -> S. The start is the agreement of a product's
 #: vectors (B, M, M), or, for those in :data:`FREE`, a matrix (M, M) of parameters.
-HARMONY = {"embedding": harmony, "free": free, "literal": literal}
+HARMONY = {"mutual": mutual, "embedding": harmony, "free": free, "literal": literal}
 FREE = ("free", "literal")
 #: ``Objective.agreement``: what the scores start from.
 AGREEMENT = {"shifted": agreement, "cosine": cosine}

@@ -93,7 +93,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a model is trained with (sections 4.2 and 4.3); every term has weight 1, as in Eq. 3.
+    """What a model is trained with (sections 4.2 and 4.3): Eq. 3, each masked task with weight
+    1, the contrast with weight 1 (``over_pairs``).
 
     Attributes:
         masked: whether there are masked tasks, or the modalities that have one.
@@ -110,14 +111,22 @@ class Objective:
         pairs: ``all`` pairs of modalities, or ``neighbours`` in the table's order (M5-MMT).
         harmony: scores S of each product, a name in :data:`m5lib.simcl.HARMONY`, or ``uniform``:
             every score 1 (plain IMCL).
-        agreement: what ``embedding`` starts from, a name in :data:`m5lib.simcl.AGREEMENT`.
+        agreement: what scores of vectors start from, a name in :data:`m5lib.simcl.AGREEMENT`.
+        diagonal: the summaries whose agreement gives the diagonal of S: ``encoded``, before the
+            fusion, so that there is one S; or ``fused`` (released code), which makes two.
         harmony_on: where scores act: ``contrast`` (pair scores), ``masked`` (diagonal).
         acts_on: on ``logits`` (Eq. 3) or on ``losses``.
+        over_pairs: the contrast is the ``mean`` over the pairs, which weighs the same whatever the
+            number of modalities and was better on validation products (``LOG.md``); or their
+            ``sum``, as Eq. 3 prints: with five modalities it weighs ten times as much.
+        drop: share of the products of which the fusion sees only some modalities while it trains.
+        fused: weight of :func:`m5lib.objectives.fused_loss`, which trains the fused vector; 0: none
+            (paper).
         pair_order: the score of a pair is that of its row in this order for both directions
             (released code); each anchor's own, if empty.
         temperature: start of the learned temperature. The paper has 0.1, the released code 0.07,
-            both fixed; harmony scores below one divide into it (0.015 / 0.4), so it starts lower
-            here (``LOG.md``).
+            both fixed. From 0.015, which suits scores far below one, training products are soon
+            learned by heart (``LOG.md``).
     """
 
     masked: bool | Names = True
@@ -128,12 +137,16 @@ class Objective:
     matching: Names = ()
     contrast: str = "infonce"
     pairs: Literal["all", "neighbours"] = "all"
-    harmony: str = "embedding"
+    harmony: str = "mutual"
     agreement: str = "shifted"
+    diagonal: Literal["encoded", "fused"] = "encoded"
     harmony_on: Names = ("contrast", "masked")
     acts_on: Literal["logits", "losses"] = "logits"
+    over_pairs: Literal["mean", "sum"] = "mean"
+    drop: float = 0.0
+    fused: float = 0.0
     pair_order: Names = ()
-    temperature: float = 0.015
+    temperature: float = 0.05
     learn_temperature: bool = True
 
     def __post_init__(self):

@@ -162,15 +162,18 @@ def contrasts(parts):
     return torch.stack([value for name, value in parts.items() if name.startswith("contrast")])
 
 
-@pytest.mark.parametrize("harmony", ["embedding", "free", "literal", "uniform"])
+@pytest.mark.parametrize("harmony", ["mutual", "embedding", "free", "literal", "uniform"])
 @pytest.mark.parametrize("acts_on", ["logits", "losses"])
-def test_scores_act_where_they_are_told(five, five_batch, harmony, acts_on):
+@pytest.mark.parametrize("diagonal", ["encoded", "fused"])
+def test_scores_act_where_they_are_told(five, five_batch, harmony, acts_on, diagonal):
     """Against the same terms put together by hand: S times logits (Eq. 3), or S times losses."""
-    model, output, targets = outputs(five, five_batch, {"harmony": harmony, "acts_on": acts_on})
+    settings = {"harmony": harmony, "acts_on": acts_on, "diagonal": diagonal}
+    model, output, targets = outputs(five, five_batch, settings)
     if harmony in ("free", "literal"):
         torch.nn.init.normal_(model.scores)
     _, parts = objectives.total(model, output, targets)
     make = {
+        "mutual": lambda v: simcl.mutual(simcl.agreement(v), output.presence),
         "embedding": lambda v: simcl.harmony(simcl.agreement(v), output.presence),
         "free": lambda v: simcl.free(model.scores, output.presence),
         "literal": lambda v: simcl.literal(model.scores, output.presence),
@@ -183,7 +186,7 @@ def test_scores_act_where_they_are_told(five, five_batch, harmony, acts_on):
     )
     values = values if acts_on == "logits" else values * simcl.pair_scores(s)
     torch.testing.assert_close(contrasts(parts), values.sum(1) / count.sum(1))
-    s, text = make(summary)[:, 1, 1], targets["text"]
+    s, text = make(pooled if diagonal == "encoded" else summary)[:, 1, 1], targets["text"]
     prediction = model.predict(output, targets)["text"] * (
         s[text.product, None] if acts_on == "logits" else 1
     )
@@ -395,3 +398,90 @@ def test_imputing_is_a_stream_of_zeros_that_everyone_sees(five, five_batch):
     )
     with pytest.raises(ValueError, match="unknown modality"):
         batch.only(["titel"])
+
+
+def own_and_others(output):
+    """Mean cosine of the fused summaries of two modalities, of one product and of two."""
+    unit = F.normalize(torch.stack(list(output.summary.values()), 1), dim=-1)
+    cosines = torch.einsum("bmd,cnd->bcmn", unit, unit)
+    here = torch.einsum("bm,cn->bcmn", output.presence.float(), output.presence.float())
+    here = here * (1 - torch.eye(unit.shape[1]))
+    same = torch.eye(len(unit))[:, :, None, None]
+    weights = (here * same, here * (1 - same))
+    return [((cosines * weight).sum() / weight.sum()).item() for weight in weights]
+
+
+@pytest.mark.parametrize("contrast", ["none", "infonce"])
+@pytest.mark.parametrize("diagonal, apart", [("encoded", False), ("fused", True)])
+def test_training_does_not_pull_a_products_modalities_apart(
+    five, five_batch, contrast, diagonal, apart
+):
+    """The scores of SCALE do not; the released ones do: their diagonal, which sharpens every
+    prediction, grows as the fused summaries turn from each other."""
+    harmony = "embedding" if apart else "mutual"
+    settings = {"harmony": harmony, "diagonal": diagonal, "contrast": contrast}
+    spec = change(five, [(f"objective.{key}", value) for key, value in settings.items()])
+    torch.manual_seed(0)
+    model = Model(spec)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    tasks = spec.objective.tasks(spec.modalities)
+    for step in range(40):
+        generator = torch.Generator().manual_seed(step)
+        batch, targets = mask(five_batch(0), Vocabulary(50, 4), generator, 0.3, None, tasks)
+        optimizer.zero_grad()
+        objectives.total(model, model(batch), targets)[0].backward()
+        optimizer.step()
+    with torch.no_grad():
+        own, others = own_and_others(model(five_batch(0)))
+    if not apart:
+        assert own > others + 0.1, (own, others)
+    elif contrast == "none":
+        assert own < others, (own, others)
+    else:  # the contrast holds against it
+        assert own < 0.3, (own, others)
+
+
+def test_the_contrast_of_the_pairs_is_added_up_as_told(five, five_batch):
+    losses = {}
+    for way in ("mean", "sum"):
+        model, output, targets = outputs(five, five_batch, {"over_pairs": way})
+        loss, parts = objectives.total(model, output, targets)
+        masked = sum(value for name, value in parts.items() if not name.startswith("contrast"))
+        losses[way] = loss - masked
+        torch.testing.assert_close(losses[way], getattr(contrasts(parts), way)())
+    torch.testing.assert_close(losses["sum"], 10 * losses["mean"])
+
+
+def test_fused_loss_is_one_minus_the_cosine_with_what_all_say(five, five_batch):
+    model, output, targets = outputs(five, five_batch, {"fused": 3.0})
+    slow = []
+    for b in range(len(output.presence)):
+        there = [n for n, here in zip(output.valid, output.presence[b], strict=True) if here]
+        target = sum(output.pooled[n][b] / output.pooled[n][b].norm() for n in there)
+        vector = sum(output.summary[n][b] for n in there)
+        slow.append(1 - (target @ vector) / (target.norm() * vector.norm()))
+    loss, parts = objectives.total(model, output, targets)
+    torch.testing.assert_close(parts["fused"], torch.stack(slow).mean())
+    others = sum(v for name, v in parts.items() if name.isupper()) + contrasts(parts).mean()
+    torch.testing.assert_close(loss, others + 3 * parts["fused"])
+    parts["fused"].backward()  # what it aims at does not move for its sake
+    assert not any(p.grad.any() for p in model.poolers.parameters() if p.grad is not None)
+
+
+def test_the_fusion_sees_some_modalities_while_it_trains_and_all_afterwards(five, five_batch):
+    model = Model(change(five, [("objective.drop", 1.0)]))
+    batch = five_batch()
+    kept = [model.train()(batch).summary for _ in range(40)]
+    seen = torch.stack([torch.stack([x.any(1) for x in s.values()], 1) for s in kept])
+    presence = batch_presence(batch, model)
+    assert not (seen & ~presence).any() and seen.any(2).equal(presence.any(1).expand(40, -1))
+    several = presence.sum(1) > 1
+    share = (seen & presence).sum((0, 2))[several] / (40 * presence.sum(1)[several])
+    assert (share > 0.4).all() and (share < 0.85).all()
+    rested = model.eval()(batch).summary
+    assert torch.stack([x.any(1) for x in rested.values()], 1).equal(presence)
+
+
+def batch_presence(batch, model):
+    names = model.spec.modalities
+    return torch.stack([batch.streams[name].valid[:, 0] for name in names], dim=1)

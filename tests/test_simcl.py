@@ -242,3 +242,48 @@ def test_coinciding_vectors_have_a_finite_gradient():
     values, _ = FORMS["gram"](same, torch.ones(4, 5, dtype=torch.bool), torch.tensor(0.1))
     values.sum().backward()
     assert torch.isfinite(same.grad).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mutual_scores_equal_their_formula(seed):
+    """Product by product: agreement, on the diagonal its mean with the others, times the softmax of
+    each row, over the mean of all; ones where one modality is alone."""
+    vectors, presence = random_case(seed)
+    presence[1] = torch.tensor([True, False, False, False])
+    fast = simcl.mutual(simcl.agreement(vectors), presence)
+    for b in range(len(vectors)):
+        there = [m for m in range(vectors.shape[1]) if presence[b, m]]
+        unit = F.normalize(vectors[b], dim=-1)
+        g = {(i, j): (1 + (unit[i] @ unit[j]).item()) / 2 for i in there for j in there}
+        for i in there:
+            others = [g[i, j] for j in there if j != i]
+            g[i, i] = sum(others) / max(1, len(others))
+        s = {}
+        for i in there:
+            below = sum(math.exp(g[i, k]) for k in there)
+            s |= {(i, j): g[i, j] * math.exp(g[i, j]) / below for j in there}
+        mean = sum(s.values()) / max(1, len(s))
+        for i in range(vectors.shape[1]):
+            for j in range(vectors.shape[1]):
+                expected = (s[i, j] / mean if len(there) > 1 else 1.0) if (i, j) in s else 0.0
+                assert fast[b, i, j].item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_no_loss_changes_mutual_scores_and_what_agrees_alike_weighs_one():
+    vectors, presence = random_case(0)
+    vectors.requires_grad_()
+    assert not simcl.mutual(simcl.agreement(vectors), presence).requires_grad
+    alike = torch.ones(2, 4, 5, dtype=torch.float64)
+    scores = simcl.mutual(simcl.agreement(alike), torch.ones(2, 4, dtype=torch.bool))
+    torch.testing.assert_close(scores, torch.ones_like(scores))
+
+
+def test_the_released_diagonal_falls_as_modalities_come_to_agree():
+    """From 1 to 1 / sqrt(M): the fault that ``mutual`` does not have."""
+    there, diagonal = torch.ones(1, 5, dtype=torch.bool), []
+    for cosine in (-1.0, 0.0, 0.5, 1.0):
+        alike = (1 + torch.full((1, 5, 5), cosine)) / 2
+        alike = alike.where(~torch.eye(5, dtype=torch.bool), torch.ones(()))
+        diagonal.append(simcl.harmony(alike, there)[0, 0, 0].item())
+    assert diagonal[0] == pytest.approx(1) and diagonal[-1] == pytest.approx(5**-0.5)
+    assert diagonal == sorted(diagonal, reverse=True)

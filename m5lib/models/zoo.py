@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import NamedTuple
 
+from dataclasses import replace
+
 from m5lib.modalities import MODALITIES
 from m5lib.spec import Block, Names, Objective, Spec, Stage
 
@@ -81,6 +83,14 @@ def scale(size: Size, bert: bool = False, text_table: str = "two", **settings) -
     return Spec("scale", stages, width=size.width, dropout=size.dropout, **settings)
 
 
+def scale_fused(**settings) -> Spec:
+    """SCALE whose fused vector is trained too: of half the products the fusion sees only some of
+    the modalities, and :func:`m5lib.objectives.fused_loss` asks of the fused vector to be what all
+    of them say together. Not in the paper, which has no loss on the vector that it uses."""
+    spec = scale(**settings)
+    return replace(spec, name="scale_fused", objective=replace(spec.objective, drop=0.5, fused=5.0))
+
+
 def released(
     width: int = 768,
     layers: int = 6,
@@ -113,7 +123,10 @@ def released(
     objective = Objective(
         reads="encoded",
         contrast="released",
+        harmony="embedding",
         agreement="cosine",
+        diagonal="fused",
+        over_pairs="mean",
         pair_order=("text", "image", "table", "video", "audio"),
         temperature=0.07,
         learn_temperature=False,
