@@ -62,7 +62,9 @@ TABLE = {
     # side they would have nothing in common
     "pooled": ReadOut(("pooled",)),
 }
-READOUTS = tuple(name for name in TABLE if name != ACROSS)
+#: Read-outs side by side, each of unit length: what the fused vector says, and every part.
+BESIDE = {"fused_layered": ("fused_first", "layered")}
+READOUTS = (*(name for name in TABLE if name != ACROSS), *BESIDE)
 
 
 def _vectors(output: Output, states: str, pool: Callable = mean_token) -> Iterator:
@@ -74,8 +76,11 @@ def _vectors(output: Output, states: str, pool: Callable = mean_token) -> Iterat
 def read_out(model: Model, output: Output, readout: str) -> Float[Tensor, "B E"]:
     """(B, D) embeddings, or (B, M D) and more where modalities stand side by side. Raises
     ``ValueError`` for an unknown read-out."""
+    if readout in BESIDE:
+        parts = [read_out(model, output, part).float() for part in BESIDE[readout]]
+        return torch.cat([F.normalize(part, dim=-1) for part in parts], dim=-1)
     if readout not in TABLE:
-        raise ValueError(f"unknown read-out {readout!r}: known are {tuple(TABLE)}")
+        raise ValueError(f"unknown read-out {readout!r}: known are {(*TABLE, *BESIDE)}")
     row, vectors = TABLE[readout], []
     for states in row.states:
         for name, x in _vectors(output, states, row.pool):

@@ -59,7 +59,7 @@ class Profile:
 
 
 _SHORT, _PAPER = Training(4, 32, 3e-3), Training(5, 64, 1e-4)
-_FEW = Training(batch_size=32, learning_rate=2e-3, steps=500)
+_FEW = Training(batch_size=32, learning_rate=2e-3, steps=1500)
 FEW = Profile("small", 128, 1, 4, _FEW, Training(6, 32, 1e-3), vocabulary=8000)
 _SMALL = Training(5, 128, 1e-3), Training(3, 64, 1e-3)
 PROFILES = {

@@ -8,10 +8,9 @@ in all (section 5). A row's docstring says what of the original is left out.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from typing import NamedTuple
-
-from dataclasses import replace
 
 from m5lib.modalities import MODALITIES
 from m5lib.spec import Block, Names, Objective, Spec, Stage
@@ -262,9 +261,10 @@ def capture(size: Size, **settings) -> Spec:
     return _baseline("capture", size, stages, settings, contrast="infonce", temperature=0.07)
 
 
-_ROWS = (scale, released, m5_mmt, image_based, bert, vilbert, clip, vl_bert, visualbert, uniter)
+_OURS = (scale, released, m5_mmt, scale_fused)
+_BASELINES = (image_based, bert, vilbert, clip, vl_bert, visualbert, uniter, capture)
 #: One row per model: name -> function of the fields of :class:`Size` and of ``Spec``.
-MODELS = {row.__name__: row for row in (*_ROWS, capture)}
+MODELS = {row.__name__: row for row in (*_OURS, *_BASELINES)}
 
 
 def build(name: str, **settings) -> Spec:

@@ -74,6 +74,7 @@ def step(model, rate=0.4):
 PAIR, FIVE = ("image", "text"), tuple(MODALITIES)
 TAKES = {
     "scale": FIVE,
+    "scale_fused": FIVE,
     "released": FIVE,
     "m5_mmt": FIVE,
     "bert": ("text",),
@@ -81,11 +82,12 @@ TAKES = {
 }
 ONE = torch.ones(5, 5, dtype=torch.bool)
 #: name -> which modality reads which after the last stage, and before the fusion
-REACH = {name: ONE for name in ("scale", "released", "m5_mmt")} | {
+REACH = {name: ONE for name in ("scale", "scale_fused", "released", "m5_mmt")} | {
     "clip": torch.eye(2, dtype=torch.bool)
 }
 TASKS = {
     "scale": 5,
+    "scale_fused": 5,
     "released": 5,
     "m5_mmt": 5,
     "clip": 0,
