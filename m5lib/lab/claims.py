@@ -273,7 +273,7 @@ def counted(path: Path) -> str:
     order = sorted(counts.index, key=lambda key: (key[0], *map(int, re.findall(r"\d+", key[1]))))
     text = markdown(counts.reindex(order, columns=VERDICTS, fill_value=0))
     lines = ["Contradicted, in per cent with 95 % intervals:", ""]
-    metric = load().set_index("id")["metric"]
+    metric = pd.read_csv(CLAIMS, index_col="id")["metric"]
     for row in claims.query("verdict == 'contradicted'").itertuples():
         paper = f" (paper {row.published_difference})" if row.published_difference != "" else ""
         ours, low, high = (f"{100 * value:+.1f}" for value in (row.difference, row.low, row.high))
