@@ -6,6 +6,7 @@ fingerprint and the library's source. A finished run is not run again, an interr
 
 import copy
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from m5lib import home
+from m5lib import home, simcl
 from m5lib.catalogue import Catalogue, Rows, split_of
 from m5lib.data import code_version, locked, m5features, readers, store, write_json
 from m5lib.data.backbones import agreed, choose
@@ -202,6 +203,9 @@ class Job:
             "data": streams.catalogue.fingerprint,
             "code": code_version(),
         }
+        form = simcl.FORMS.get(spec.objective.contrast)
+        if form and not form.__module__.startswith("m5lib."):  # a notebook's own: by its lines
+            settled["form"] = inspect.getsource(form)
         text = json.dumps(settled, sort_keys=True).encode()
         digest = hashlib.blake2b(text, digest_size=5).hexdigest()
         folder = home("runs", f"{self.model}-{codes(spec.modalities)}-{digest}")

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m5lib import figures
+from m5lib import figures, simcl
 from m5lib.catalogue import split_of
 from m5lib.embeddings import DEFAULT
 from m5lib.figures import style
@@ -159,6 +159,21 @@ def test_unknown_names_list_the_known_ones(stream_set):
         runs.Job(model="bigger").plan(stream_set)
     with pytest.raises(ValueError, match="known are .'tiny', 'small', 'full'"):
         runs.profile_of("huge")
+
+
+def test_a_run_knows_the_lines_of_a_form_of_ones_own(stream_set, monkeypatch):
+    def mine(vectors, presence, temperature, scores=None, bias=None):
+        return simcl.infonce(vectors, presence, temperature / 2, scores, bias)
+
+    def other(vectors, presence, temperature, scores=None, bias=None):
+        return simcl.infonce(vectors, presence, temperature / 3, scores, bias)
+
+    names = []
+    for form in (mine, other, mine, simcl.siglip):
+        monkeypatch.setitem(simcl.FORMS, "mine", form)
+        job = runs.Job(changes=(("objective.contrast", "mine"),))
+        names.append(job.plan(stream_set).folder.name)
+    assert names[0] == names[2] and len(set(names)) == 3
 
 
 def test_thinning_keeps_the_splits(catalogue):
