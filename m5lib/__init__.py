@@ -34,6 +34,5 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def home(*parts: str) -> Path:
-    """A path below the folder for outputs: ``M5_HOME``, or the checkout that the library lies
-    in."""
+    """A path below the folder for outputs: ``M5_HOME``, or the checkout of the library."""
     return Path(os.environ.get("M5_HOME", ROOT)).joinpath(*parts)

@@ -4,6 +4,9 @@ Everything that is per modality travels in dicts keyed by ``name``, in the order
 add a modality, add a row here and an extractor to :mod:`m5lib.data.extractors` (or, for words, the
 ``units`` function of the row): ``CONTRIBUTING.md`` has the steps and ``tests/test_modalities.py``
 does it.
+
+>>> MODALITIES["table"].task, MODALITIES["table"].hides  # ("MEM", "entity")
+>>> codes(["text", "image"]), from_codes("I+T")  # "I+T", ("image", "text")
 """
 
 from collections.abc import Callable, Iterable
@@ -56,54 +59,27 @@ def _pairs(table: tuple[tuple[str, str], ...]) -> list[str]:
     return [text for pair in table for text in pair]
 
 
-MODALITIES: dict[str, Modality] = {
-    row.name: row
-    for row in (
-        Modality(
-            "image",
-            "I",
-            "features",
-            36,
-            "MRP",
-            position="box",
-            missing="no file, or one that cannot be decoded",
-        ),
-        Modality(
-            "text", "T", "words", 36, "MLM", units=lambda title: [title], missing="an empty title"
-        ),
-        Modality(
-            "table",
-            "Tab",
-            "words",
-            64,
-            "MEM",
-            hides="entity",
-            units=_pairs,
-            missing="no filled cell",
-        ),
-        Modality(
-            "video", "V", "features", 12, "MFP", missing="no file, or one that cannot be decoded"
-        ),
-        Modality(
-            "audio",
-            "A",
-            "features",
-            80,
-            "MAM",
-            missing="no file, and no sound in the video",
-            inside="video",
-        ),
-    )
-}
+UNREADABLE = "no file, or one that cannot be decoded"
+SILENT = "no file, and no sound in the video"
+_ROWS = (
+    Modality("image", "I", "features", 36, "MRP", position="box", missing=UNREADABLE),
+    Modality(
+        "text", "T", "words", 36, "MLM", units=lambda title: [title], missing="an empty title"
+    ),
+    Modality("table", "Tab", "words", 64, "MEM", "entity", units=_pairs, missing="no filled cell"),
+    Modality("video", "V", "features", 12, "MFP", missing=UNREADABLE),
+    Modality("audio", "A", "features", 80, "MAM", missing=SILENT, inside="video"),
+)
+MODALITIES: dict[str, Modality] = {row.name: row for row in _ROWS}
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
     """The given modality names in the table's order, once each. Raises ``ValueError`` for a name
     that is not in the table."""
-    wanted = set(names)
-    if unknown := wanted - set(MODALITIES):
+    given = set(names)
+    if unknown := given - set(MODALITIES):
         raise ValueError(f"unknown modality {sorted(unknown)}: known are {list(MODALITIES)}")
-    return tuple(name for name in MODALITIES if name in wanted)
+    return tuple(name for name in MODALITIES if name in given)
 
 
 def codes(names: Iterable[str]) -> str:

@@ -94,14 +94,10 @@ class Checkpoint:
 
     def save(self, model: nn.Module, optimizer, step: int) -> None:
         """Write the state after ``step`` steps."""
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "step": step,
-            "identity": self.identity,
-            "random": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        state = {"step": step, "identity": self.identity, "cuda": cuda}
+        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        state["random"] = torch.get_rng_state()
         temporary = self.path.with_suffix(".tmp")
         torch.save(state, temporary)
         os.replace(temporary, self.path)
@@ -116,10 +112,8 @@ class Checkpoint:
             return 0
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         if state["identity"] != self.identity:
-            raise ValueError(
-                f"{self.path} belongs to another run (settings, model or data differ); choose "
-                "another folder or delete it"
-            )
+            differ = "settings, model or data differ); choose another folder or delete it"
+            raise ValueError(f"{self.path} belongs to another run ({differ}")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])

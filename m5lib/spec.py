@@ -58,8 +58,8 @@ class Stage:
 
     Attributes:
         block: of every modality, save those in ``blocks`` (pairs of a modality and its own).
-        share: in ``solo`` and ``cross`` every modality has weights of its own, save that those of a
-            group have the same. A ``joint`` stage has one set for all.
+        share: groups of modalities with one set of weights in ``solo`` and ``cross``, where others
+            have their own. A ``joint`` stage has one set for all.
         only: the modalities that take part; the others pass by unchanged. All, if empty.
         final_norm: normalise the output of pre-norm blocks.
         positions: add a learned vector per modality and place before the first block.

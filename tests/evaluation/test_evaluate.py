@@ -1,0 +1,161 @@
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from m5lib.catalogue import Catalogue, Product
+from m5lib.evaluation import controls, evaluate, stats
+from m5lib.lab import runs
+
+
+def test_controls_know_words_and_pixels(catalogue):
+    found = controls.controls(catalogue, runs.pixels(catalogue))
+    assert set(found) == {"tfidf", "tfidf_title+table", "pca_pixels", "svd+pca"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        numbers = {
+            name: evaluate.evaluate(catalogue, vectors, ["retrieval"])
+            for name, (_, vectors) in found.items()
+        }
+    at_one = {
+        name: next(n["value"] for n in part if n["metric"] == "mAP@1")
+        for name, part in numbers.items()
+    }
+    labels = catalogue.labels[catalogue.split("gallery")]
+    chance = max(np.mean(labels == label) for label in set(labels))
+    assert all(value > chance for value in at_one.values()), at_one
+    assert found["svd+pca"][0] == ("image", "text")
+
+
+def test_evaluate_gives_every_number_with_its_convention(catalogue):
+    label_of = {label: n for n, label in enumerate(sorted(set(catalogue.labels)))}
+    perfect = np.eye(len(label_of))[[label_of[label] for label in catalogue.labels]]
+    found = {
+        (n["task"], n["metric"], n["convention"]): n["value"]
+        for n in evaluate.evaluate(catalogue, perfect)
+    }
+    assert found["retrieval", "mAP@10", "min_k_r"] == found["retrieval", "mAP@10", "hits"] == 1
+    assert (
+        found["retrieval", "Prec@1", "k"] == 1
+        and found["classification", "accuracy", "linear probe"] > 0.95
+    )
+    assert len(found) == 9 + 1 + 2 and all(0 <= value <= 1 + 1e-9 for value in found.values())
+    k = len(set(catalogue.labels[catalogue.split("query")]))
+    assert found["clustering", "NMI", f"k-means k={k}, mean of seeds 0 1 2"] == pytest.approx(1)
+
+
+def test_per_query_values_average_to_the_numbers(catalogue):
+    vectors = (
+        np.random.default_rng(0).normal(size=(len(catalogue), 6))
+        + (catalogue.labels == "Watch")[:, None]
+    )
+    both = ("usual", "released")
+    rows = evaluate.per_query(catalogue, vectors, protocols=both)
+    assert list(rows.columns) == list(evaluate.PER_QUERY)
+    means = rows.groupby(["task", "metric", "convention"])["value"].mean()
+    numbers = evaluate.evaluate(
+        catalogue, vectors, ["retrieval", "fine retrieval", "classification"], protocols=both
+    )
+    assert len(numbers) == len(means) == 9 + 6 + 1 and {n["convention"] for n in numbers} == {
+        "min_k_r",
+        "hits",
+        "k",
+        "released",
+        "linear probe",
+    }
+    assert all(
+        means[n["task"], n["metric"], n["convention"]] == pytest.approx(n["value"], abs=1e-12)
+        for n in numbers
+    )
+    queries, _ = catalogue.queries()
+    assert (
+        rows.query("metric == 'mAP@5' and convention == 'released'")["id"].tolist()
+        == catalogue.ids[queries].tolist()
+    )
+    predicted = np.stack(
+        [np.full(len(catalogue), label, dtype=object) for label in ("Shirt", "Watch")], axis=1
+    )
+    found = {
+        n["metric"]: n["value"]
+        for n in evaluate.evaluate(catalogue, vectors, ["classification"], predicted=predicted)
+    }
+    test = catalogue.labels[catalogue.split("query")]
+    assert found == pytest.approx(
+        {
+            "accuracy": np.mean(test == "Shirt"),
+            "accuracy@5": np.mean((test == "Shirt") | (test == "Watch")),
+        }
+    )
+    assert evaluate.per_query(catalogue, vectors, ["clustering"]).empty
+
+
+def crossed_catalogue():
+    """Queries by image, answers by text: q2 has no image, g1 no text."""
+    has = {"q0": "IT", "q1": "IT", "q2": "T", "g0": "IT", "g1": "I", "g2": "T", "g3": "IT"}
+    names = {"I": "image", "T": "text"}
+    labels = {"q0": "a", "q1": "b", "q2": "a", "g0": "b", "g1": "a", "g2": "a", "g3": "c"}
+    split = {"q": "query", "g": "gallery"}
+    return Catalogue(
+        "crossed",
+        tuple(
+            Product(i, {names[code]: "x" for code in codes}, labels[i], split[i[0]])
+            for i, codes in has.items()
+        ),
+    )
+
+
+def test_retrieval_from_one_modality_to_another():
+    catalogue = crossed_catalogue()
+    image = np.array([[1.0, 0], [0, 1], [0, 0], [0, 1], [1, 0], [0, 0], [1, 1]])
+    text = np.array([[1.0, 0], [0, 1], [1, 0], [0, 1], [0, 0], [1, 0.1], [1, 1]])
+    given = (["image"], ["text"])
+    found = {
+        (n["metric"], n["convention"]): n["value"]
+        for n in evaluate.retrieval(catalogue, image, gallery=text, given=given)
+    }
+    assert found["queries left out", "none of the modalities asked with"] == 1  # q2
+    assert found["mAP@1", "min_k_r"] == 1  # q0 -> g2, q1 -> g0
+    assert found["mAP@5", "min_k_r"] == pytest.approx(
+        (1 / 2 + 1) / 2
+    )  # q0 seeks g1 and g2, and g1 cannot be found
+    rows = evaluate.per_query(catalogue, image, ["retrieval"], gallery=text, given=given)
+    assert set(rows["id"]) == {"q0", "q1"} and not rows["metric"].eq("queries left out").any()
+    back = {
+        (n["metric"], n["convention"]): n["value"]
+        for n in evaluate.retrieval(catalogue, text, gallery=image, given=given[::-1])
+    }
+    assert back["queries left out", "none of the modalities asked with"] == 0
+    assert back["mAP@5", "min_k_r"] == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)  # here g2 cannot
+    plain = evaluate.retrieval(
+        catalogue, image, gallery=text
+    )  # nobody is left out; q2 asks with zeros, and all tie
+    assert "queries left out" not in {n["metric"] for n in plain}
+    assert next(n["value"] for n in plain if n["metric"] == "mAP@1") == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="unknown modality"):
+        evaluate.retrieval(catalogue, image, given=(["smell"], ["text"]))
+    nobody = evaluate.retrieval(catalogue, image, given=(["audio"], ["text"]))
+    assert nobody == []
+
+
+def test_two_models_are_compared_query_by_query():
+    rng = np.random.default_rng(0)
+    pairs = []
+    for seed in range(3):
+        values = pd.Series(rng.random(80), [f"q{n}" for n in range(80)])
+        ours, theirs = (values + more + 0.01 * rng.normal(size=80) for more in (0.1, 0.0))
+        pairs.append(evaluate.paired(ours.sample(frac=1, random_state=seed), theirs.iloc[:-5]))
+    assert all(len(p) == 75 for p in pairs)
+    own = evaluate.difference(pairs, shared=False, draws=500)
+    assert own.mean == pytest.approx(0.1, abs=0.005) and own.seeds == 3 and own.p < 0.01
+    together = evaluate.difference(pairs, shared=True, draws=500)
+    assert together.mean == pytest.approx(own.mean)
+    rows = [p.loc[pairs[0].index] for p in pairs]
+    slow = stats.paired_bootstrap(
+        np.stack([p["ours"] for p in rows]), np.stack([p["theirs"] for p in rows]), 500
+    )
+    assert together == slow
+    with pytest.raises(ValueError, match="differ from seed to seed"):
+        evaluate.difference([pairs[0], pairs[1].iloc[1:]], shared=True)
+    with pytest.raises(ValueError, match="at least one of each"):
+        evaluate.difference([p.iloc[:0] for p in pairs], shared=False)
