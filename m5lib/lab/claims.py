@@ -34,8 +34,8 @@ ENDINGS = {
 }
 #: Claims that no study of ours can test.
 NOT_TESTABLE = {
-    "C39": "needs products with ten listings or more: ours have a few, and ten found cannot all"
-    " be right",
+    "C39": "needs products with ten listings or more: ours have a few, and ten found cannot all be "
+    "right",
     "C91": "needs products of two sizes, the smaller a part of the larger",
 }
 
@@ -146,9 +146,9 @@ def table(verdicts: Iterable[dict]) -> pd.DataFrame:
 def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
     """Keep verdicts in ``results/claims.json``, those of the same claim and data replaced; nothing,
     where the name is empty."""
+    path, content = results_folder() / "claims.json", {"provenance": {}, "claims": []}
     if not name:
         return None
-    path, content = results_folder() / "claims.json", {"provenance": {}, "claims": []}
     if path.exists():
         content = json.loads(path.read_text(encoding="utf-8"))
     new = {(row["id"], row["data"]) for row in verdicts}
@@ -204,8 +204,8 @@ def losses(paths: Mapping[str, Path]) -> pd.DataFrame:
         columns[f"{data}: mAP@10, {PAPER}"] = _by_seed(rows, PAPER, "model")
         columns[f"{data}: mAP@10, fine-tuned"] = _by_seed(rows, HIDDEN, "model")
     table = pd.DataFrame(columns).loc[[f"scale, {label}" for label in labels]]
-    table.index = ["nothing (random weights)", "masked tasks", "contrast", "both"]
-    return table.rename_axis("pre-trained with")
+    names = ["nothing (random weights)", "masked tasks", "contrast", "both"]
+    return table.set_axis(names).rename_axis("pre-trained with")
 
 
 #: Items of the audit: what it is about, the paper, the released code; the number that shows it.
@@ -277,8 +277,8 @@ def counted(path: Path) -> str:
     for row in claims.query("verdict == 'contradicted'").itertuples():
         paper = f" (paper {row.published_difference})" if row.published_difference != "" else ""
         ours, low, high = (f"{100 * value:+.1f}" for value in (row.difference, row.low, row.high))
-        sides = f"{metric[row.id]}: {row.better} over {row.worse}{paper}"
-        lines.append(f"- {row.data}, {row.source}, {sides}: ours {ours} [{low}, {high}]")
+        claim = f"{row.source}, {metric[row.id]}: {row.better} over {row.worse}{paper}"
+        lines.append(f"- {row.data}, {claim}: ours {ours} [{low}, {high}]")
     return "\n".join([text, "", *(lines if lines[2:] else ["None is contradicted."])])
 
 
@@ -297,9 +297,9 @@ def made_by(path: Path, notebook: str) -> str:
     """How a results file was made."""
     content, times = json.loads(path.read_text(encoding="utf-8")), path.with_name("times.json")
     known = json.loads(times.read_text()) if times.exists() else {}
-    everything, seeds = content["provenance"], sorted({row["seed"] for row in content["rows"]})
-    seconds = known.get(path.stem) or sum(made["wall_seconds"] for made in everything.values())
-    made, s = everything[notebook], "s" * (len(seeds) > 1)
+    sources, seeds = content["provenance"], sorted({row["seed"] for row in content["rows"]})
+    seconds = known.get(path.stem) or sum(made["wall_seconds"] for made in sources.values())
+    made, s = sources[notebook], "s" * (len(seeds) > 1)
     versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
     return (
         f"From `results/{path.name}`: profile `{made['profile']}`, "
@@ -308,8 +308,7 @@ def made_by(path: Path, notebook: str) -> str:
     )
 
 
-#: A generated block, its file in ``results/``, the notebook that made it, its table. Of two the
-#: later, where its file is there: notebook 03 held what is 14 now.
+#: A generated block, its file, the notebook that made it (14 was once 03), its table.
 TABLES = (
     ("demo", "demo.json", "05_downstream", compact),
     ("fashion", "fashion.json", "05_downstream", compact),

@@ -168,8 +168,7 @@ def test_a_killed_sweep_goes_on(book):
     ]
     killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert "finished" in killed.stdout.readline()
-    deadline = time.monotonic() + 60
-    while len(started(book)) < 2 and time.monotonic() < deadline:
+    while len(started(book)) < 2 and killed.poll() is None:
         time.sleep(0.02)
     killed.kill()
     killed.wait()
@@ -202,13 +201,10 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(book):
     stopped = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heard
     )
-    deadline = time.monotonic() + 120
-    while len(started(book)) < 1 and time.monotonic() < deadline:
+    while len(started(book)) < 1 and stopped.poll() is None:
         time.sleep(0.05)
     stopped.send_signal(signal.SIGINT)
-    out, err = stopped.communicate(
-        timeout=300
-    )  # half of what the run would have slept: the interrupt reached its kernel
+    out, err = stopped.communicate()
     assert stopped.returncode == 130
     assert (
         "1/3  cached" in out
@@ -401,7 +397,7 @@ def test_a_run_is_trained_once(stream_set, tmp_path, monkeypatch):
     monkeypatch.setattr(said, lambda *words, **_: "waiting" in str(words) and waiting.release())
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(runs.pretrained, job, stream_set) for _ in range(2)]
-        assert all(waiting.acquire(timeout=120) for _ in futures)  # both say that they wait
+        assert all(waiting.acquire() for _ in futures)  # both say that they wait
         assert not trained and not any(future.done() for future in futures)
         holder.kill()  # its lock goes with it
         first, second = (future.result() for future in futures)
