@@ -153,8 +153,6 @@ class Index:
             pq.write_table(table, temporary)
         return path
 
-    # --- search
-
     def product(self, **contents: Any) -> Product:
         """A query as a product. Keys are modalities: a title as text, attributes as a dict, a path
         for each file; what is empty is absent.
@@ -289,8 +287,6 @@ class Index:
         matched = None if None in labels else shown.labels[rows] == labels[:, None]
         places = range(len(self.catalogue), len(shown))
         return figures.neighbours(shown, places, rows, matched, title)
-
-    # --- near-duplicates
 
     @torch.no_grad()
     def copies(

@@ -38,9 +38,6 @@ def load_model(folder: str | Path) -> Model:
     return model
 
 
-# --- what was read
-
-
 @dataclass(frozen=True)
 class Report:
     """What was read of a catalogue and what was not, as tables; ``print`` it for a few lines.
