@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from m5lib.metrics import rank
+from m5lib.evaluation.metrics import rank
 
 HERE = Path(__file__).parent
 #: name -> queries, gallery, dimensions, whether the plain path runs too

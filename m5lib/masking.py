@@ -138,3 +138,12 @@ def hidden(batch: Batch, targets: Mapping[str, Target]) -> dict[str, Bool[Tensor
     for name, target in targets.items():
         marks[name][target.product, target.token] = True
     return marks
+
+
+def drawn_modalities(presence: Bool[Tensor, "B M"], share: float) -> Bool[Tensor, "B M"]:
+    """Which modalities the fusion sees: of this share of the products each with probability 1/2,
+    but at least one; of the others all."""
+    draw = torch.rand(presence.shape, device=presence.device).masked_fill(~presence, -1.0)
+    some = presence & ((draw > 0.5) | (draw == draw.amax(1, keepdim=True)))
+    dropped = torch.rand(len(presence), 1, device=presence.device) < share
+    return torch.where(dropped, some, presence)

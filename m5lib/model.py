@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from m5lib import simcl
 from m5lib.layers import AttentionBlock, Whitening, first_token, mean_token
-from m5lib.masking import Target
+from m5lib.masking import Target, drawn_modalities
 from m5lib.modalities import MODALITIES
 from m5lib.spec import Spec, Stage
 from m5lib.streams import Batch, Stream, impute, load_tokenizer
@@ -74,8 +74,8 @@ class Output:
 
 
 class Embedding(nn.Module):
-    """Tokens of one modality (or of a group of ``Spec.share``) -> (B, L, D): word embedding or
-    linear map, plus position (index or box) and type, normalised."""
+    """Tokens of one modality (or a group of ``Spec.share``) -> (B, L, D): word embedding or linear
+    map, plus position (index or box) and type, normalised."""
 
     def __init__(self, names: Sequence[str], spec: Spec, words: nn.Embedding | None):
         super().__init__()
@@ -111,9 +111,8 @@ class Head(nn.Module):
 
     def __init__(self, name: str, spec: Spec, words: nn.Embedding | None):
         super().__init__()
-        self.transform = nn.Sequential(
-            nn.Linear(spec.width, spec.width), nn.GELU(), nn.LayerNorm(spec.width, eps=spec.eps)
-        )
+        norm = nn.LayerNorm(spec.width, eps=spec.eps)
+        self.transform = nn.Sequential(nn.Linear(spec.width, spec.width), nn.GELU(), norm)
         self.words = words
         if words is None:
             self.features = nn.Linear(spec.width, (dict(spec.widths) | dict(spec.classes))[name])
@@ -219,13 +218,11 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         if not spec.modalities:
             raise ValueError("the spec has no modalities yet: call spec.fit(streams)")
         if spec.missing == "impute" and not spec.empty:
-            raise ValueError(
-                'missing="impute" has to know the word pieces of an empty string: call '
-                "spec.fit(streams)"
-            )
+            needs = "the word pieces of an empty string: call spec.fit(streams)"
+            raise ValueError(f'missing="impute" has to know {needs}')
         self.spec = spec
-        #: What turns products into streams, to travel with the weights: the tokenizer, and by
-        #: modality the settings of its extractor (m5lib.data.store.settings).
+        #: What turns products into streams, to travel with the weights: the tokenizer, and the
+        #: settings of each modality's extractor (m5lib.data.extractors.described).
         self.tokenizer, self.extractors = None, {}
         objective, names, width = spec.objective, spec.modalities, spec.width
         groups: dict[str, list[str]] = {}
@@ -315,7 +312,7 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         output = self._encode(embedded, valid, seen)
         states, last = output.encoded, len(self.stages) - 1
         if self.training and self.spec.objective.drop:
-            seen_by = _drawn(output.presence, self.spec.objective.drop)
+            seen_by = drawn_modalities(output.presence, self.spec.objective.drop)
             valid = {n: x & seen_by[:, i, None] for i, (n, x) in enumerate(valid.items())}
         for number in range(self.fusion, len(self.stages)):
             only = wanted if number == last and not attention else None
@@ -376,32 +373,21 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
             folder = Path(snapshot_download(model_id, **{key: options[key] for key in hub}))
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).exists():
-                raise FileNotFoundError(
-                    f"{folder}: {name} is missing; expected a folder written by save_pretrained"
-                )
+                wanted = "a folder written by save_pretrained"
+                raise FileNotFoundError(f"{folder}: {name} is missing; expected {wanted}")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model = cls(Spec.from_dict(config))
         try:
             load_model(model, str(folder / "model.safetensors"))
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(
-                f"{folder}: model.safetensors does not fit config.json ({reason})"
-            ) from None
+            why = str(error).strip().splitlines()[-1].strip()
+            message = f"{folder}: model.safetensors does not fit config.json ({why})"
+            raise ValueError(message) from None
         if (folder / "tokenizer_config.json").exists():
             model.tokenizer = load_tokenizer(folder)
         if (folder / EXTRACTORS).exists():
             model.extractors = json.loads((folder / EXTRACTORS).read_text(encoding="utf-8"))
         return model.eval()
-
-
-def _drawn(presence: Bool[Tensor, "B M"], share: float) -> Bool[Tensor, "B M"]:
-    """Which modalities the fusion sees: of this share of the products each with probability 1/2,
-    but at least one; of the others all."""
-    draw = torch.rand(presence.shape, device=presence.device).masked_fill(~presence, -1.0)
-    some = presence & ((draw > 0.5) | (draw == draw.amax(1, keepdim=True)))
-    dropped = torch.rand(len(presence), 1, device=presence.device) < share
-    return torch.where(dropped, some, presence)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,10 +1,11 @@
-"""Plumbing between a catalogue's splits and the metrics of :mod:`m5lib.metrics`: vectors in, result
+"""Plumbing between a catalogue's splits and :mod:`m5lib.evaluation.metrics`: vectors in, result
 numbers out.
 
 ``query`` products are looked up in ``gallery``; the classifier learns from ``classifier`` and is
 tested on ``query``; k-means runs on ``query`` with k = its number of classes. With
 ``split="validation"`` the validation products stand in for the queries: that is where choices are
-made. Every number comes with the convention that it follows (:func:`m5lib.metrics.retrieval`).
+made. Every number comes with the convention that it follows
+(:func:`m5lib.evaluation.metrics.retrieval`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,9 +13,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from m5lib import metrics
 from m5lib.catalogue import Catalogue, DataError
-from m5lib.evaluation import classes, stats
+from m5lib.evaluation import metrics, stats
 from m5lib.modalities import ordered
 
 CUTS = (1, 5, 10)
@@ -77,12 +77,12 @@ def _classified(catalogue, vectors, split, seed, predicted):
     if not len(test) or len(set(labels[train])) < 2:
         return test[:0], {}
     if predicted is None:
-        answers = classes.linear_probe(vectors[train], labels[train], vectors[test], seed)
-        return test, {("accuracy", "linear probe"): classes.correct(answers, labels[test])}
+        answers = metrics.linear_probe(vectors[train], labels[train], vectors[test], seed)
+        return test, {("accuracy", "linear probe"): metrics.correct(answers, labels[test])}
     head, answers = "fine-tuned head", predicted[test]
-    values = {("accuracy", head): classes.correct(answers, labels[test])}
+    values = {("accuracy", head): metrics.correct(answers, labels[test])}
     if predicted.ndim == 2:
-        values["accuracy@5", head] = classes.correct(answers, labels[test], 5)
+        values["accuracy@5", head] = metrics.correct(answers, labels[test], 5)
     return test, values
 
 
@@ -166,7 +166,7 @@ def retrieval(
     gallery=None,
     given: Given | None = None,
 ) -> list[dict]:
-    """mAP@K and Prec@K, K = 1, 5, 10, by a protocol of :func:`m5lib.metrics.retrieval`.
+    """mAP@K and Prec@K, K = 1, 5, 10, by a protocol of :func:`m5lib.evaluation.metrics.retrieval`.
 
     With ``split="fine_query"`` a match is a listing of the same product, and the task ``fine
     retrieval``.
@@ -199,12 +199,12 @@ def clustering(catalogue: Catalogue, vectors, split: str = "query") -> list[dict
     labels = catalogue.labels[rows]
     if not (k := len(set(labels))):
         return []
-    part = classes.in_span(vectors[rows])
-    clusters = [classes.cluster(part, k, seed) for seed in KMEANS_SEEDS]
+    part = metrics.in_span(vectors[rows])
+    clusters = [metrics.cluster(part, k, seed) for seed in KMEANS_SEEDS]
     convention = f"k-means k={k}, mean of seeds {' '.join(map(str, KMEANS_SEEDS))}"
     means = {
-        "NMI": float(np.mean([classes.nmi(own, labels) for own in clusters])),
-        "purity": float(np.mean([classes.purity(own, labels) for own in clusters])),
+        "NMI": float(np.mean([metrics.nmi(own, labels) for own in clusters])),
+        "purity": float(np.mean([metrics.purity(own, labels) for own in clusters])),
     }
     named = {"task": "clustering", "convention": convention}
     return [named | {"metric": name, "value": value} for name, value in means.items()]

@@ -16,8 +16,8 @@ from sklearn.preprocessing import normalize
 
 from m5lib.catalogue import Catalogue, DataError
 from m5lib.evaluation.evaluate import having
+from m5lib.evaluation.metrics import rank
 from m5lib.evaluation.separation import METHODS, K, vote
-from m5lib.metrics import rank
 from m5lib.modalities import codes
 
 #: Splits that are drawn: no model was trained on them, and no choice was made by them.

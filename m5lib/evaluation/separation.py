@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from m5lib.metrics import rank
+from m5lib.evaluation.metrics import rank
 
 #: The embedding space itself, by cosine, and its maps, by Euclidean distance: the conventions of
 #: the numbers.

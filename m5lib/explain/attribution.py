@@ -35,7 +35,7 @@ from torch import Tensor
 
 from m5lib.catalogue import Catalogue, DataError, Rows
 from m5lib.embeddings import DEFAULT, embeddings, read_out
-from m5lib.metrics import rank
+from m5lib.evaluation.metrics import rank
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model, Output
 from m5lib.models.finetune import Classifier

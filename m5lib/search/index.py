@@ -40,8 +40,8 @@ from m5lib.data import MediaFile, store, whole_file
 from m5lib.data.backbones import agreed, choose
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings, read_out
 from m5lib.evaluation import evaluate
+from m5lib.evaluation.metrics import rank
 from m5lib.lab import recording, runs
-from m5lib.metrics import rank
 from m5lib.modalities import MODALITIES, codes, ordered
 from m5lib.model import Model
 from m5lib.search import intake
@@ -188,8 +188,8 @@ class Index:
         return self.nearest(self.catalogue.products[rows[0]], top, way)
 
     def nearest(self, query: Product, top: int = 8, way: str = "") -> Hits:
-        """The products nearest to a query, exact (:func:`m5lib.metrics.rank`); one with its id is
-        not listed.
+        """The products nearest to a query, exact (:func:`m5lib.evaluation.metrics.rank`); one with
+        its id is not listed.
 
         Raises:
             DataError: a file of it cannot be read.

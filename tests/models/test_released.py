@@ -12,10 +12,11 @@ from export_released import export_released
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from m5lib import metrics, objectives, simcl, streams
+from m5lib import objectives, simcl, streams
 from m5lib.catalogue import Catalogue, Product
 from m5lib.data import store
 from m5lib.data.extractors import locations
+from m5lib.evaluation import metrics
 from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from m5lib import metrics
-from m5lib.metrics import rank
+from m5lib.evaluation import metrics
+from m5lib.evaluation.metrics import rank
 
 WHOLE = (10**6, 10**6)  # one block: the plain path
 

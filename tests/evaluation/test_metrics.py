@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from m5lib import metrics
+from m5lib.evaluation import metrics
 
 
 def slow_ap(matched, positives, k, normalise):

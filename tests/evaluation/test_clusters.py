@@ -5,7 +5,7 @@ import pytest
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import normalize
 
-from m5lib.evaluation import classes
+from m5lib.evaluation import metrics
 
 
 def slow_nmi(clusters, labels):
@@ -20,19 +20,19 @@ def slow_nmi(clusters, labels):
 def test_clustering_scores():
     rng = np.random.default_rng(0)
     labels, clusters = rng.choice(list("abc"), 60), rng.integers(0, 4, 60)
-    assert classes.nmi(clusters, labels) == pytest.approx(slow_nmi(clusters, labels))
+    assert metrics.nmi(clusters, labels) == pytest.approx(slow_nmi(clusters, labels))
     slow = sum(max(np.sum((clusters == c) & (labels == y)) for y in "abc") for c in range(4)) / 60
-    assert classes.purity(clusters, labels) == pytest.approx(slow)
+    assert metrics.purity(clusters, labels) == pytest.approx(slow)
     perfect = np.searchsorted(["a", "b", "c"], labels)
-    assert classes.nmi(perfect, labels) == pytest.approx(1) and classes.purity(perfect, labels) == 1
-    assert classes.purity(np.arange(60), labels) == 1 and classes.nmi(
+    assert metrics.nmi(perfect, labels) == pytest.approx(1) and metrics.purity(perfect, labels) == 1
+    assert metrics.purity(np.arange(60), labels) == 1 and metrics.nmi(
         np.zeros(60), labels
     ) == pytest.approx(0)
-    assert classes.purity(np.zeros(60), labels) == pytest.approx(
+    assert metrics.purity(np.zeros(60), labels) == pytest.approx(
         max(np.mean(labels == y) for y in "abc")
     )
     points = np.repeat(np.eye(3), 20, 0) + 0.01 * rng.normal(size=(60, 3))
-    assert classes.purity(classes.cluster(points, 3), np.repeat(list("abc"), 20)) == 1
+    assert metrics.purity(metrics.cluster(points, 3), np.repeat(list("abc"), 20)) == 1
 
 
 def test_clusters_are_those_of_the_plain_vectors():
@@ -44,13 +44,13 @@ def test_clusters_are_those_of_the_plain_vectors():
         np.float32
     )  # no clusters: only the same distances give the same answer
     for x in (vectors, loose, loose[:, :20]):
-        part = classes.in_span(x)
+        part = metrics.in_span(x)
         np.testing.assert_allclose(part @ part.T, normalize(x) @ normalize(x).T, atol=1e-6)
         assert part.shape[1] <= 90
         plain = KMeans(5, n_init=1, random_state=3).fit_predict(normalize(x.astype(np.float64)))
         assert (
-            classes.nmi(classes.cluster(x, 5, 3), plain)
-            == classes.nmi(classes.cluster(part, 5, 3), plain)
+            metrics.nmi(metrics.cluster(x, 5, 3), plain)
+            == metrics.nmi(metrics.cluster(part, 5, 3), plain)
             == pytest.approx(1)
         )
 
@@ -58,19 +58,19 @@ def test_clusters_are_those_of_the_plain_vectors():
 def test_accuracy_at_one_and_at_five():
     predicted = np.array([["a", "b", "c"], ["b", "a", "c"], ["c", "b", "d"]], object)
     labels = np.array(["a", "a", "a"], object)
-    assert [classes.correct(predicted, labels, k).mean() for k in (1, 2, 5)] == pytest.approx(
+    assert [metrics.correct(predicted, labels, k).mean() for k in (1, 2, 5)] == pytest.approx(
         [1 / 3, 2 / 3, 2 / 3]
     )
-    assert classes.correct(predicted[:, 0], labels, 5).mean() == pytest.approx(1 / 3)
+    assert metrics.correct(predicted[:, 0], labels, 5).mean() == pytest.approx(1 / 3)
 
 
 def test_linear_probe_learns_what_is_linear():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 5))
     y = np.where(x[:, 0] + x[:, 1] > 0, "p", "n").astype(object)
-    assert classes.correct(classes.linear_probe(x[:200], y[:200], x[200:]), y[200:]).mean() > 0.95
-    noise = classes.linear_probe(x[:200], rng.permutation(y[:200]), x[200:])
-    assert 0.3 < classes.correct(noise, y[200:]).mean() < 0.7
+    assert metrics.correct(metrics.linear_probe(x[:200], y[:200], x[200:]), y[200:]).mean() > 0.95
+    noise = metrics.linear_probe(x[:200], rng.permutation(y[:200]), x[200:])
+    assert 0.3 < metrics.correct(noise, y[200:]).mean() < 0.7
 
 
 def test_linear_probe_leaves_out_what_is_constant_up_to_rounding():
@@ -80,4 +80,4 @@ def test_linear_probe_leaves_out_what_is_constant_up_to_rounding():
     dust = np.concatenate([x, 1.5e-45 * (np.arange(60) == 0)[:, None]], axis=1).astype(
         np.float32
     )  # its deviation is 0 in single precision
-    assert np.array_equal(classes.linear_probe(dust, y, dust), classes.linear_probe(x, y, x))
+    assert np.array_equal(metrics.linear_probe(dust, y, dust), metrics.linear_probe(x, y, x))
