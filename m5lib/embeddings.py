@@ -154,7 +154,8 @@ def embeddings(
 def mean_harmony(model: Model, streams: Streams, rows: Rows) -> np.ndarray:
     """(M, M) harmony scores before the fusion, each entry averaged over the products that have both
     modalities (0 if none has)."""
-    total, count = 0.0, 0.0
+    device, sides = next(model.parameters()).device, len(model.spec.modalities)
+    total, count = torch.zeros(2, sides, sides, device=device)
     for batch in in_batches(model, streams, rows):
         output = model.encode(batch)
         both = output.presence[:, :, None] & output.presence[:, None, :]

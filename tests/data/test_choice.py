@@ -8,19 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from make_media import pictures
+from make_media import pictures, put
 from make_products import spoiled
+from make_release import write_features
 from torch import nn
 
 from m5lib import search
-from m5lib.catalogue import DataError
+from m5lib.catalogue import Catalogue, DataError, Product
 from m5lib.data import backbones, store
 from m5lib.data.backbones import Regions, absolute, agreed, choose, extractor_of
 from m5lib.data.extractors import PLAIN, Crops, LogMel, Mfcc, described, settings
 from m5lib.data.m5features import OFFICIAL
 from m5lib.lab import runs
 from m5lib.model import Model
-from m5lib.streams import Streams, computed
+from m5lib.streams import Ragged, Streams, computed
+
+WIDTHS = {"image": 2048, "video": 1024}
 
 
 class Backbone(nn.Module):
@@ -179,3 +182,32 @@ def test_a_detector_by_its_path_trains_a_model_that_is_asked_with_a_picture(
     )
     assert there.search(image=picture, top=3).rows.tolist() == hits.rows.tolist()
     assert Model.from_pretrained(saved).extractors["image"]["weights"] == made["weights"]
+
+
+@pytest.mark.parametrize("annotated", [False, True])
+def test_official_features_are_a_choice(annotated, tmp_path, monkeypatch):
+    """Where there are no media, with and without the annotation; what is not chosen is decoded."""
+    monkeypatch.setenv("M5_HOME", str(tmp_path / "home"))
+    rng, ids = np.random.default_rng(0), [f"6{n:05}" for n in range(40)]
+    products = tuple(Product(i, {"text": f"bag {n % 4}"}) for n, i in enumerate(ids))
+    offsets = np.arange(41) * 3
+    values = {n: rng.normal(size=(120, w)).astype(np.float16) for n, w in WIDTHS.items()}
+    boxes = np.tile(np.array([0, 0, 0.5, 0.5, 0.25], np.float16), (120, 1))
+    given = {n: Ragged(v, offsets, boxes if n == "image" else None) for n, v in values.items()}
+    write_features(tmp_path / "release", Catalogue("c", products), given)
+    if annotated:
+        record = {"title": "bag", "pv": "colour#:#red", "label": "bags"}
+        put(tmp_path / "release" / "product5m_v2" / "id_label.json", dict.fromkeys(ids, record))
+    tiny, words = runs.profile_of("tiny"), "image=official,video=official"
+    catalogue, features = runs.load(tmp_path / "release", tiny, 0, words)
+    assert len(catalogue) == 40 and ("table" in catalogue.modalities) == annotated
+    for name, ragged in features.items():
+        assert ragged.settings == described(OFFICIAL[name])
+        assert np.array_equal(np.asarray(ragged.values), values[name])
+    assert features["video"].step == 1.0 and "audio" not in features
+    streams = runs.streams_of(catalogue, features, tiny)
+    job = runs.Job("tiny", epochs=0.1, extractors=words)
+    named = runs.pretrained(job, streams).context("05", job, catalogue)["data"]
+    assert named == f"{catalogue.name} (image=StoredRegions, video=StoredRows)"
+    with pytest.raises(DataError, match="no features; expected some of lmdb_features"):
+        runs.load("shop", tiny, 0, words)
