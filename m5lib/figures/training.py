@@ -73,7 +73,7 @@ def score_matrix(
     """A matrix (M, M) over modalities as a heat map with its numbers."""
     matrix, size = np.asarray(matrix), 0.7 * len(names)
     figure, ((axes,),) = canvas(size=(1.6 + size, 1.2 + size))
-    ends, names = (min(0.0, matrix.min()), 1.0), codes_of(names)
+    ends, names = (min(0.0, matrix.min()), max(1.0, matrix.max())), codes_of(names)
     heat(axes, matrix, names, names, cmap="cividis", norm=ends, size=10, aspect="equal")
     axes.set_title(title)
     return figure
