@@ -24,21 +24,15 @@ State = Mapping[str, Tensor]
 #: tokens each stream has there.
 RELEASED_LENGTHS = {"text": 36, "table": 64, "image": 37, "video": 13, "audio": 81}
 
-_EMBEDDINGS = {
-    "text+table": "embeddings",
-    "image": "v_embeddings",
-    "video": "video_embeddings",
-    "audio": "audio_embedding",
-}
+_OWNERS = ("text+table", "image", "video", "audio")
+_NAMES = ("embeddings", "v_embeddings", "video_embeddings", "audio_embedding")
+_EMBEDDINGS = dict(zip(_OWNERS, _NAMES, strict=True))
+_TABLES = {"words": "word", "position": "position", "kind": "token_type"}
 _FEATURES = {"image": "image_embeddings", "video": "video_embeddings", "audio": "audio_embeddings"}
 _LAYERS = {"text+table": "layer", "image+video": "v_layer", "audio": "audio_layer"}
 _POOLERS = {"text": "t", "table": "pv", "image": "v", "video": "video", "audio": "audio"}
-_HEADS = {
-    "text+table": "predictions",
-    "image": "imagePredictions",
-    "video": "videoPredictions",
-    "audio": "audioPredictions",
-}
+_PREDICTIONS = ("predictions", "imagePredictions", "videoPredictions", "audioPredictions")
+_HEADS = dict(zip(_OWNERS, _PREDICTIONS, strict=True))
 _BERT_LAYER = {
     "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
     "out": ("attention.output.dense",),
@@ -47,13 +41,9 @@ _BERT_LAYER = {
     "down": ("output.dense",),
     "norm_feed": ("output.LayerNorm",),
 }
-_JOINT_LAYER = {
-    "out": "attn.out_proj",
-    "norm_attention": "ln_1",
-    "norm_feed": "ln_2",
-    "up": "mlp.c_fc",
-    "down": "mlp.c_proj",
-}
+_JOINT_LAYER = {"out": "attn.out_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"}
+_JOINT_LAYER |= {"norm_attention": "ln_1", "norm_feed": "ln_2"}
+_JOINT = "bert.cross_encoder.transformer.resblocks"
 _TRANSFORM = {"0": "dense", "2": "LayerNorm"}
 
 
@@ -64,12 +54,7 @@ def released_names(name: str) -> tuple[str, ...]:
         case ["embeddings", owner, "words" | "position" | "kind" as part, "weight"] if (
             MODALITIES[owner.split("+")[0]].position == "index"
         ):
-            part = {
-                "words": "word_embeddings",
-                "position": "position_embeddings",
-                "kind": "token_type_embeddings",
-            }[part]
-            return (f"bert.{_EMBEDDINGS[owner]}.{part}.weight",)
+            return (f"bert.{_EMBEDDINGS[owner]}.{_TABLES[part]}_embeddings.weight",)
         case ["embeddings", owner, "position", kind]:
             return (f"bert.{_EMBEDDINGS[owner]}.image_location_embeddings.{kind}",)
         case ["embeddings", owner, "project", kind]:
@@ -77,16 +62,12 @@ def released_names(name: str) -> tuple[str, ...]:
         case ["embeddings", owner, "norm", kind]:
             return (f"bert.{_EMBEDDINGS[owner]}.LayerNorm.{kind}",)
         case ["stages", "0", "blocks", owner, layer, part, kind]:
-            return tuple(
-                f"bert.encoder.{_LAYERS[owner]}.{layer}.{piece}.{kind}"
-                for piece in _BERT_LAYER[part]
-            )
+            place = f"bert.encoder.{_LAYERS[owner]}.{layer}"
+            return tuple(f"{place}.{piece}.{kind}" for piece in _BERT_LAYER[part])
         case ["stages", "1", "blocks", _, layer, "qkv", kind]:
-            return (f"bert.cross_encoder.transformer.resblocks.{layer}.attn.in_proj_{kind}",)
+            return (f"{_JOINT}.{layer}.attn.in_proj_{kind}",)
         case ["stages", "1", "blocks", _, layer, part, kind]:
-            return (
-                f"bert.cross_encoder.transformer.resblocks.{layer}.{_JOINT_LAYER[part]}.{kind}",
-            )
+            return (f"{_JOINT}.{layer}.{_JOINT_LAYER[part]}.{kind}",)
         case ["stages", "1", "positions", _, "weight"]:
             return ("bert.cross_encoder.embeddings.position_embeddings.weight",)
         case ["poolers", owner, kind]:
