@@ -381,3 +381,22 @@ def test_attention_is_given_when_asked_and_changes_nothing(five, name):
                 torch.testing.assert_close(layer.sum(-1), torch.ones(layer.shape[:-1]))
     for n in NAMES:
         torch.testing.assert_close(asked.fused[n], plain.fused[n])
+
+
+def test_read_outs_are_what_their_names_say(five):
+    """Product by product, from the states of the tokens that are there."""
+    model, batch = build(five), make_five_batch()
+    output = model(batch)
+    for readout in ("fused_first", "fused_mean", "encoded_first", "encoded_mean"):
+        states = output.fused if readout.startswith("fused") else output.encoded
+        for b, vector in enumerate(read_out(model, output, readout)):
+            expected = torch.zeros_like(vector)
+            for name, x in states.items():
+                here = output.valid[name][b]
+                if here[0]:
+                    token = x[b, 0] if readout.endswith("first") else x[b][here].mean(0)
+                    expected += token if readout == "fused_first" else token / token.norm()
+            torch.testing.assert_close(vector, expected, atol=1e-5, rtol=1e-5)
+    parts = [read_out(model, output, name) for name in ("fused_first", "layered")]
+    both = torch.cat([part / part.norm(dim=1, keepdim=True).clamp(min=1e-12) for part in parts], 1)
+    torch.testing.assert_close(read_out(model, output, "fused_layered"), both)

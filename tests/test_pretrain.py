@@ -7,7 +7,7 @@ import torch
 
 from m5lib.model import Model
 from m5lib.models import zoo
-from m5lib.pretrain import Training, order, pretrain, schedule
+from m5lib.pretrain import Task, Training, optimiser, order, pretrain, run_loop, schedule
 from m5lib.spec import Objective
 
 TRAINING = Training(steps=8, batch_size=32, learning_rate=1e-3, checkpoint_seconds=0.0)
@@ -144,3 +144,64 @@ def test_quarters_are_watched(stream_set, tmp_path):
         fresh(stream_set), stream_set, TRAINING, tmp_path, watch=lambda model: {"seen": 1}
     )
     assert [line["step"] for line in history if "seen" in line] == [1, 3, 5, 7]
+
+
+def test_matrices_decay_and_nothing_else(stream_set):
+    model = fresh(stream_set)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decay, rest = optimiser(model, Training(weight_decay=0.1)).param_groups
+    assert decay["weight_decay"] == 0.1 and rest["weight_decay"] == 0.0
+    assert all(p.ndim > 1 for p in decay["params"])
+    kept = {names[id(p)] for p in rest["params"]}
+    assert {n for n in names.values() if n.endswith("bias") or "norm" in n} <= kept
+
+
+def seen_in_training(stream_set, tmp_path, monkeypatch, training=TRAINING, scale=1.0, **settings):
+    """What each step of a run saw: its rows, first random number and whether the model trained."""
+    model, rows, seen = fresh(stream_set), stream_set.catalogue.split("train")[:40], []
+    monkeypatch.setattr("m5lib.pretrain.torch.optim.AdamW.step", lambda *_, **__: None)
+
+    def losses(chosen, generator):
+        seen.append((chosen, generator.initial_seed(), model.training))
+        return scale * sum(p.square().sum() for p in model.parameters()), {}
+
+    run_loop(model.eval(), Task("", rows, losses, {}), training, tmp_path)
+    return model, rows, seen
+
+
+def test_an_epoch_is_every_product_once_in_training_mode_with_masks_of_its_own(
+    stream_set, tmp_path, monkeypatch
+):
+    training = Training(epochs=2, batch_size=16)
+    _, rows, seen = seen_in_training(stream_set, tmp_path, monkeypatch, training)
+    chosen, seeds, trained = zip(*seen, strict=True)
+    assert len(seen) == 6 and all(trained) and len(set(seeds)) == 6
+    for epoch in (chosen[:3], chosen[3:]):
+        assert sorted(np.concatenate(epoch)) == sorted(rows)
+    assert list(np.concatenate(chosen[:3])) != list(np.concatenate(chosen[3:]))
+
+
+def test_gradients_are_clipped(stream_set, tmp_path, monkeypatch):
+    training = replace(TRAINING, steps=1)
+    model, *_ = seen_in_training(stream_set, tmp_path, monkeypatch, training, scale=1e6)
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert norm <= 1.001 * training.clip
+
+
+def test_by_default_only_training_products_teach(stream_set, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "m5lib.pretrain.run_loop", lambda model, task, *_: seen.append(task.rows) or []
+    )
+    pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path)
+    assert list(seen[0]) == list(stream_set.catalogue.split("train"))
+
+
+def test_what_a_row_hides_is_hidden(stream_set, tmp_path):
+    """Table 7: entities of the table, or single tokens. Two runs, not one."""
+    runs = []
+    for hides in ((), (("table", "token"),)):
+        objective = Objective(hides=hides)
+        model = fresh(stream_set, objective=objective)
+        runs.append(pretrain(model, stream_set, TRAINING, tmp_path / str(len(runs)))[0])
+    assert runs[0]["MEM"] != runs[1]["MEM"]

@@ -159,3 +159,29 @@ def test_two_models_are_compared_query_by_query():
         evaluate.difference([pairs[0], pairs[1].iloc[1:]], shared=True)
     with pytest.raises(ValueError, match="at least one of each"):
         evaluate.difference([p.iloc[:0] for p in pairs], shared=False)
+
+
+def test_a_probe_learns_nothing_from_the_products_it_is_tested_on(catalogue):
+    """Random vectors tell nothing: a probe that had seen the tested ones would know all labels."""
+    vectors = np.random.default_rng(0).normal(size=(len(catalogue.products), 300))
+    for split in ("query", "validation"):
+        (number,) = evaluate.evaluate(catalogue, vectors, ["classification"], split)
+        assert number["value"] < 0.75
+
+
+def test_a_query_is_never_its_own_hit(catalogue, monkeypatch):
+    """The ids of both sides go along, so that the search can leave the query out."""
+    sides = []
+
+    def spy(queries, gallery, query_labels, gallery_labels, *rest, **named):
+        sides.append((named.get("query_ids"), named.get("gallery_ids"), rest))
+        return retrieval(queries, gallery, query_labels, gallery_labels, *rest, **named)
+
+    retrieval = evaluate.metrics.retrieval
+    monkeypatch.setattr(evaluate.metrics, "retrieval", spy)
+    vectors = np.random.default_rng(0).normal(size=(len(catalogue.products), 8))
+    evaluate.evaluate(catalogue, vectors, ["retrieval"])
+    query_ids, gallery_ids, rest = sides[0]
+    given = [x for x in (query_ids, gallery_ids, *rest) if isinstance(x, np.ndarray)]
+    ids = {tuple(x) for x in given if x.dtype.kind in "OU"}
+    assert tuple(catalogue.ids[catalogue.split("gallery")]) in ids and len(ids) == 2

@@ -274,3 +274,15 @@ def test_a_last_batch_of_one_takes_another_along(stream_set, tmp_path):
         rows=np.arange(17),
     )
     assert len(history) == 3 and history[-1]["contrast_I+T"] > 0
+
+
+def test_queries_teach_nothing(stream_set, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        finetune, "run_loop", lambda model, task, *_: seen.append(set(task.rows)) or []
+    )
+    finetune.finetune(fresh(stream_set), stream_set, TRAINING, tmp_path)
+    catalogue = stream_set.catalogue
+    assert seen[0] <= set(catalogue.split("classifier"))
+    for split in ("query", "gallery", "validation"):
+        assert not seen[0] & set(catalogue.split(split))
