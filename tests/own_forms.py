@@ -6,12 +6,13 @@ from functools import wraps
 import nbformat
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 
 from m5lib import simcl
-from m5lib.lab import notebooks
 
 _known = {"torch": torch, "F": F, "simcl": simcl, "wraps": wraps}
-for cell in nbformat.read(notebooks.named("09_simcl"), as_version=4).cells:
+NOTEBOOK = ROOT / "notebooks" / "09_simcl.ipynb"
+for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
     if cell.cell_type == "code" and "def " in cell.source:
         exec(cell.source, _known)
 
