@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from m5lib import ROOT
 from m5lib.lab import notebooks, recording, sweep
 
 FOUND = notebooks.find()
@@ -54,6 +55,10 @@ def test_anatomy(path):
         "a cell shows an idea, in a few lines"
     )
     assert "Paper · ours · why they may differ" in "".join(c.source for c in book.cells)
+    last = book.cells[-1].source
+    assert last.startswith("*To change this, edit")
+    files = re.findall(r"`(m5lib/[\w/]+\.py)`", last)
+    assert files and all((ROOT / name).exists() for name in files)
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda p: p.stem)
