@@ -239,30 +239,46 @@ PLACES = {
 }
 
 
-def _content(axes: Axes, name: str, content) -> None:
-    """What a product has of a modality."""
-    middle = {"va": "center", "fontsize": 9, "transform": axes.transAxes}
-    if name == "image":
-        axes.imshow(open_image(content))
-    elif name == "text":
-        axes.text(0.03, 0.5, f"“{short(content, 2, 36)}”", style="italic", **middle)
-    elif name == "table":
-        for line, (key, value) in enumerate(content[:5]):
-            y = 1 - (line + 0.6) / 5.2
-            axes.text(0.03, y, short(key, 1, 16), color=QUIET, **middle)
-            axes.text(0.45, y, short(value, 1, 18), **middle)
-    elif name == "video":  # six frames, cut to squares
-        seconds = probe(content).video.seconds or 1.0
-        film, _ = frames(content, (np.arange(6) + 0.5) * seconds / 6, 120)
-        side = min(film.shape[1:3])
-        top, left = (film.shape[1] - side) // 2, (film.shape[2] - side) // 2
-        squares = film[:, top : top + side, left : left + side]
-        axes.imshow(np.concatenate(list(squares), axis=1), aspect="auto")
-        for cut in range(1, 6):
-            axes.axvline(cut * side - 0.5, color="white", lw=2)
-    else:
-        bands = LogMel().spectrogram(torch.from_numpy(sound(content, RATE)))
-        axes.imshow(bands.T, origin="lower", aspect="auto", cmap="magma")
+MIDDLE_LEFT = {"va": "center", "fontsize": 9}
+
+
+def _title(axes: Axes, content: str) -> None:
+    text = f"“{short(content, 2, 36)}”"
+    axes.text(0.03, 0.5, text, style="italic", transform=axes.transAxes, **MIDDLE_LEFT)
+
+
+def _cells(axes: Axes, content) -> None:
+    for line, (key, value) in enumerate(content[:5]):
+        y, where = 1 - (line + 0.6) / 5.2, {"transform": axes.transAxes, **MIDDLE_LEFT}
+        axes.text(0.03, y, short(key, 1, 16), color=QUIET, **where)
+        axes.text(0.45, y, short(value, 1, 18), **where)
+
+
+def _film(axes: Axes, content) -> None:
+    """Six frames, cut to squares."""
+    seconds = probe(content).video.seconds or 1.0
+    film, _ = frames(content, (np.arange(6) + 0.5) * seconds / 6, 120)
+    side = min(film.shape[1:3])
+    top, left = (film.shape[1] - side) // 2, (film.shape[2] - side) // 2
+    squares = film[:, top : top + side, left : left + side]
+    axes.imshow(np.concatenate(list(squares), axis=1), aspect="auto")
+    for cut in range(1, 6):
+        axes.axvline(cut * side - 0.5, color="white", lw=2)
+
+
+def _sound(axes: Axes, content) -> None:
+    bands = LogMel().spectrogram(torch.from_numpy(sound(content, RATE)))
+    axes.imshow(bands.T, origin="lower", aspect="auto", cmap="magma")
+
+
+#: Modality -> how what a product has of it is drawn.
+DRAWN = {
+    "image": lambda axes, content: axes.imshow(open_image(content)),
+    "text": _title,
+    "table": _cells,
+    "video": _film,
+    "audio": _sound,
+}
 
 
 def _inset(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
@@ -348,7 +364,7 @@ def front(
         inset = _inset(figure, *PLACES[name])
         inset.spines[:].set(visible=True, color=colour(name), linewidth=2)
         if name in product.contents:
-            _content(inset, name, product.contents[name])
+            DRAWN[name](inset, product.contents[name])
         else:
             _say(inset, 0.5, 0.5, "absent", color=QUIET, transform=inset.transAxes)
     _model(axes, names, list(product.contents), 4.78)
