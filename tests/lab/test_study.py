@@ -248,9 +248,7 @@ def test_similarity_is_own_cosine_less_that_of_others(run, stream_set):
     n = len(slow)
     own = np.mean([slow[i][i] for i in range(n)])
     rest = np.mean([slow[i][j] for i in range(n) for j in range(n) if i != j])
-    products, values = embeddings.similarity(
-        model, stream_set, rows, ("image", "text"), batch_size=7
-    )
+    products, values = embeddings.similarity(model, stream_set, rows, ("image", "text"))
     assert list(products) == list(rows[both.numpy()]) and values.mean() == pytest.approx(
         own - rest, abs=1e-4
     )

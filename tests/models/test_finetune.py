@@ -184,7 +184,7 @@ def test_a_saved_model_brings_all_that_embeddings_need(stream_set, catalogue, tm
     for name in ("config.json", "tokenizer.json", "preprocessor_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert config["stages"][1]["kind"] == "joint" and config["objective"]["temperature"] == 0.015
+    assert config["stages"][1]["kind"] == "joint" and config["objective"]["temperature"] == 0.05
 
 
 def test_an_extractor_of_ones_own_travels_as_its_settings(stream_set, tmp_path):
