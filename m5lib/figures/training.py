@@ -55,8 +55,9 @@ def milestones(points: pd.DataFrame, metric: str) -> Figure:
     ``readout``, ``value``."""
     figure, ((axes,),) = canvas(size=(6.2, 3.4))
     for number, (readout, part) in enumerate(points.groupby("readout", sort=False)):
-        part, shade = part.sort_values("share"), PALETTE[number % len(PALETTE)]
-        axes.plot(100 * part["share"], part["value"], marker="o", color=shade, label=readout)
+        part, (turn, shade) = part.sort_values("share"), divmod(number, len(PALETTE))
+        style = {"color": PALETTE[shade], "ls": ("-", "--")[turn % 2], "label": readout}
+        axes.plot(100 * part["share"], part["value"], marker="o", **style)
     axes.set(xlabel="pre-training done (%)", ylabel=metric)
     axes.set_title("Pre-training and read-outs, validation products")
     if len(points):
