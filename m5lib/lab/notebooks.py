@@ -1,7 +1,6 @@
 """Run notebooks with papermill, strictly: a parameter that the notebook does not have, or of
-another type, is an error before the kernel starts (papermill only warns about the first).
-
-From the shell::
+another type, is an error before the kernel starts (papermill only warns about the first). From
+the shell::
 
     python -m m5lib notebooks --profile small --data FOLDER [notebook …]  # by default: every one
     python -m m5lib notebooks --demo [--data FOLDER]  # 01, 04 and 05, then the result table
@@ -167,6 +166,7 @@ def run(
             progress_bar=not quiet,
             log_output=not quiet,
             kernel_manager_class=_manager(environment or {}),
+            start_timeout=600,  # seconds: a busy machine
             extra_arguments=["--log-level=CRITICAL"],
         )
     except PapermillExecutionError as error:
