@@ -140,10 +140,13 @@ def hidden(batch: Batch, targets: Mapping[str, Target]) -> dict[str, Bool[Tensor
     return marks
 
 
-def drawn_modalities(presence: Bool[Tensor, "B M"], share: float) -> Bool[Tensor, "B M"]:
-    """Which modalities the fusion sees: of this share of the products each with probability 1/2,
-    but at least one; of the others all."""
-    draw = torch.rand(presence.shape, device=presence.device).masked_fill(~presence, -1.0)
+def drawn_modalities(
+    presence: Bool[Tensor, "B M"], share: float, generator: torch.Generator
+) -> Bool[Tensor, "B M"]:
+    """Which modalities the fusion sees (``Objective.drop``): of this share of the products each
+    with probability 1/2, but at least one; of the others all."""
+    settings = {"generator": generator, "device": presence.device}
+    draw = torch.rand(presence.shape, **settings).masked_fill(~presence, -1.0)
     some = presence & ((draw > 0.5) | (draw == draw.amax(1, keepdim=True)))
-    dropped = torch.rand(len(presence), 1, device=presence.device) < share
+    dropped = torch.rand(len(presence), 1, **settings) < share
     return torch.where(dropped, some, presence)

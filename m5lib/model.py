@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from m5lib import simcl
 from m5lib.layers import AttentionBlock, Whitening, first_token, mean_token
-from m5lib.masking import Target, drawn_modalities
+from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
 from m5lib.spec import Spec, Stage
 from m5lib.streams import Batch, Stream, impute, load_tokenizer
@@ -231,9 +231,8 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         worded = [name for name in names if MODALITIES[name].kind == "words"]
         words = nn.Embedding(spec.vocabulary, width) if worded else None
         table = {owner: words if group[0] in worded else None for owner, group in groups.items()}
-        self.embeddings = nn.ModuleDict(
-            {o: Embedding(g, spec, table[o]) for o, g in groups.items()}
-        )
+        embeddings = {owner: Embedding(g, spec, table[owner]) for owner, g in groups.items()}
+        self.embeddings = nn.ModuleDict(embeddings)
         self.stages = nn.ModuleList(Stack(stage, spec) for stage in spec.stages)
         tasked = {owner: group[0] for owner, group in groups.items() if objective.tasks(group)}
         self.heads = nn.ModuleDict({o: Head(name, spec, table[o]) for o, name in tasked.items()})
@@ -247,8 +246,7 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
             self.contrast_bias = nn.Parameter(torch.tensor(-10.0))
         if objective.harmony in simcl.FREE and len(names) > 1:
             self.scores = nn.Parameter(torch.zeros(len(names), len(names)))
-        # of the read-out, fitted after training: no loss sees it
-        self.whitening = nn.ModuleDict()
+        self.whitening = nn.ModuleDict()  # of the read-out, fitted after training: no loss sees it
         for part, size in (("pooled", projected or width), ("embedded", width)):
             self.whitening[part] = nn.ModuleDict({name: Whitening(size) for name in names})
         self.apply(_initialise)
@@ -280,9 +278,8 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
     def _inputs(self, batch: Batch) -> tuple[States, Marks]:
         names = self.spec.modalities
         if missing := set(names) - set(batch.streams):
-            raise ValueError(
-                f"the batch has no stream {sorted(missing)}; build Streams with modalities {names}"
-            )
+            mend = f"build Streams with modalities {names}"
+            raise ValueError(f"the batch has no stream {sorted(missing)}; {mend}")
         batch.check(self.spec.widths, self.extractors)
         if self.spec.missing == "impute":
             batch = impute(batch, self.spec.empty)
@@ -298,7 +295,12 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         return Output(valid, embedded, states, pooled, {}, {}, tuple(seen))
 
     def forward_from_embeddings(
-        self, embedded: States, valid: Marks, wanted: Marks | None = None, attention: bool = False
+        self,
+        embedded: States,
+        valid: Marks,
+        wanted: Marks | None = None,
+        attention: bool = False,
+        given: simcl.Presence | None = None,
     ) -> Output:
         """Run the stages on given embeddings, so that attribution can start from them.
 
@@ -307,23 +309,23 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
                 none); by default all. Where the last block is joint, it computes only these:
                 ``Output.fused`` then means nothing elsewhere. The same numbers for less work.
             attention: give ``Output.attention``; then all tokens are computed.
+            given: the modalities that the fusion sees; by default all that are there.
         """
         seen = tuple({} for _ in self.stages) if attention else ()
         output = self._encode(embedded, valid, seen)
         states, last = output.encoded, len(self.stages) - 1
-        if self.training and self.spec.objective.drop:
-            seen_by = drawn_modalities(output.presence, self.spec.objective.drop)
-            valid = {n: x & seen_by[:, i, None] for i, (n, x) in enumerate(valid.items())}
+        if given is not None:
+            valid = {n: x & given[:, i, None] for i, (n, x) in enumerate(valid.items())}
         for number in range(self.fusion, len(self.stages)):
             only = wanted if number == last and not attention else None
             states = self.stages[number](states, valid, only, seen[number] if seen else None)
         summary = {name: first_token(x, valid[name]) for name, x in states.items()}
         return replace(output, fused=states, summary=summary)
 
-    def forward(self, batch: Batch, wanted: Marks | None = None, attention: bool = False) -> Output:
+    def forward(self, batch: Batch, wanted: Marks | None = None, **options) -> Output:
         """The whole model on a batch that has every modality of the spec (as present or absent).
         See :class:`Output`, and :meth:`forward_from_embeddings` for the arguments."""
-        return self.forward_from_embeddings(*self._inputs(batch), wanted, attention)
+        return self.forward_from_embeddings(*self._inputs(batch), wanted, **options)
 
     def harmony(self, vectors: simcl.Vectors, presence: simcl.Presence) -> simcl.Scores:
         """Harmony scores S of each product from its modalities' vectors: :func:`simcl.scores`."""

@@ -91,7 +91,7 @@ def _masked(model: Model, output: Output, predictions, targets) -> dict[str, Ten
 
 
 def _contrast(model: Model, output: Output) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum or mean over the pairs (or anchors), and each by name."""
+    """Mean or sum over the pairs (or anchors), and each by name."""
     objective, names = model.spec.objective, model.spec.modalities
     vectors = torch.stack([output.pooled[name] for name in names], dim=1)
     presence, at_once = output.presence, objective.contrast in simcl.AT_ONCE
@@ -132,13 +132,13 @@ def fused_loss(output: Output) -> Float[Tensor, ""]:
 def total(
     model: Model, output: Output, targets: Mapping[str, Target]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Eq. 3: the masked tasks summed, plus matching, plus the contrast, a sum over pairs
-    (``Objective.over_pairs``), plus the weighted :func:`fused_loss` where a row has one.
+    """Eq. 3: the masked tasks summed, plus matching, plus the contrast, the mean over the
+    pairs (``Objective.over_pairs``), plus the weighted :func:`fused_loss` where a row has one.
 
     Returns:
         the loss, and its parts by name: the masked task of each modality (``MLM`` …),
         ``matching_T``, and ``contrast_I+T`` of each pair (``contrast_I`` of each anchor, for forms
-        that take all modalities at once).
+        that take all modalities at once), ``fused`` before its weight.
 
     Raises:
         ValueError: contrast or matching of one product, which has nothing to be told from.
@@ -151,7 +151,7 @@ def total(
         )
     predictions = model.predict(output, targets)
     matched = matching_values(model, output)
-    # a product of unit vectors, over a temperature of 0.015, is too coarse in bf16
+    # a product of unit vectors, over a small temperature, is too coarse in bf16
     with torch.autocast(device.type, enabled=False):
         parts = _masked(model, output, predictions, targets)
         for name, (values, count) in matched.items():

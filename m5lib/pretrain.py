@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from m5lib import objectives
-from m5lib.masking import Vocabulary, hidden, mask
+from m5lib.masking import Vocabulary, drawn_modalities, hidden, mask
 from m5lib.model import Model
 from m5lib.spec import Spec
 from m5lib.streams import Batch, Streams, impute
@@ -174,7 +174,9 @@ def pretrain(
         batch, targets = mask(batch, words, generator, rate, hides, tasks, objective.classes)
         # what the heads will read of the fused states: nothing, where they read before the fusion
         wanted = hidden(batch, targets) if objective.reads == "fused" else {}
-        loss, parts = objectives.total(model, model(batch, wanted), targets)
+        there = torch.stack([batch.streams[name].valid[:, 0] for name in spec.modalities], 1)
+        given = drawn_modalities(there, objective.drop, generator) if objective.drop else None
+        loss, parts = objectives.total(model, model(batch, wanted, given=given), targets)
         return loss, {"temperature": model.temperature} | parts
 
     identity = {"spec": spec.to_dict(), "data": catalogue.fingerprint, "rows": len(rows)}

@@ -19,6 +19,7 @@ from torch import Tensor
 Vectors = Float[Tensor, "B M D"]
 Presence = Bool[Tensor, "B M"]
 Square = Float[Tensor, "B M M"]
+Matrix = Float[Tensor, "M M"]
 Scalar = Float[Tensor, ""]
 
 
@@ -55,6 +56,11 @@ def _softmax(s: Tensor, presence: Presence) -> tuple[Square, Bool[Tensor, "B M M
     return s.masked_fill(~presence[:, :, None], 0.0).softmax(dim=-1), both
 
 
+def _mean(x: Tensor, there: Tensor, dim) -> Tensor:
+    """Mean over what is there, 0 where nothing is; the dimensions stay."""
+    return (x * there).sum(dim, keepdim=True) / there.sum(dim, keepdim=True).clamp(min=1)
+
+
 def harmony(similarity: Square, presence: Presence) -> Square:
     """The released code's scores: rows of S · softmax(S), scaled to unit length.
 
@@ -80,15 +86,14 @@ def mutual(similarity: Square, presence: Presence) -> Square:
     """
     both = presence[:, :, None] & presence[:, None, :]
     own = torch.eye(both.shape[-1], dtype=torch.bool, device=both.device)
-    others, g = both & ~own, similarity.detach()
-    mean = (g * others).sum(2, keepdim=True) / others.sum(2, keepdim=True).clamp(min=1)
-    g = torch.where(own, mean, g)
-    s = g * _softmax(g, presence)[0] * both
-    s = s / (s.sum((1, 2), keepdim=True) / both.sum((1, 2), keepdim=True).clamp(min=1)).clamp(1e-6)
+    others, g = both & ~own, similarity.detach().clamp(min=0)  # below 0 would turn a pair round
+    g = torch.where(own, _mean(g, others, 2), g)
+    s = g * _softmax(g, presence)[0]
+    s = (s * both) / _mean(s, both, (1, 2)).clamp(min=1e-6)
     return torch.where(others.any(2).any(1)[:, None, None], s, both.to(s.dtype))
 
 
-def free(matrix: Float[Tensor, "M M"], presence: Presence) -> Square:
+def free(matrix: Matrix, presence: Presence) -> Square:
     """Scores from free parameters in a form that trains: each row is the number of modalities
     present times softmax(S) over these.
 
@@ -100,7 +105,7 @@ def free(matrix: Float[Tensor, "M M"], presence: Presence) -> Square:
     return (weight * presence.sum(1)[:, None, None]).masked_fill(~both, 0.0)
 
 
-def literal(matrix: Float[Tensor, "M M"], presence: Presence) -> Square:
+def literal(matrix: Matrix, presence: Presence) -> Square:
     """Section 4.3 to the letter: S · softmax(S) of a matrix that starts at zero. Kept to be seen to
     fail.
 
@@ -121,11 +126,7 @@ AGREEMENT = {"shifted": agreement, "cosine": cosine}
 
 
 def scores(
-    objective,
-    names: Sequence[str],
-    matrix: Float[Tensor, "M M"] | None,
-    vectors: Vectors,
-    presence: Presence,
+    objective, names: Sequence[str], matrix: Matrix | None, vectors: Vectors, presence: Presence
 ) -> Square | None:
     """S of each product by an :class:`m5lib.spec.Objective`; None where all are one (plain IMCL).
 
@@ -153,8 +154,7 @@ def pair_scores(scores: Square) -> Float[Tensor, "P B"]:
 def anchor_scores(scores: Square, presence: Presence) -> Float[Tensor, "M B"]:
     """One score per modality: the mean of its scores with the others that the product has."""
     alone = torch.eye(presence.shape[1], dtype=torch.bool, device=presence.device)
-    others = presence[:, None, :] & ~alone
-    return ((scores * others).sum(2) / others.sum(2).clamp(min=1)).T
+    return _mean(scores, presence[:, None, :] & ~alone, 2)[:, :, 0].T
 
 
 # --- contrast -------------------------------------------------------------------------------------

@@ -119,9 +119,8 @@ class Objective:
         over_pairs: the contrast is the ``mean`` over the pairs, which weighs the same whatever the
             number of modalities and was better on validation products (``LOG.md``); or their
             ``sum``, as Eq. 3 prints: with five modalities it weighs ten times as much.
-        drop: share of the products of which the fusion sees only some modalities while it trains.
-        fused: weight of :func:`m5lib.objectives.fused_loss`, which trains the fused vector; 0: none
-            (paper).
+        drop: share of the products of which the fusion sees only some modalities in pre-training.
+        fused: weight of :func:`m5lib.objectives.fused_loss`; 0: none (paper).
         pair_order: the score of a pair is that of its row in this order for both directions
             (released code); each anchor's own, if empty.
         temperature: start of the learned temperature. The paper has 0.1, the released code 0.07,

@@ -9,7 +9,7 @@ from own_forms import register
 
 from m5lib import objectives, simcl
 from m5lib.embeddings import read_out
-from m5lib.masking import Target, Vocabulary, mask
+from m5lib.masking import Target, Vocabulary, drawn_modalities, mask
 from m5lib.model import Model
 from m5lib.spec import change
 from m5lib.streams import impute
@@ -464,24 +464,36 @@ def test_fused_loss_is_one_minus_the_cosine_with_what_all_say(five, five_batch):
     torch.testing.assert_close(parts["fused"], torch.stack(slow).mean())
     others = sum(v for name, v in parts.items() if name.isupper()) + contrasts(parts).mean()
     torch.testing.assert_close(loss, others + 3 * parts["fused"])
-    parts["fused"].backward()  # what it aims at does not move for its sake
-    assert not any(p.grad.any() for p in model.poolers.parameters() if p.grad is not None)
+    # what it aims at does not move for its sake
+    aims = {name: x.detach().requires_grad_() for name, x in output.pooled.items()}
+    objectives.fused_loss(replace(output, pooled=aims)).backward()
+    assert all(x.grad is None for x in aims.values())
 
 
-def test_the_fusion_sees_some_modalities_while_it_trains_and_all_afterwards(five, five_batch):
-    model = Model(change(five, [("objective.drop", 1.0)]))
-    batch = five_batch()
-    kept = [model.train()(batch).summary for _ in range(40)]
-    seen = torch.stack([torch.stack([x.any(1) for x in s.values()], 1) for s in kept])
-    presence = batch_presence(batch, model)
-    assert not (seen & ~presence).any() and seen.any(2).equal(presence.any(1).expand(40, -1))
-    several = presence.sum(1) > 1
-    share = (seen & presence).sum((0, 2))[several] / (40 * presence.sum(1)[several])
-    assert (share > 0.4).all() and (share < 0.85).all()
-    rested = model.eval()(batch).summary
-    assert torch.stack([x.any(1) for x in rested.values()], 1).equal(presence)
+def test_the_fusion_sees_what_it_is_given_and_the_contrast_all(five, five_batch):
+    """As if the rest were absent; the summaries before the fusion are those of everything."""
+    model, batch = Model(five).eval(), five_batch()
+    given = torch.zeros(6, 5, dtype=torch.bool)
+    given[:, 1:3] = True
+    some, only = model(batch, given=given), model(batch.only(["text", "table"]))
+    for name in model.spec.modalities:
+        torch.testing.assert_close(some.summary[name], only.summary[name])
+        torch.testing.assert_close(some.pooled[name], model(batch).pooled[name])
 
 
-def batch_presence(batch, model):
-    names = model.spec.modalities
-    return torch.stack([batch.streams[name].valid[:, 0] for name in names], dim=1)
+def test_modalities_are_drawn_for_a_share_of_the_products():
+    """Half of what is there, at least one; the same by the same seed."""
+    presence = torch.rand(400, 5, generator=torch.Generator().manual_seed(0)) < 0.8
+    presence[:, 2] = True
+    draw = lambda share, seed=1: drawn_modalities(  # noqa: E731
+        presence, share, torch.Generator().manual_seed(seed)
+    )
+    assert draw(0.0).equal(presence) and draw(1.0).equal(draw(1.0))
+    assert not draw(1.0).equal(draw(1.0, 2))
+    for share in (0.25, 1.0):
+        drawn = draw(share)
+        assert not (drawn & ~presence).any() and drawn.any(1).all()
+        fewer = (drawn != presence).any(1)[presence.sum(1) > 2].float().mean()
+        assert abs(fewer - share * 0.9) < 0.12
+    several = presence.sum(1) == 5
+    assert abs(draw(1.0)[several].float().mean() - 0.5) < 0.05

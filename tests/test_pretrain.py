@@ -205,3 +205,24 @@ def test_what_a_row_hides_is_hidden(stream_set, tmp_path):
         model = fresh(stream_set, objective=objective)
         runs.append(pretrain(model, stream_set, TRAINING, tmp_path / str(len(runs)))[0])
     assert runs[0]["MEM"] != runs[1]["MEM"]
+
+
+def test_only_pre_training_drops_modalities_and_as_its_row_says(stream_set, tmp_path, monkeypatch):
+    seen, forward = [], Model.forward
+
+    def spy(model, batch, *rest, given=None):
+        seen.append((given, batch.presence))
+        return forward(model, batch, *rest, given=given)
+
+    monkeypatch.setattr(Model, "forward", spy)
+    for drop in (0.0, 1.0):
+        objective = Objective(drop=drop, fused=1.0)
+        folder = tmp_path / str(drop)
+        pretrain(fresh(stream_set, objective=objective), stream_set, TRAINING, folder)
+    without, having = seen[:8], seen[8:]
+    assert all(given is None for given, _ in without) and len(having) == 8
+    assert all((given != there).any() and given.any(1).all() for given, there in having)
+    model = fresh(stream_set, objective=Objective(drop=1.0)).train()
+    batch = stream_set.batch(stream_set.catalogue.split("train")[:8])
+    for name, summary in model(batch).summary.items():  # as fine-tuning calls it
+        assert summary.any(1).equal(batch.streams[name].valid[:, 0])

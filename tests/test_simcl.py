@@ -287,3 +287,10 @@ def test_the_released_diagonal_falls_as_modalities_come_to_agree():
         diagonal.append(simcl.harmony(alike, there)[0, 0, 0].item())
     assert diagonal[0] == pytest.approx(1) and diagonal[-1] == pytest.approx(5**-0.5)
     assert diagonal == sorted(diagonal, reverse=True)
+
+
+def test_mutual_scores_are_never_negative():
+    """Even from plain cosines: a negative score would turn a pair round."""
+    vectors, presence = random_case(1)
+    assert (simcl.cosine(vectors) < 0).any()
+    assert (simcl.mutual(simcl.cosine(vectors), presence) >= 0).all()

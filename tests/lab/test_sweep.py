@@ -150,22 +150,16 @@ def test_kernels_side_by_side_share_the_cores(book, monkeypatch):
         assert set(sweep._threads(workers).values()) == {str(threads)}
 
 
+def three_runs(book, pause):
+    """The command of a sweep of three runs, one after another."""
+    words = f"--grid n=1,2,3 --set pause={pause} --workers 1".split()
+    return [sys.executable, "-m", "m5lib", "sweep", str(book), *words]
+
+
 def test_a_killed_sweep_goes_on(book):
     """SIGKILL after the first run has ended: its kernels end too, the next call runs what is
     left."""
-    command = [
-        sys.executable,
-        "-m",
-        "m5lib",
-        "sweep",
-        str(book),
-        "--grid",
-        "n=1,2,3",
-        "--set",
-        "pause=1.5",
-        "--workers",
-        "1",
-    ]
+    command = three_runs(book, 1.5)
     killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert "finished" in killed.stdout.readline()
     while len(started(book)) < 2 and killed.poll() is None:
@@ -181,19 +175,7 @@ def test_a_killed_sweep_goes_on(book):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(book):
-    command = [
-        sys.executable,
-        "-m",
-        "m5lib",
-        "sweep",
-        str(book),
-        "--grid",
-        "n=1,2,3",
-        "--set",
-        "pause=600",
-        "--workers",
-        "1",
-    ]
+    command = three_runs(book, 600)
     sweep.sweep(book, {"n": [1]}, {"pause": 600.0}, executor=_Finishes())
     heard = {
         "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
