@@ -122,9 +122,8 @@ def fused_loss(output: Output) -> Float[Tensor, ""]:
     ``Objective.drop`` it has seen some of the modalities and foretells the rest. The target gets
     no gradient, and there are no negatives that could be learned by heart.
     """
-    units = [F.normalize(x.detach().float(), dim=-1) for x in output.pooled.values()]
-    here = [valid[:, :1] for valid in output.valid.values()]
-    target = sum(unit * there for unit, there in zip(units, here, strict=True))
+    # of an absent modality it is the zero vector
+    target = sum(F.normalize(x.detach().float(), dim=-1) for x in output.pooled.values())
     fused = sum(output.summary.values()).float()
     return 1 - F.cosine_similarity(fused, target, dim=-1).mean()
 

@@ -102,6 +102,8 @@ def test_what_does_not_change_what_the_code_does_costs_no_run(version):
         "a docstring": dict(a=SOURCE.replace("Of a circle", "Of a disc")),
         "no docstring": dict(a=SOURCE.replace('    """A box."""\n', "")),
         "layout": dict(a=ast.unparse(ast.parse(SOURCE))),
+        "a docstring of the module": dict(a='"""Circles and boxes."""\n' + SOURCE),
+        "another order": dict(a="import math\n\n" + SOURCE[half:] + "\n\n" + SOURCE[:half]),
         "a move": dict(a=SOURCE[:half], data__b="import os\n\n" + SOURCE[half:]),
         "another name of the file": dict(models__z=SOURCE),
         "the shop": dict(a=SOURCE, shop__s="X = 1"),

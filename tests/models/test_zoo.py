@@ -167,6 +167,13 @@ def differences(one: Spec, two: Spec) -> dict:
     }
 
 
+def test_scale_fused_is_scale_with_a_loss_on_its_fused_vector():
+    scale, fused = fitted("scale"), fitted("scale_fused")
+    assert set(differences(scale, fused)) == {"objective.drop", "objective.fused"}
+    assert scale.objective.fused == scale.objective.drop == 0 < fused.objective.drop < 1
+    assert "fused" in step(build(fused))[1] and "fused" not in step(build(scale))[1]
+
+
 def test_single_stream_rows_differ_as_their_papers_say():
     uniter, vl_bert, visualbert = (fitted(name) for name in ("uniter", "vl_bert", "visualbert"))
     assert differences(uniter, vl_bert) == {"objective.matching": (("text",), ())}
