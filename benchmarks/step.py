@@ -1,0 +1,337 @@
+"""A pre-training step: seconds, memory, and what share of the device's matrix products it is.
+
+    python benchmarks/step.py                      # this code
+    python benchmarks/step.py --before ../older    # and another checkout of it, block about block
+    python benchmarks/step.py --quick              # a smoke run, which is not written
+
+One step is what the loop does with a batch that is on the device: masks, forward, losses, backward,
+clipping, AdamW. The batches are random, with the paper's numbers of tokens and feature widths:
+``dense``; ``half absent``, half the tokens missing, modality by modality; ``uneven``, every stream
+of a length of its own. Each checkout runs in a process of its own. Takes its results' place, by
+device, in ``benchmarks/step.json``.
+
+``mfu`` counts the products of what is there and is read: padding, and what is computed without
+need, lower it. The peak is a large square product in the same type, measured in the same run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parents[1]
+FEATURES = {"image": 2048, "video": 1024, "audio": 751}
+VOCABULARY = 21128
+VARIANTS = ("dense", "half absent", "uneven")
+SIZES = {
+    "paper": {"width": 768, "layers": 6, "heads": 12},
+    "256 wide": {"width": 256, "layers": 4, "heads": 4},
+}
+QUICK = {"tiny": {"width": 32, "layers": 1, "heads": 2}}
+#: Products of a step.
+PRODUCTS = {
+    "cuda": {"paper": (64, 256, 512), "256 wide": (64, 256, 512), "tiny": (4,)},
+    "cpu": {"paper": (8,), "256 wide": (32,), "tiny": (4,)},
+}
+
+
+# --- in a process of each checkout ----------------------------------------------------------------
+
+
+def lengths_of(variant: str, count: int, generator):
+    """(count, 5) tokens of each product and stream; 0 where it is absent."""
+    import torch
+
+    from m5lib.modalities import MODALITIES
+
+    longest = torch.tensor([row.slots for row in MODALITIES.values()])
+    if variant == "uneven":
+        share = torch.rand(count, len(longest), generator=generator)
+        return (2 + share * (longest - 1)).long().clamp(max=longest)
+    if variant == "half absent":  # any set of modalities for one, the others for the next
+        codes = torch.randint(1, 2 ** len(longest) - 1, (count // 2,), generator=generator)
+        first = (codes[:, None] >> torch.arange(len(longest))) & 1
+        return torch.stack([first, 1 - first], dim=1).flatten(0, 1) * longest
+    return longest.expand(count, -1)
+
+
+def batch_of(variant: str, count: int, generator):
+    """Random products."""
+    import numpy as np
+    import torch
+
+    from m5lib.modalities import MODALITIES
+    from m5lib.streams import Batch, Stream, with_summary
+
+    streams, lengths = {}, lengths_of(variant, count, generator)
+    for (name, row), length in zip(MODALITIES.items(), lengths.T, strict=True):
+        places = torch.arange(max(1, int(length.max())))
+        valid = places < length[:, None]
+        if row.kind == "words":
+            tokens = torch.randint(5, VOCABULARY, valid.shape, generator=generator) * valid
+            inner = valid & (places > 0) & (places < length[:, None] - 1)
+            streams[name] = Stream(tokens, valid, torch.where(inner, (places - 1) // 3, -1))
+        else:
+            values = torch.randn(*valid.shape, FEATURES[name], generator=generator)
+            boxes = torch.rand(*valid.shape, 5, generator=generator)
+            boxes = boxes if row.position == "box" else None
+            tokens = with_summary(values * valid[..., None], valid)
+            streams[name] = Stream(tokens, valid, boxes=boxes)
+    return Batch(streams, np.arange(count))
+
+
+def products_of(batch, targets, size: dict) -> tuple[int, float]:
+    """Tokens that are there, and the floating-point operations of the matrix products of a step:
+    two per multiplication, forward once and backward twice (features have no gradient)."""
+    import torch
+
+    width, layers = size["width"], size["layers"]
+    lengths = torch.stack([stream.valid.sum(1) for stream in batch.streams.values()]).double()
+    hidden = torch.zeros_like(lengths)
+    for row, target in zip(hidden, targets.values(), strict=True):
+        row += torch.bincount(target.product, minlength=lengths.shape[1]).to(row)
+    there, whole = float(lengths.sum()), lengths.sum(0)
+    read = (hidden + (lengths > 0)).sum(0)  # by the heads, and the summaries
+    solo = 12 * width**2 * there + 2 * width * float((lengths**2).sum())
+    joint = 12 * width**2 * there + 2 * width * float((whole**2).sum())
+    last = 2 * width**2 * there + float(10 * width**2 * read.sum() + 2 * width * (read @ whole))
+    counted = layers * solo + (layers - 1) * joint + last + 10 * lengths.shape[1] ** 2 * width
+    given = 0.0
+    for row, (name, tokens) in enumerate(zip(batch.streams, lengths, strict=True)):
+        counted += float(hidden[row].sum()) * width * (width + FEATURES.get(name, VOCABULARY))
+        given += float(tokens.sum()) * width * FEATURES.get(name, 0)
+    return int(there), 6 * counted + 4 * given
+
+
+def peak_memory(device, start: bool = False) -> float:
+    """GiB since ``start``: of the device's allocator, or of the whole process."""
+    import torch
+
+    if device.type == "cuda":
+        if start:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        if start:
+            Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+    except (OSError, IndexError):  # since the process began
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Worker:
+    """What a checkout of the library is asked, and answers."""
+
+    def __init__(self, precision: str):
+        import torch
+
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.precision, self.size, self.case = precision, None, None
+
+    def now(self) -> float:
+        """Seconds, when the device has done what it was asked."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def hello(self) -> dict:
+        """What this is."""
+        import torch
+
+        import m5lib
+        from m5lib.data import code_version
+        from m5lib.lab.recording import device_name
+
+        command = ["git", "-C", str(m5lib.ROOT), "describe", "--always", "--dirty=+"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        made = {"commit": commit or "?", "code": code_version(), "versions": versions}
+        return made | {"kind": self.device.type, "device": device_name(self.device)}
+
+    def peak(self) -> dict:
+        """Floating-point operations a second of a square product, the best of six."""
+        import torch
+
+        from m5lib.pretrain import autocast
+
+        side = 8192 if self.device.type == "cuda" else 2048
+        a, b = (torch.randn(side, side, device=self.device) for _ in range(2))
+        with autocast(self.device, self.precision):
+            kind = (a[:8, :8] @ b[:8, :8]).dtype
+        a, b, best = a.to(kind), b.to(kind), float("inf")
+        for _ in range(6):
+            begun = self.now()
+            for _ in range(5):
+                a @ b
+            best = min(best, (self.now() - begun) / 5)
+        return {"dtype": str(kind).removeprefix("torch."), "flops": 2 * side**3 / best}
+
+    def start(self, size: dict, products: int, variant: str) -> dict:
+        """The model of a size, if it is another than before, the batch, and two steps."""
+        import torch
+
+        from m5lib.masking import Vocabulary, mask
+        from m5lib.modalities import MODALITIES
+        from m5lib.model import Model
+        from m5lib.models import zoo
+        from m5lib.pretrain import Training, optimiser
+
+        self.batch = None
+        self.training = Training(batch_size=products, precision=self.precision)
+        if self.size != size:
+            self.size, self.model, self.optimizer = size, None, None
+            settings = dict(modalities=tuple(MODALITIES), widths=tuple(FEATURES.items()))
+            spec = zoo.scale(dropout=0.1, vocabulary=VOCABULARY, **settings, **size)
+            torch.manual_seed(0)
+            with self.device:
+                self.model = Model(spec).train()
+            self.optimizer = optimiser(self.model, self.training)
+        drawn = torch.Generator().manual_seed(0)
+        batch = batch_of(variant, products, drawn)
+        masked, targets = mask(batch, Vocabulary(VOCABULARY, 4), drawn)
+        tokens, flops = products_of(masked, targets, size)
+        self.batch = batch.to(self.device)
+        self.run(2)
+        return {"tokens": tokens, "flops": flops}
+
+    def run(self, steps: int) -> dict:
+        """Some steps: seconds of each, and the memory that they took."""
+        import numpy as np
+
+        from m5lib import objectives, pretrain
+        from m5lib.masking import Vocabulary, hidden, mask
+
+        def losses(chosen, generator):
+            masked, targets = mask(self.batch, Vocabulary(VOCABULARY, 4), generator)
+            output = self.model(masked, hidden(masked, targets))
+            return objectives.total(self.model, output, targets)
+
+        task = pretrain.Task("step", np.arange(self.training.batch_size), losses, {})
+        peak_memory(self.device, start=True)
+        begun = self.now()
+        for step in range(steps):
+            pretrain.train_step(self.model, task, self.training, self.optimizer, step, 1000)
+        return {"seconds": (self.now() - begun) / steps, "memory": peak_memory(self.device)}
+
+    def answer(self) -> None:
+        """A line of JSON in, a line out."""
+        import torch
+
+        for line in sys.stdin:
+            name, given = json.loads(line)
+            try:
+                reply = getattr(self, name)(**given)
+            except torch.OutOfMemoryError:
+                self.batch = None
+                reply = {"error": "out of memory"}
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # another checkout is next
+            print("=" + json.dumps(reply), flush=True)
+
+
+# --- the process that asks ------------------------------------------------------------------------
+
+
+class Code:
+    """A checkout, in a process of its own."""
+
+    def __init__(self, root: Path, precision: str):
+        command = [sys.executable, __file__, "--worker", "--precision", precision]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        environment = os.environ | {"PYTHONPATH": str(root)}
+        self.process = subprocess.Popen(command, env=environment, cwd=root, **pipes)
+        self.made = self.ask("hello")
+
+    def ask(self, name: str, **given) -> dict:
+        """The answer to a question, the name of a method of :class:`Worker`."""
+        print(json.dumps([name, given]), file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith("="):
+                return json.loads(line[1:])
+        raise RuntimeError(f"a worker ended while it was asked to {name}: see above")
+
+
+def measure(codes: dict[str, Code], case: dict, peak: float, rounds: int, steps: int) -> list[dict]:
+    """A row for each code; they take turns."""
+    size = (SIZES | QUICK)[case["size"]]
+    asked = {"size": size, "products": case["products"], "variant": case["variant"]}
+    begun = {name: code.ask("start", **asked) for name, code in codes.items()}
+    blocks = {name: [] for name in codes}
+    for _ in range(rounds):
+        for name, code in codes.items():
+            if "error" not in begun[name]:
+                blocks[name].append(code.ask("run", steps=steps))
+    rows = []
+    for name, parts in blocks.items():
+        row = {"of": name} | case
+        if not parts or any("error" in part for part in parts):
+            rows.append(row | {"error": "out of memory"})
+            continue
+        seconds = median(part["seconds"] for part in parts)
+        row |= {"tokens": begun[name]["tokens"], "seconds": round(seconds, 4)}
+        row |= {"products_per_second": round(case["products"] / seconds, 1)}
+        row |= {"memory_gib": round(max(part["memory"] for part in parts), 2)}
+        rows.append(row | {"mfu": round(begun[name]["flops"] / seconds / peak, 3)})
+    if all("seconds" in row for row in rows):
+        for row in rows[1:]:  # how many times as fast this code is
+            row["ratio"] = round(row["seconds"] / rows[0]["seconds"], 2)
+    return rows
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--before", type=Path, help="another checkout, measured beside this one")
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--only", default="", help="the sizes with this in their name")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="turns of each code; the median counts"
+    )
+    parser.add_argument("--quick", action="store_true", help="a smoke run, which is not written")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        return Worker(given.precision).answer()
+    roots = {"this": ROOT} | ({"before": given.before.resolve()} if given.before else {})
+    codes = {name: Code(root, given.precision) for name, root in roots.items()}
+    kind, peak, begun = codes["this"].made["kind"], codes["this"].ask("peak"), time.monotonic()
+    steps, rows = 4 if kind == "cuda" else 1, []
+    print(f"{codes['this'].made['device']}: {peak['flops'] / 1e12:.2f} TFLOP/s, {peak['dtype']}")
+    for size in QUICK if given.quick else [name for name in SIZES if given.only in name]:
+        for products in PRODUCTS[kind][size]:
+            for variant in VARIANTS:
+                case = {"size": size, "products": products, "variant": variant}
+                rows += measure(codes, case, peak["flops"], given.rounds, steps)
+                for row in rows[-len(codes) :]:
+                    print("  ".join(f"{value}" for value in row.values()), flush=True)
+    if given.quick:
+        return
+    made = {name: code.made for name, code in codes.items()}
+    made |= {"peak": peak, "wall_seconds": round(time.monotonic() - begun, 1)}
+    every = json.loads(given.out.read_text("utf-8")) if given.out.exists() else {}
+    every[codes["this"].made["device"]] = {"provenance": made, "rows": rows}
+    write(given.out, every)
+
+
+def write(path: Path, every: dict) -> None:
+    """JSON with a row to a line."""
+    parts = []
+    for device, found in every.items():
+        lines = ",\n".join("  " + json.dumps(row) for row in found["rows"])
+        made = json.dumps(found["provenance"])
+        parts.append(f' {json.dumps(device)}: {{"provenance": {made}, "rows": [\n{lines}\n ]}}')
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
