@@ -21,8 +21,8 @@ Q G R  queries, gallery products, ranks
 Masks are boolean and say what is *there*: ``valid[b, l]`` is True where token ``l`` of product
 ``b`` is a real token.
 
-torchvision, torchaudio, PyAV, lmdb, captum, umap-learn and papermill are imported by the functions
-that use them; importing any module of :mod:`m5lib` needs none of them.
+torchvision, torchaudio, PyAV, lmdb, ijson, captum, umap-learn and papermill are imported by the
+functions that use them; importing any module of :mod:`m5lib` needs none of them.
 """
 
 import os

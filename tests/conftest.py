@@ -9,21 +9,24 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # two kernels run side by side, and threads that outnumber the cores wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from importlib.util import find_spec
+
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("m5lib", "typecheck.check")
+if find_spec("beartype"):  # a machine that is lent for its device may lack it
+    hook = install_import_hook("m5lib", "typecheck.check")
 
-import csv  # noqa: E402
+import csv
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image, ImageDraw  # noqa: E402
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
 
-from m5lib import streams  # noqa: E402
-from m5lib.data import readers, store  # noqa: E402
-from m5lib.models import zoo  # noqa: E402
-from m5lib.spec import Spec  # noqa: E402
+from m5lib import streams
+from m5lib.data import readers, store
+from m5lib.models import zoo
+from m5lib.spec import Spec
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ijson
 
 from m5lib.catalogue import GIVEN, Catalogue, DataError, Product, Skip
 from m5lib.data import MediaFile
@@ -68,6 +67,8 @@ def entries(path: str | Path) -> Iterator[tuple[str | int, Any]]:
     Raises:
         DataError: no such file, not UTF-8, not JSON, cut short.
     """
+    import ijson
+
     path, last = Path(path), None
     if not path.is_file():
         raise DataError(f"{path}: no such file")

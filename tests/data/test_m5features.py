@@ -355,7 +355,7 @@ def test_regions_are_located_as_in_the_golden_batch():
 
 
 def test_neither_av_nor_lmdb_is_imported_before_it_is_used():
-    heavy = "{'av', 'lmdb', 'torchvision', 'torchaudio'}"
+    heavy = "{'av', 'ijson', 'lmdb', 'torchvision', 'torchaudio'}"
     code = f"import sys, m5lib.data.m5features, m5lib.data.m5product, m5lib.data.store, m5lib.data.backbones; print({heavy} & set(sys.modules))"  # noqa: E501
     assert (
         subprocess.run(
