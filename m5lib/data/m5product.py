@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-
 from m5lib.catalogue import GIVEN, Catalogue, DataError, Product, Skip
 from m5lib.data import MediaFile
 from m5lib.modalities import MODALITIES
