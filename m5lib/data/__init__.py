@@ -52,22 +52,19 @@ class MediaFile:
         """16 hex digits of the size and both ends of the bytes: a file put in another's place is
         noticed without reading it all."""
         size = self.path.stat().st_size if self.size is None else self.size
-        return hashlib.blake2b(
-            self.ends(), digest_size=8, salt=size.to_bytes(16, "little")
-        ).hexdigest()
+        salt = size.to_bytes(16, "little")
+        return hashlib.blake2b(self.ends(), digest_size=8, salt=salt).hexdigest()
 
     @classmethod
     def inside(cls, folder: Path, name: str) -> "MediaFile":
         """The file of that name in a folder or below it. Raises ``ValueError``: it leads out of the
         folder, or is no file."""
-        path, root = os.path.normpath(folder / name), os.path.normpath(folder)
-        if root != "." and os.path.commonpath(
-            [os.path.abspath(root), os.path.abspath(path)]
-        ) != os.path.abspath(root):
+        path = Path(os.path.normpath(folder / name))
+        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)):
             raise ValueError("the path leads out of the media folder")
-        if "\0" in name or not os.path.isfile(path):
+        if not os.path.isfile(path):
             raise ValueError("no such file")
-        return cls(Path(path), size=os.path.getsize(path))
+        return cls(path, size=path.stat().st_size)
 
     @property
     def name(self) -> str:
@@ -78,12 +75,15 @@ class MediaFile:
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A temporary name in the same folder, made where missing, to write to: renamed to ``path`` at
-    the end, so that nobody ever sees half a file. Where writing fails nothing is left."""
+    the end, so that nobody ever sees half a file, even if the machine stops. Where writing fails
+    nothing is left."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.tmp")
     try:
         yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -126,11 +126,10 @@ def locked(path: Path) -> Iterator[None]:
         except Timeout:
             print(f"{path.parent}: another process is at work here; waiting for it", flush=True)
             lock.acquire(poll_interval=0.2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+    except (OSError, NotImplementedError) as error:
+        no_locks = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+        if isinstance(error, OSError) and error.errno not in no_locks:
             raise
-    except NotImplementedError:
-        pass
     try:
         yield
     finally:

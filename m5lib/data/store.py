@@ -20,18 +20,18 @@ whole. The folder can be moved; no path is in it. Delete it to start anew.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from m5lib.catalogue import Catalogue, Product, Skip
-from m5lib.data import MediaFile, locked
+from m5lib.data import MediaFile, locked, whole_file, write_json
 from m5lib.data.decoding import MediaError, probe
 from m5lib.data.extractors import PLAIN, Features, described, settings
 from m5lib.modalities import MODALITIES
@@ -68,73 +68,65 @@ def extract(
     if any(MODALITIES[name].inside for name in decoding):
         catalogue = with_sound(catalogue, workers)
     names = [name for name in catalogue.modalities if MODALITIES[name].kind == "features"]
-    extractors = {name: extractors[name] for name in names if name in extractors}
+    chosen = {name: extractors[name] for name in names if name in extractors}
     if folder is None:
-        parts = {n: _in_memory(catalogue, n, e, workers) for n, e in extractors.items()}
+        parts = {name: _in_memory(catalogue, name, e, workers) for name, e in chosen.items()}
     else:
         folder = Path(folder).absolute()  # read later, perhaps by a process that works elsewhere
         with locked(folder / ".lock"):
-            for part in folder.rglob("*.part"):  # left by a process that was killed
+            for part in folder.rglob("*.tmp"):  # left by a process that was killed
                 part.unlink()
             parts = {
-                n: _stored(catalogue, n, e, folder, workers, shard) for n, e in extractors.items()
+                name: _stored(catalogue, name, e, folder, workers, shard)
+                for name, e in chosen.items()
             }
     broken = [skip for part in parts.values() for skip in part.skipped]
     clean = catalogue.without(broken) if broken else catalogue
-    return clean, {
-        name: part.of(clean, name, described(extractors[name]))
-        for name, part in parts.items()
-        if part.values is not None
-    }
+    filled = {name: part for name, part in parts.items() if len(part.values)}
+    return clean, {n: part.of(clean, n, described(chosen[n])) for n, part in filled.items()}
 
 
-@dataclass
-class _Extracted:
-    """Features of some products one after another; ``values`` None where there are none at all."""
+class _Extracted(NamedTuple):
+    """Features of some products one after another, and why others have none."""
 
     ids: list[str]
-    lengths: np.ndarray
-    values: "np.ndarray | Mapped | None"
-    boxes: "np.ndarray | Mapped | None"
+    lengths: list[int]
     skipped: list[Skip]
+    values: "np.ndarray | Mapped"
+    boxes: "np.ndarray | Mapped | None"
+
+    @classmethod
+    def joined(cls, ids: list[str], results: list[Features | Skip], width: int) -> "_Extracted":
+        """The results of some products, in half precision."""
+        read = [result for result in results if not isinstance(result, Skip)]
+        values = np.concatenate([np.empty((0, width), np.float32), *(f.values for f in read)])
+        boxes = None
+        if read and read[0].boxes is not None:
+            boxes = np.concatenate([f.boxes for f in read]).astype(np.float16)
+        lengths = [0 if isinstance(result, Skip) else len(result.values) for result in results]
+        skipped = [result for result in results if isinstance(result, Skip)]
+        return cls(ids, lengths, skipped, values.astype(np.float16), boxes)
 
     def of(self, catalogue: Catalogue, name: str, made: dict) -> Ragged:
         """The features of a catalogue's products, in its order."""
-        starts = np.cumsum(self.lengths) - self.lengths
+        lengths = np.array(self.lengths)
+        starts = np.cumsum(lengths) - lengths
         place = {i: n for n, i in enumerate(self.ids)}
         here = [place.get(p.id, -1) if name in p.contents else -1 for p in catalogue.products]
-        counts = np.where(np.array(here) >= 0, self.lengths[here], 0)
+        counts = np.where(np.array(here) >= 0, lengths[here], 0)
         offsets = np.concatenate([[0], np.cumsum(counts)])
         rows = np.repeat(starts[here] - offsets[:-1], counts) + np.arange(offsets[-1])
         values, boxes = self.values, self.boxes
         if not np.array_equal(rows, np.arange(len(values))):
-            values, boxes = _take(values, rows), None if boxes is None else _take(boxes, rows)
+            values, boxes = values.take(rows, 0), None if boxes is None else boxes.take(rows, 0)
         return Ragged(values, offsets, boxes, settings=made)
-
-
-def _take(array: "np.ndarray | Mapped", rows: np.ndarray):
-    return array.take(rows) if isinstance(array, Mapped) else array[rows]
-
-
-def _lengths(results: Sequence[Features | Skip]) -> np.ndarray:
-    return np.array([0 if isinstance(r, Skip) else len(r.values) for r in results], dtype=np.int64)
 
 
 def _in_memory(catalogue: Catalogue, name: str, extractor, workers: int | None) -> _Extracted:
     products = [product for product in catalogue.products if name in product.contents]
     results = in_parallel(lambda p: features_of(extractor, p, name), products, workers)
     results = list(tqdm(results, f"{name} features", len(products), unit=" files"))
-    read = [result for result in results if not isinstance(result, Skip)]
-    values, boxes = _joined(read) if read else (None, None)
-    skipped = [result for result in results if isinstance(result, Skip)]
-    return _Extracted([p.id for p in products], _lengths(results), values, boxes, skipped)
-
-
-def _joined(read: Sequence[Features]) -> tuple[np.ndarray, np.ndarray | None]:
-    values = np.concatenate([f.values for f in read]).astype(np.float16)
-    if read[0].boxes is None:
-        return values, None
-    return values, np.concatenate([f.boxes for f in read]).astype(np.float16)
+    return _Extracted.joined([p.id for p in products], results, extractor.width)
 
 
 def features_of(
@@ -259,76 +251,10 @@ class Mapped:
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self[:].astype(dtype or self.dtype, copy=False)
 
-    def take(self, rows: np.ndarray) -> "Mapped":
+    def take(self, rows: np.ndarray, axis: int = 0) -> "Mapped":
         """The same files, seen through other rows."""
         rows = rows if self.rows is None else self.rows[rows]
         return Mapped(self.paths, np.diff(self.starts), self.shape[1], rows)
-
-
-def _write(path: Path, write: Callable) -> None:
-    """Write a file so that it is there whole or not at all, even if the machine stops."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    text = json.dumps(content, ensure_ascii=False, indent=1)
-    _write(path, lambda file: file.write(text.encode()))
-
-
-@dataclass
-class _Shard:
-    """Products that are extracted together, and where their features lie."""
-
-    stem: Path
-    products: list[Product]
-    sources: list[str]
-
-    @property
-    def values(self) -> Path:
-        return self.stem.with_suffix(".npy")
-
-    @property
-    def boxes(self) -> Path:
-        return self.stem.with_suffix(".boxes.npy")
-
-    def record(self) -> dict:
-        """What was written of it."""
-        return json.loads(self.stem.with_suffix(".json").read_bytes())
-
-    def done(self) -> bool:
-        """Whether it is there, whole, and met no fault that may have passed."""
-        try:
-            record, folder = self.record(), self.stem.parent
-            sizes = record["bytes"].items()
-            whole = all((folder / name).stat().st_size == size for name, size in sizes)
-            return whole and not record["again"]
-        except (OSError, ValueError, KeyError):
-            return False
-
-    def write(self, results: list[Features | Skip], extractor) -> None:
-        read = [result for result in results if not isinstance(result, Skip)]
-        skipped = [result for result in results if isinstance(result, Skip)]
-        values, boxes = _joined([Features(np.empty((0, extractor.width))), *read])
-        if read and read[0].boxes is not None:
-            values, boxes = _joined(read)
-        files = {self.values: values} | ({} if boxes is None else {self.boxes: boxes})
-        for path, array in files.items():
-            _write(path, lambda file, array=array: np.save(file, array, allow_pickle=False))
-        content = {
-            "ids": [product.id for product in self.products],
-            "sources": self.sources,
-            "lengths": _lengths(results).tolist(),
-            "skipped": [[skip.where, skip.reason] for skip in skipped],
-            "bytes": {path.name: path.stat().st_size for path in files},
-            # A file that is not there, or a disk that did not answer, is tried again next time.
-            "again": any(skip.reason.startswith(UNREADABLE) for skip in skipped),
-        }
-        _write_json(self.stem.with_suffix(".json"), content)
 
 
 def _stored(
@@ -337,34 +263,34 @@ def _stored(
     """Features of one modality from the folder, after those that lack are written there."""
     (folder / name).mkdir(exist_ok=True)
     shards, skipped = _plan(catalogue, name, extractor, folder, size, workers)
-    todo = [shard for shard in shards if not shard.done()]
-    ready = sum(len(s.products) for s in shards) - sum(len(s.products) for s in todo)
-    _run(todo, ready, name, extractor, workers)
-    records = [shard.record() for shard in shards]
-    skipped += [Skip(w, name, reason) for record in records for w, reason in record["skipped"]]
-    sizes = [sum(record["lengths"]) for record in records]
+    _fill(shards, name, extractor, workers)
+    records = [(stem, json.loads(_file(stem, "json").read_bytes())) for stem in shards]
+    skipped += [Skip(w, name, reason) for _, record in records for w, reason in record["skipped"]]
     index = {
         "settings": settings(extractor),
-        "shards": [shard.stem.name for shard in shards],
-        "products": sum(len(record["ids"]) for record in records),
-        "rows": sum(sizes),
+        "shards": [stem.name for stem in shards],
+        "products": sum(len(record["ids"]) for _, record in records),
+        "rows": sum(sum(record["lengths"]) for _, record in records),
     }
-    _write_json(folder / f"{name}.json", index)
-    filled = [(s, r, n) for s, r, n in zip(shards, records, sizes, strict=True) if n]
-    if not filled:
-        return _Extracted([], np.zeros(0, int), None, None, skipped)
-    shards, records, sizes = zip(*filled, strict=True)
-    ids = [i for record in records for i in record["ids"]]
-    lengths = np.array([n for record in records for n in record["lengths"]])
-    values = Mapped([shard.values for shard in shards], sizes, extractor.width)
-    boxes = Mapped([s.boxes for s in shards], sizes, 5) if shards[0].boxes.exists() else None
-    return _Extracted(ids, lengths, values, boxes, skipped)
+    write_json(folder / f"{name}.json", index)
+    records = [(stem, record) for stem, record in records if any(record["lengths"])]
+    stems, sizes = [stem for stem, _ in records], [sum(r["lengths"]) for _, r in records]
+    values = Mapped([_file(stem, "npy") for stem in stems], sizes, extractor.width)
+    paths = [path for stem in stems if (path := _file(stem, "boxes.npy")).exists()]
+    ids = [i for _, record in records for i in record["ids"]]
+    lengths = [n for _, record in records for n in record["lengths"]]
+    return _Extracted(ids, lengths, skipped, values, Mapped(paths, sizes, 5) if paths else None)
+
+
+def _file(stem: Path, ending: str) -> Path:
+    """One of the files of a shard."""
+    return stem.with_name(f"{stem.name}.{ending}")
 
 
 def _plan(
     catalogue: Catalogue, name: str, extractor, folder: Path, size: int, workers: int | None
-) -> tuple[list[_Shard], list[Skip]]:
-    """The shards of a catalogue's products, and the files of which there is not even a checksum."""
+) -> tuple[dict[Path, list[tuple[Product, str]]], list[Skip]]:
+    """The shards of a catalogue's products with their checksums, and the files that have none."""
     products = [product for product in catalogue.products if name in product.contents]
 
     def source(product: Product) -> str | Skip:
@@ -373,25 +299,57 @@ def _plan(
         except OSError as error:
             return Skip(product.id, name, f"{UNREADABLE}: {error.strerror or error}")
 
-    sources = list(in_parallel(source, products, workers))
-    lost = [s for s in sources if isinstance(s, Skip)]
-    pairs = [(p, s) for p, s in zip(products, sources, strict=True) if not isinstance(s, Skip)]
-    shards, made = [], settings(extractor)
+    pairs = list(zip(products, in_parallel(source, products, workers), strict=True))
+    lost = [source for _, source in pairs if isinstance(source, Skip)]
+    pairs = [pair for pair in pairs if not isinstance(pair[1], Skip)]
+    shards, made = {}, settings(extractor)
     for start in range(0, len(pairs), size):
         part = pairs[start : start + size]
         job = json.dumps([made, [(p.id, s) for p, s in part]], ensure_ascii=False)
-        key = hashlib.blake2b(job.encode(), digest_size=10).hexdigest()
-        shards.append(_Shard(folder / name / key, [p for p, _ in part], [s for _, s in part]))
+        shards[folder / name / hashlib.blake2b(job.encode(), digest_size=10).hexdigest()] = part
     return shards, lost
 
 
-def _run(todo: list[_Shard], done: int, name: str, extractor, workers: int | None) -> None:
-    """Extract and write the shards; ``done`` products lie there already."""
-    products = [product for shard in todo for product in shard.products]
+def _done(stem: Path) -> bool:
+    """Whether a shard is there, whole, and met no fault that may have passed."""
+    try:
+        record = json.loads(_file(stem, "json").read_bytes())
+        sizes = record["bytes"].items()
+        whole = all(stem.with_name(name).stat().st_size == size for name, size in sizes)
+        return whole and not record["again"]
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _fill(shards: Mapping[Path, list], name: str, extractor, workers: int | None) -> None:
+    """Extract and write the shards that are not there."""
+    todo = {stem: pairs for stem, pairs in shards.items() if not _done(stem)}
+    products = [product for pairs in todo.values() for product, _ in pairs]
+    total = sum(map(len, shards.values()))
     results = in_parallel(lambda product: features_of(extractor, product, name), products, workers)
-    total, title = done + len(products), f"{name} features"
-    bar = tqdm(results, title, total, initial=done, unit=" files", disable=not todo)
+    title, ready = f"{name} features", total - len(products)
+    bar = tqdm(results, title, total, initial=ready, unit=" files", disable=not todo)
     with closing(results), closing(bar):
         rest = iter(bar)
-        for shard in todo:
-            shard.write([next(rest) for _ in shard.products], extractor)
+        for stem, pairs in todo.items():
+            ids, sources = [product.id for product, _ in pairs], [source for _, source in pairs]
+            part = _Extracted.joined(ids, [next(rest) for _ in pairs], extractor.width)
+            _write(stem, part, sources)
+
+
+def _write(stem: Path, part: _Extracted, sources: list[str]) -> None:
+    arrays = {"npy": part.values} | ({} if part.boxes is None else {"boxes.npy": part.boxes})
+    files = {_file(stem, ending): array for ending, array in arrays.items()}
+    for path, array in files.items():
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+    record = {
+        "ids": part.ids,
+        "sources": sources,
+        "lengths": part.lengths,
+        "skipped": [[skip.where, skip.reason] for skip in part.skipped],
+        "bytes": {path.name: path.stat().st_size for path in files},
+        # A file that is not there, or a disk that did not answer, is tried again next time.
+        "again": any(skip.reason.startswith(UNREADABLE) for skip in part.skipped),
+    }
+    write_json(_file(stem, "json"), record)

@@ -159,7 +159,7 @@ def test_ended_at_every_step_and_started_again_it_is_the_same_store(tmp_path, mo
         with pytest.raises(KeyboardInterrupt):
             store.extract(catalogue, {"image": Crops()}, folder, shard=4)
         monkeypatch.setattr(os, "replace", really)
-        assert any(folder.rglob("*.part"))
+        (folder / "image" / "0.npy.1-1.tmp").touch()  # as a killed process leaves it
         clean, features = store.extract(catalogue, {"image": Crops()}, folder, shard=4)
         assert (
             bytes_of(folder) == expected
@@ -224,7 +224,7 @@ def test_a_store_can_be_moved_and_seen_in_another_order(mixed, tmp_path, monkeyp
     assert same(read, features)
     names, rows = list(clean.ids), [7, 2, 5]
     for name, ragged in read.items():
-        found = store._Extracted(names, np.diff(ragged.offsets), ragged.values, ragged.boxes, [])
+        found = store._Extracted(names, np.diff(ragged.offsets), [], ragged.values, ragged.boxes)
         taken = found.of(clean.take(rows), name, {})
         for new, old in enumerate(rows):
             a = taken.values[taken.offsets[new] : taken.offsets[new + 1]]
