@@ -10,6 +10,7 @@ with ``weights_only``). torchvision is imported where it is used. The paper's ow
 torchvision's: these are their nearest kin there, trained on COCO and Kinetics-400.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -65,10 +66,12 @@ def _build(make: Callable, published, weights: Path | None, device: str):
     return model.eval().requires_grad_(False).to(device)
 
 
-def _model(make: Callable, published, weights: Path | None, device: str):
-    """The network, loaded once per process, by whichever thread comes first."""
+def _network(extractor, make: Callable, published):
+    """An extractor's network in eval mode, loaded once per process, by whichever thread comes
+    first. Raises :class:`~m5lib.catalogue.DataError` where the weights cannot be had."""
     with _LOADING:
-        return _build(make, published, weights, device)
+        weights = extractor.weights and Path(extractor.weights)
+        return _build(make, published, weights, extractor.device)
 
 
 @dataclass(frozen=True)
@@ -93,22 +96,15 @@ class Regions:
     width: ClassVar[int] = 1024
     version: ClassVar[int] = 1
 
-    def network(self):
-        """The network, in eval mode. Raises :class:`~m5lib.catalogue.DataError` where the weights
-        cannot be had."""
-        from torchvision.models import detection
-
-        weights = detection.FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1
-        return _model(_faster_rcnn, weights, self.weights and Path(self.weights), self.device)
-
     def __call__(self, file: MediaFile) -> Features:
         """Regions of a picture, best first."""
         import torch
+        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights
         from torchvision.models.detection.transform import GeneralizedRCNNTransform
         from torchvision.transforms.functional import pil_to_tensor
 
         picture = pil_to_tensor(open_image(file)).float().div(255).to(self.device)
-        net = self.network()
+        net = _network(self, _faster_rcnn, FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1)
         resize = GeneralizedRCNNTransform(
             self.side, self.side * 5 // 3, net.transform.image_mean, net.transform.image_std
         )
@@ -172,14 +168,6 @@ class Clips:
     step: ClassVar[float] = 1.0
     rate: ClassVar[int] = 16
 
-    def network(self):
-        """The network, in eval mode. Raises :class:`~m5lib.catalogue.DataError` where the weights
-        cannot be had."""
-        from torchvision.models import video
-
-        weights = video.S3D_Weights.KINETICS400_V1
-        return _model(_s3d, weights, self.weights and Path(self.weights), self.device)
-
     def __call__(self, file: MediaFile) -> Features:
         """Clips of a video, one per second."""
         import torch
@@ -194,7 +182,8 @@ class Clips:
         pixels, stamps = frames(file, times, self.side)
         top, left = (pixels.shape[1] - self.side) // 2, (pixels.shape[2] - self.side) // 2
         pixels = pixels[:, top : top + self.side, left : left + self.side]
-        recipe, net = S3D_Weights.KINETICS400_V1.transforms(), self.network()
+        net = _network(self, _s3d, S3D_Weights.KINETICS400_V1)
+        recipe = S3D_Weights.KINETICS400_V1.transforms()
         colours = torch.tensor([recipe.mean, recipe.std], device=self.device)
         mean, std = colours[:, :, None, None, None]
         vectors = []
@@ -218,9 +207,9 @@ def _s3d():
 #: Modality -> word -> extractor. ``official``: the features of the M5Product release, already
 #: extracted (:mod:`m5lib.data.m5features`).
 CHOICES = {
-    "image": {"crops": Crops, "pixels": Pixels, "regions": Regions},
-    "video": {"frames": Frames, "clips": Clips},
-    "audio": {"mfcc": Mfcc, "logmel": LogMel, "releasedmel": ReleasedMel},
+    "image": {"crops": Crops(), "pixels": Pixels(), "regions": Regions()},
+    "video": {"frames": Frames(), "clips": Clips()},
+    "audio": {"mfcc": Mfcc(), "logmel": LogMel(), "releasedmel": ReleasedMel()},
 }
 for _name, _reader in OFFICIAL.items():
     CHOICES[_name]["official"] = _reader
@@ -249,28 +238,26 @@ def choose(words: str | Mapping[str, object], others: Mapping[str, object] = PLA
             raise DataError(f"extractors: {part!r} is unknown; known are {known}")
         if name in chosen:
             raise DataError(f"extractors: {name} is chosen twice in {words!r}; choose it once")
-        chosen[name] = _made(CHOICES[name][word], more, part)
+        chosen[name] = _changed(CHOICES[name][word], more, part)
     return {**others, **chosen}
 
 
-def _made(choice, more: list[str], part: str):
+def _changed(extractor, more: list[str], part: str):
     """An extractor with the settings and the path that stand after its word."""
-    extractor = choice() if isinstance(choice, type) else choice
-    known = {
-        f.name: type(v) for f in fields(extractor) if _is_word(v := getattr(extractor, f.name))
-    }
+    values = {field.name: getattr(extractor, field.name) for field in fields(extractor)}
+    known = {name: type(v) for name, v in values.items() if isinstance(v, int | float | str)}
     changed, path = {}, []
     for text in more:
         name, equals, value = text.partition("=")
-        if equals and name in known:
-            try:
-                changed[name] = known[name](value)
-            except ValueError:
-                kind = known[name].__name__
-                raise DataError(f"extractors: {name} in {part!r} must be {kind}") from None
-        else:
+        if not equals or name not in known:
             path.append(text)
-    if path and not hasattr(extractor, "weights"):
+            continue
+        try:
+            changed[name] = known[name](value)
+        except ValueError:
+            kind = known[name].__name__
+            raise DataError(f"extractors: {name} in {part!r} must be {kind}") from None
+    if path and "weights" not in values:
         raise DataError(
             f"extractors: {':'.join(path)!r} in {part!r} is no setting of "
             f"{type(extractor).__name__}, which has {', '.join(known)} and no weights"
@@ -278,22 +265,19 @@ def _made(choice, more: list[str], part: str):
     if path:
         changed["weights"] = weights = Path(":".join(path)).expanduser()
         if not weights.is_file():
-            raise DataError(
-                f"extractors: {weights}: no such file; {part!r} needs a state dict there"
-            )
+            what = f"{weights}: no such file; {part!r} needs a state dict there"
+            raise DataError(f"extractors: {what}")
     return replace(extractor, **changed)
-
-
-def _is_word(value) -> bool:
-    return isinstance(value, int | float | str)
 
 
 def absolute(words: str) -> str:
     """The same choice with absolute paths, for a process that works in another folder."""
-    chosen = [part.split(":") for part in words.split(",")]
-    files = {p: Path(p).expanduser() for parts in chosen for p in parts[1:]}
-    there = {text: str(file.resolve()) for text, file in files.items() if file.is_file()}
-    return ",".join(":".join(there.get(text, text) for text in parts) for parts in chosen)
+
+    def resolved(text: re.Match) -> str:
+        file = Path(text[0]).expanduser()
+        return str(file.resolve()) if file.is_file() else text[0]
+
+    return re.sub("(?<=:)[^,:]+", resolved, words)
 
 
 def extractor_of(settings: Mapping[str, object]):
@@ -304,8 +288,8 @@ def extractor_of(settings: Mapping[str, object]):
         DataError: it is none of the library's, computes something else now (another version), or
             its weights are not where they were, or others lie there.
     """
-    choices = [choice for words in CHOICES.values() for choice in words.values()]
-    kinds = {k.__name__: k for k in (c if isinstance(c, type) else type(c) for c in choices)}
+    choices = (extractor for words in CHOICES.values() for extractor in words.values())
+    kinds = {type(extractor).__name__: type(extractor) for extractor in choices}
     if (kind := kinds.get(settings["extractor"])) is None:
         raise DataError(
             f"{settings['extractor']} is not one of the library's extractors ({', '.join(kinds)}); "

@@ -36,7 +36,7 @@ from m5lib.data import MediaFile
 from m5lib.data.decoding import MediaError
 from m5lib.data.extractors import Features, locations
 from m5lib.data.store import extract, with_sound
-from m5lib.modalities import MODALITIES
+from m5lib.modalities import MODALITIES, ordered
 from m5lib.streams import Ragged
 
 #: What msgpack, base64 and csv say of a record that is broken.
@@ -54,10 +54,8 @@ class StoredRegions:
 
     def __call__(self, file: MediaFile) -> Features:
         """The regions of one record."""
-        data = file.read()
-        features, boxes, *sizes = (_lmdb_fields if isinstance(file, LmdbRecord) else _tsv_fields)(
-            data
-        )
+        fields = _lmdb_fields if isinstance(file, LmdbRecord) else _tsv_fields
+        features, boxes, *sizes = fields(file.read())
         try:
             count, height, width = map(int, sizes[:3])
         except (ValueError, TypeError):
@@ -130,24 +128,23 @@ def read_features(
         DataError: there are no features, or an LMDB is broken.
     """
     skipped: list[Skip] = []
-    sources, captions = _sources(Path(folder), readers, skipped)
-    catalogue = catalogue or _listed(Path(folder), sources, captions)
+    catalogue = catalogue or listed(folder, readers)
+    sources, _ = _sources(Path(folder), readers, skipped)
     decoded = {name for name in readers if name not in sources}
     if any(MODALITIES[name].inside for name in decoded):  # while the videos are still videos
         catalogue = with_sound(catalogue, workers)
-    own = {product.id: product.contents for product in catalogue.products}
-    products = [replace(p, contents=_with(p, sources, decoded)) for p in catalogue.products]
-    skipped += [
-        Skip(product.id, name, "no features of this id")
-        for product in catalogue.products
-        for name, records in sources.items()
-        if name in product.contents and product.id not in records
-    ]
-    kept, skips = tuple(p for p in products if p.contents), (*catalogue.skipped, *skipped)
-    sourced = replace(catalogue, products=kept, skipped=skips)
+    products = []
+    for product in catalogue.products:
+        contents = _with(product, sources, decoded)
+        lack = [name for name in sources if name in product.contents and name not in contents]
+        skipped += [Skip(product.id, name, "no features of this id") for name in lack]
+        products += [replace(product, contents=contents)] if contents else []
+    skips = (*catalogue.skipped, *skipped)
+    sourced = replace(catalogue, products=tuple(products), skipped=skips)
     clean, features = extract(sourced, readers, store, workers)
+    media = {product.id: product.contents for product in catalogue.products}
     back = tuple(
-        replace(p, contents={n: own[p.id].get(n, c) for n, c in p.contents.items()})
+        replace(p, contents={n: media[p.id].get(n, c) for n, c in p.contents.items()})
         for p in clean.products
     )
     return replace(clean, products=back), features
@@ -156,15 +153,12 @@ def read_features(
 def listed(folder: str | Path, readers: Mapping[str, Any] = OFFICIAL) -> Catalogue:
     """The products of a release of which only the features are there: ids of the features, titles
     from the captions of region records; no labels, no tables. Raises as :func:`read_features`."""
-    return _listed(Path(folder), *_sources(Path(folder), readers, []))
-
-
-def _listed(folder: Path, sources: Mapping[str, dict], captions: Mapping[str, str]) -> Catalogue:
-    titles = {i: {"text": caption} for i, caption in captions.items() if caption.strip()}
+    sources, captions = _sources(Path(folder), readers, [])
     ids = dict.fromkeys(i for records in sources.values() for i in records)
-    products = [Product(i, titles.get(i, {})) for i in ids]
-    products = [replace(p, contents=_with(p, sources)) for p in products]
-    return Catalogue(folder.name, tuple(products))
+    titles = {i: {"text": caption} for i, caption in captions.items() if caption.strip()}
+    products = (Product(i, titles.get(i, {})) for i in ids)
+    products = tuple(replace(p, contents=_with(p, sources)) for p in products)
+    return Catalogue(Path(folder).name, products)
 
 
 def _sources(
@@ -192,15 +186,10 @@ def _sources(
 
 def _with(product: Product, sources: Mapping[str, dict], decoded=()) -> dict[str, Any]:
     """A product's contents with feature records instead of media, save those that are decoded."""
-    kept = {
-        name: content
-        for name, content in product.contents.items()
-        if MODALITIES[name].kind == "words" or name in decoded
-    }
-    kept |= {
-        name: records[product.id] for name, records in sources.items() if product.id in records
-    }
-    return {name: kept[name] for name in MODALITIES if name in kept}
+    stays = {name for name, row in MODALITIES.items() if row.kind == "words"} | {*decoded}
+    kept = {name: content for name, content in product.contents.items() if name in stays}
+    kept |= {name: files[product.id] for name, files in sources.items() if product.id in files}
+    return {name: kept[name] for name in ordered(kept)}
 
 
 class Found(NamedTuple):
@@ -215,9 +204,9 @@ class Found(NamedTuple):
 # not read the features that stand before each id: byte strings are views here, and a page that
 # nobody looks at is not loaded.
 
-_BYTES, _TEXTS = (0xC4, 0xC5, 0xC6), (0xD9, 0xDA, 0xDB)
-_LISTS, _MAPS = (0xDC, 0xDD), (0xDE, 0xDF)
-_SIZED = dict(zip((*_BYTES, *_TEXTS, *_LISTS, *_MAPS), "BHIBHIHIHI", strict=True))
+#: Codes of sized and plain values, and the struct format of the size or the number after each.
+_SIZED = dict(zip(range(0xC4, 0xC7), "BHI", strict=True))  # bytes
+_SIZED |= dict(zip(range(0xD9, 0xE0), "BHIHIHI", strict=True))  # texts, lists, maps
 _NUMBERS = dict(zip((0xCA, 0xCB, *range(0xCC, 0xD4)), "fdBHIQbhiq", strict=True))
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 
@@ -230,8 +219,7 @@ def unpack(data: memoryview, at: int = 0) -> tuple[Any, int]:
         return (code if code < 0x80 else code - 0x100), at
     if code in _CONSTANTS:
         return _CONSTANTS[code], at
-    form = _NUMBERS.get(code) or _SIZED.get(code)
-    if form is not None:
+    if form := _NUMBERS.get(code) or _SIZED.get(code):
         size = struct.calcsize(form)
         (count,), at = struct.unpack(">" + form, _bytes(data, at, size)), at + size
         if code in _NUMBERS:
@@ -240,11 +228,11 @@ def unpack(data: memoryview, at: int = 0) -> tuple[Any, int]:
         count = code & (0x1F if code >= 0xA0 else 0x0F)
     else:
         raise ValueError(f"msgpack code {code:#x}")
-    if code in _BYTES:
+    if 0xC4 <= code <= 0xC6:
         return _bytes(data, at, count), at + count
-    if code in _TEXTS or 0xA0 <= code < 0xC0:
+    if 0xA0 <= code < 0xC0 or 0xD9 <= code <= 0xDB:
         return str(_bytes(data, at, count), "utf-8"), at + count
-    keyed, items = code in _MAPS or code < 0x90, []
+    keyed, items = code < 0x90 or code >= 0xDE, []
     for _ in range(count * (1 + keyed)):
         value, at = unpack(data, at)
         items.append(value)
