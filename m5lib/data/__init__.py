@@ -72,6 +72,15 @@ class MediaFile:
         return self.member or str(self.path)
 
 
+def by_stem(folder: Path, ending: str = "") -> dict[str, MediaFile]:
+    """The files of a folder, in order, by name without ending; none where there is no folder.
+    Listed, not looked up: no id can lead out of the folder."""
+    paths = sorted(folder.glob(f"[!.]*{ending}"))
+    return {
+        path.stem: MediaFile(path, size=path.stat().st_size) for path in paths if path.is_file()
+    }
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A temporary name in the same folder, made where missing, to write to: renamed to ``path`` at

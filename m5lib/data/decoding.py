@@ -75,24 +75,11 @@ def open_image(file: MediaFile, longest: int = 2048) -> Image.Image:
             raise MediaError(f"cannot be decoded ({error})") from None
 
 
-class VideoTrack(NamedTuple):
-    """A video track: ``seconds`` None where the file does not say, ``width`` and ``height`` in
-    pixels as stored."""
+class Track(NamedTuple):
+    """A video or sound track: ``seconds`` None where the file does not say."""
 
     codec: str
     seconds: float | None
-    width: int
-    height: int
-    fps: float | None
-
-
-class AudioTrack(NamedTuple):
-    """A sound track: ``seconds`` None where the file does not say, ``rate`` in Hz."""
-
-    codec: str
-    seconds: float | None
-    rate: int
-    channels: int
 
 
 class Probe(NamedTuple):
@@ -100,8 +87,8 @@ class Probe(NamedTuple):
     art is no video track."""
 
     seconds: float | None
-    video: VideoTrack | None
-    audio: AudioTrack | None
+    video: Track | None
+    audio: Track | None
 
 
 @contextmanager
@@ -153,15 +140,9 @@ def probe(file: MediaFile) -> Probe:
     """Look at a video or audio file without decoding it. Raises :class:`MediaError`: not a media
     file, empty, cut short."""
     with _opened(file) as container:
-        video, audio = _track(container, "video"), _track(container, "audio")
-        if video is not None:
-            codec, length = video.codec_context, _seconds(container, video)
-            fps = float(video.average_rate) if video.average_rate else None
-            video = VideoTrack(codec.name, length, codec.width, codec.height, fps)
-        if audio is not None:
-            name, length = audio.codec_context.name, _seconds(container, audio)
-            audio = AudioTrack(name, length, audio.rate, audio.channels)
-        return Probe(container.duration / 1e6 if container.duration else None, video, audio)
+        streams = (_track(container, kind) for kind in ("video", "audio"))
+        tracks = (s and Track(s.codec_context.name, _seconds(container, s)) for s in streams)
+        return Probe(container.duration / 1e6 if container.duration else None, *tracks)
 
 
 def _pixels(frame, size: int | tuple[int, int] | None) -> np.ndarray:

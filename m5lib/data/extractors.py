@@ -77,11 +77,7 @@ class Crops:
     version: ClassVar[int] = 2
     cells: int = 4
     directions: int = 8
-
-    @property
-    def width(self) -> int:
-        """F."""
-        return self.cells**2 * (3 + self.directions)
+    width = property(lambda self: self.cells**2 * (3 + self.directions))
 
     def boxes(self) -> np.ndarray:
         """(L, 5) boxes in fractions of the picture, the coarsest level first, then by rows."""
@@ -131,11 +127,7 @@ class Pixels:
 
     size: tuple[int, int] = (24, 32)
     version: ClassVar[int] = 1
-
-    @property
-    def width(self) -> int:
-        """F."""
-        return 3 * self.size[0] * self.size[1]
+    width = property(lambda self: 3 * self.size[0] * self.size[1])
 
     def __call__(self, file: MediaFile) -> Features:
         """Pixels of one picture. Raises :class:`MediaError`."""
@@ -160,11 +152,7 @@ class Frames:
     limit: int = 12
     version: ClassVar[int] = 2
     step: ClassVar[float] = 1.0
-
-    @property
-    def width(self) -> int:
-        """F."""
-        return self.cells**2 * (3 + self.directions)
+    width = Crops.width
 
     def __call__(self, file: MediaFile) -> Features:
         """One frame per second of a video."""
@@ -217,10 +205,7 @@ def _samples(file: MediaFile, seconds: float):
 class _Pooled:
     """Sound as tokens that are means of ``group`` frames, the last of what is left."""
 
-    @property
-    def step(self) -> float:
-        """Seconds of a token."""
-        return self.group * HOP / RATE
+    step = property(lambda self: self.group * HOP / RATE)
 
     def __call__(self, file: MediaFile) -> Features:
         """Sound of an audio or video file."""
@@ -246,11 +231,7 @@ class LogMel(_Pooled):
     group: int = 10
     seconds: float | int = 12.0
     version: ClassVar[int] = 1
-
-    @property
-    def width(self) -> int:
-        """F."""
-        return self.bands
+    width = property(lambda self: self.bands)
 
     def spectrogram(self, samples) -> np.ndarray:
         """(T,) tensor of samples -> (frames, bands) decibels, as torchaudio's ``MelSpectrogram``
@@ -279,11 +260,7 @@ class Mfcc(_Pooled):
     group: int = 10
     seconds: float | int = 12.0
     version: ClassVar[int] = 1
-
-    @property
-    def width(self) -> int:
-        """F."""
-        return self.coefficients
+    width = property(lambda self: self.coefficients)
 
     def spectrogram(self, samples) -> np.ndarray:
         """(T,) tensor of samples -> (frames, coefficients), equal to torchaudio's ``MFCC``."""
@@ -309,11 +286,7 @@ class ReleasedMel:
     bands: int = 80
     seconds: float | int = 12.0
     version: ClassVar[int] = 1
-
-    @property
-    def width(self) -> int:
-        """F: 751."""
-        return round(self.seconds * RATE) // HOP + 1
+    width = property(lambda self: round(self.seconds * RATE) // HOP + 1)
 
     def __call__(self, file: MediaFile) -> Features:
         """Sound of an audio or video file."""

@@ -32,7 +32,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from m5lib.catalogue import Catalogue, DataError, Product, Skip
-from m5lib.data import MediaFile
+from m5lib.data import MediaFile, by_stem
 from m5lib.data.decoding import MediaError
 from m5lib.data.extractors import Features, locations
 from m5lib.data.store import extract, with_sound
@@ -170,8 +170,7 @@ def _sources(
     captions: dict[str, str] = {}
     for name in stored:
         if name in ROWS:
-            paths = sorted((folder / ROWS[name]).glob("*.npy"))
-            sources[name] = {p.stem: MediaFile(p, size=p.stat().st_size) for p in paths}
+            sources[name] = by_stem(folder / ROWS[name], ".npy")
             continue
         for pattern, records in RECORDS.items():  # the first that has an id counts
             for path in sorted(folder.glob(pattern)):

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from m5lib.catalogue import GIVEN, Catalogue, DataError, Product, Skip
-from m5lib.data import MediaFile
-from m5lib.modalities import MODALITIES
+from m5lib.data import by_stem
+from m5lib.modalities import ordered
 
 ANNOTATIONS = "product5m_v2"
 #: Folder and ending of each kind of media, and the annotation's field that says whether there
@@ -38,19 +38,15 @@ def parse_pv(text: str) -> tuple[tuple[str, str], ...]:
     A part without the inner separator, or with an empty side, is left out; a part is split at its
     *first* separator. (The released loader splits at every one and fails on a part that has none.)
     """
-    parts = (part.split(INSIDE, 1) for part in text.split(PAIR))
-    return tuple(
-        (part[0], part[1])
-        for part in parts
-        if len(part) == 2 and part[0].strip() and part[1].strip()
-    )
+    pairs = (part.partition(INSIDE) for part in text.split(PAIR))
+    return tuple((name, value) for name, _, value in pairs if name.strip() and value.strip())
 
 
 def format_pv(table: Iterable[tuple[str, str]]) -> str:
     """The inverse of :func:`parse_pv`. Raises ``ValueError`` for a table that the format, which has
     no escaping, cannot hold."""
-    table = tuple(tuple(pair) for pair in table)
-    text = PAIR.join(INSIDE.join(pair) for pair in table)
+    table = tuple(map(tuple, table))
+    text = PAIR.join(map(INSIDE.join, table))
     if parse_pv(text) != table:
         what = f"empty sides and the separators {PAIR} and {INSIDE} cannot be written"
         raise ValueError(f"{what}; change them in {table}")
@@ -114,15 +110,6 @@ def annotation_of(folder: Path) -> Path:
     return files[0]
 
 
-def _listing(folder: Path) -> dict[str, MediaFile] | None:
-    """Files of a folder by id; None where there is no such folder. Listed, not looked up: no id can
-    lead out of the folder."""
-    if not folder.is_dir():
-        return None
-    paths = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
-    return {p.stem: MediaFile(p, size=p.stat().st_size) for p in paths if p.is_file()}
-
-
 def _splits(
     folder: Path, splits: Mapping[str, str | Path] | None, skipped: list[Skip]
 ) -> dict[str, str]:
@@ -149,9 +136,8 @@ def read_m5product(
 
     Args:
         folder: the data root; media are found by id in ``images/``, ``videos/`` and ``audios/``,
-            whatever their ending. A folder
-            that is not there is no fault: that modality is absent, or comes from
-                :func:`m5lib.data.m5features.read_features`.
+            whatever their ending. A folder that is not there is no fault: that modality is absent,
+            or comes from :func:`m5lib.data.m5features.read_features`.
         annotation: a file as ``subset_v2_id_label.json``; needed where the folder has several.
         splits: split (:data:`m5lib.catalogue.GIVEN`) -> id list; by default
             ``product5m_v2/<split>_ids.json`` where it exists. Products in no list are drawn by hash
@@ -166,7 +152,8 @@ def read_m5product(
     path = Path(annotation) if annotation is not None else annotation_of(folder)
     split = _splits(folder, splits, skipped)
     wanted = None if only is None else set(read_ids(only) if isinstance(only, str | Path) else only)
-    media = {name: _listing(folder / place) for name, (place, _, _) in MEDIA.items()}
+    places = {name: folder / place for name, (place, _, _) in MEDIA.items()}
+    media = {name: by_stem(place) for name, place in places.items() if place.is_dir()}
     products: dict[str, Product] = {}
     for key, record in entries(path):
         if not isinstance(key, str):
@@ -191,7 +178,7 @@ def read_m5product(
 
 
 def _product(
-    key: str, record: dict, media: Mapping[str, dict | None], split: str | None, skipped: list[Skip]
+    key: str, record: dict, media: Mapping[str, dict], split: str | None, skipped: list[Skip]
 ) -> Product:
     def text(field: str, modality: str) -> str:
         if isinstance(record.get(field), str):
@@ -202,11 +189,11 @@ def _product(
 
     contents: dict[str, Any] = {}
     title, pv = text("title", "text"), text("pv", "table")
-    for name, (place, _, field) in MEDIA.items():
-        found = media[name]
-        if found and key in found:
-            contents[name] = found[key]
-        elif found is not None and record.get(field):
+    for name, files in media.items():
+        place, _, field = MEDIA[name]
+        if key in files:
+            contents[name] = files[key]
+        elif record.get(field):
             skipped.append(Skip(key, name, f"no file of this id in {place}/"))
     if title.strip():
         contents["text"] = title
@@ -216,5 +203,5 @@ def _product(
     # a single character is an empty table to the loaders
     if len(pv) > 1 and len(table) < pv.rstrip("#;").count(PAIR) + 1:
         skipped.append(Skip(key, "pv", "parts without a property or a value"))
-    contents = {name: contents[name] for name in MODALITIES if name in contents}
+    contents = {name: contents[name] for name in ordered(contents)}
     return Product(key, contents, text("label", "label") or None, split)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m5lib.catalogue import Catalogue, DataError, Product, Skip
-from m5lib.data import MediaFile, m5product
+from m5lib.data import MediaFile, by_stem, m5product
 
 FASHION_COLUMNS = {"id": "id", "title": "productDisplayName", "label": "articleType"}
 #: masterCategory and subCategory give the label away and stay out; ``year`` may exist.
@@ -113,31 +113,25 @@ def _collect(path: Path, name: str, rows, build, skipped: list[Skip]) -> Catalog
 
 def _media_index(folder: Path, skipped: list[Skip]) -> dict[str, MediaFile]:
     """Image file of each id, from ``images/`` or, read in place, from ``images.tar``."""
+    path = folder / "images.tar"
     if (folder / "images").is_dir():
-        files = (file for file in sorted((folder / "images").iterdir()) if file.is_file())
-        return {file.stem: MediaFile(file, size=file.stat().st_size) for file in files}
-    if not (folder / "images.tar").exists():
+        return by_stem(folder / "images")
+    if not path.exists():
         mend = f"put the pictures into {folder}/images/<id>.jpg"
         raise DataError(f"{folder}: neither images/ nor images.tar is there; {mend}")
     index = {}
-    path = folder / "images.tar"
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                parts = Path(member.name).parts
-                if member.isdir():
-                    continue
-                if not member.isfile() or len(parts) != 2 or parts[0] != "images":
+            for member in (member for member in tar if not member.isdir()):
+                name, place = Path(member.name), (member.offset_data, member.size, member.name)
+                if member.isfile() and name.parent == Path("images"):
+                    index[name.stem] = MediaFile(path, *place)
+                else:
                     reason = "not a plain file directly inside images/"
                     skipped.append(Skip(member.name, "images.tar", reason))
-                    continue
-                place = member.offset_data, member.size, member.name
-                index[Path(member.name).stem] = MediaFile(path, *place)
     except tarfile.ReadError as error:
-        mend = "make it with `tar cf images.tar images`"
-        raise DataError(
-            f"{path}: not an uncompressed tar, or cut short ({error}); {mend}"
-        ) from None
+        what = f"not an uncompressed tar, or cut short ({error})"
+        raise DataError(f"{path}: {what}; make it with `tar cf images.tar images`") from None
     return index
 
 

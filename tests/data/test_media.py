@@ -142,7 +142,7 @@ def test_cover_art_is_no_video(tmp_path):
         out.mux(packet)
         out.mux(packets)
     file = file_of(tmp_path / "a.mp3")
-    assert probe(file).video is None and probe(file).audio.rate == 16_000
+    assert probe(file).video is None and probe(file).audio.codec.startswith("mp3")
     with pytest.raises(MediaError, match="no video track"):
         Frames()(file)
 
