@@ -1,6 +1,7 @@
 """The house is as designed: the core is small, no room and no file is too large, arrows run
 downwards only. Size is counted in lines, those of comments and docstrings included."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -48,3 +49,17 @@ def test_arrows_run_downwards_only(planted, tmp_path):
     assert (ran.returncode != 0) == planted, ran.stdout + ran.stderr
     if planted:
         assert "m5lib.simcl -> m5lib.data.store" in ran.stdout
+
+
+def test_each_fault_of_the_mutants_can_still_be_made():
+    """``benchmarks/mutants.py``: every old text stands in its file once, every test is there."""
+    path = ROOT / "benchmarks" / "mutants.py"
+    spec = importlib.util.spec_from_file_location("mutants", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    faults = module.mutants()
+    assert len({fault.name for fault in faults}) == len(faults) > 60
+    for fault in faults:
+        assert fault.old != fault.new and module.mutated(fault)
+        file, test = fault.test.split("::")
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), fault.name

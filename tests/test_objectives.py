@@ -108,6 +108,15 @@ def test_total_is_the_sum_of_masked_tasks_and_the_mean_of_pairs(five, five_batch
     torch.testing.assert_close(loss, tasks.sum() + pairs.mean())
 
 
+def test_a_pair_that_no_product_has_does_not_count(five, five_batch):
+    """A batch of pictures and titles has one pair, and its weight does not depend on what else the
+    model could read."""
+    model = Model(change(five, [("objective.masked", False)])).eval()
+    loss, parts = objectives.total(model, model(five_batch().only(["image", "text"])), {})
+    assert parts["contrast_I+T"] > 0 and parts["contrast_V+A"] == 0
+    torch.testing.assert_close(loss, parts["contrast_I+T"])
+
+
 def test_half_precision_leaves_the_contrast_alone(five, five_batch):
     """Under autocast similarities and scores are float32: at a temperature of 0.015 a bf16 product
     would be off by a third of a logit."""

@@ -130,7 +130,7 @@ def test_schedule_and_order():
     assert list(order(rows, 0, 0)) != list(order(rows, 1, 0)) != list(order(rows, 1, 1))
 
 
-def test_every_product_is_seen_once_per_epoch_the_last_batch_included(stream_set, tmp_path):
+def test_the_last_incomplete_batch_of_an_epoch_is_a_step(stream_set, tmp_path):
     training = Training(epochs=1, batch_size=50)
     assert (
         training.total_steps(120) == 3 and Training(epochs=0.5, batch_size=50).total_steps(120) == 2
@@ -186,6 +186,33 @@ def test_gradients_are_clipped(stream_set, tmp_path, monkeypatch):
     model, *_ = seen_in_training(stream_set, tmp_path, monkeypatch, training, scale=1e6)
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
     assert norm <= 1.001 * training.clip
+
+
+def test_each_step_is_taken_at_the_scheduled_rate(stream_set, tmp_path, monkeypatch):
+    rates = []
+    monkeypatch.setattr(
+        "m5lib.pretrain.torch.optim.AdamW.step",
+        lambda optimizer, *_: rates.append({g["lr"] for g in optimizer.param_groups}),
+    )
+    history = pretrain(fresh(stream_set), stream_set, replace(TRAINING, warmup=0.5), tmp_path)
+    slow = [1e-3 * factor / 4 for factor in (1, 2, 3, 4, 4, 3, 2, 1)]
+    assert [line["learning_rate"] for line in history] == pytest.approx(slow)
+    assert [rate for (rate,) in rates] == pytest.approx(slow)
+
+
+def test_a_row_masks_at_its_own_rate(stream_set, tmp_path):
+    none, most = (
+        pretrain(
+            fresh(stream_set, objective=Objective(mask_rate=rate)),
+            stream_set,
+            TRAINING,
+            tmp_path / str(rate),
+            stop_after=1,
+        )[0]
+        for rate in (0.0, 0.9)
+    )
+    for task in ("MLM", "MEM", "MRP"):
+        assert none[task] == 0 < most[task]
 
 
 def test_by_default_only_training_products_teach(stream_set, tmp_path, monkeypatch):

@@ -153,6 +153,24 @@ def test_what_is_absent_changes_nothing(name):
     assert not after[1][:, len(vectors) :].any() and after[0][:, len(vectors) :].abs().sum() == 0
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_how_long_the_vectors_are_says_nothing(name):
+    """Also of very short ones: only directions are compared."""
+    vectors, presence = random_case(8)
+    for length in (1e-6, 1e6):
+        torch.testing.assert_close(
+            run(name, length * vectors, presence)[0], run(name, vectors, presence)[0]
+        )
+
+
+def test_a_pairs_score_is_the_mean_of_both_directions():
+    scores = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    found, pairs = simcl.pair_scores(scores), [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    for row, (i, j) in zip(found, pairs, strict=True):
+        for b in range(3):
+            assert row[b].item() == pytest.approx(((scores[b, i, j] + scores[b, j, i]) / 2).item())
+
+
 @pytest.mark.parametrize(
     "name", [name for name in FORMS if name != "symile"]
 )  # whose negatives depend on both orders

@@ -147,8 +147,26 @@ def test_features_are_hidden_from_the_summary_too(five_batch):
         torch.testing.assert_close(
             target.value, batch.streams[name].tokens[target.product, target.token]
         )
-        slow = stream.tokens[0, 1:][stream.valid[0, 1:]].mean(0)
-        torch.testing.assert_close(stream.tokens[0, 0], slow)
+        assert not stream.valid.all(), "else padding could count unseen"
+        for tokens, valid in zip(stream.tokens, stream.valid, strict=True):
+            if valid[0]:
+                torch.testing.assert_close(tokens[0], tokens[1:][valid[1:]].mean(0))
+
+
+def test_any_place_of_a_long_stream_can_be_hidden():
+    """Of words by token and by entity, and of features."""
+    long, there = 40, torch.ones(4, 40, dtype=torch.bool)
+    entity = ((torch.arange(long) - 1) // 2).expand(4, long)
+    words = streams.Stream(torch.full((4, long), 9), there, entity=entity)
+    features = streams.Stream(torch.ones(4, long, 3), there)
+    batch = streams.Batch({"image": features, "text": words, "table": words}, np.arange(4))
+    hidden = {name: torch.zeros(long, dtype=torch.bool) for name in batch.streams}
+    for seed in range(60):
+        for name, stream in masked(batch, seed, rate=0.5)[0].streams.items():
+            gone = stream.tokens == (0 if name == "image" else VOCABULARY.mask)
+            hidden[name] |= (gone.all(-1) if gone.ndim == 3 else gone).any(0)
+    for name, places in hidden.items():
+        assert places[1:].all() and not places[0], name
 
 
 def test_same_seed_same_mask(five_batch):

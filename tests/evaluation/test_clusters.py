@@ -73,6 +73,16 @@ def test_linear_probe_learns_what_is_linear():
     assert 0.3 < metrics.correct(noise, y[200:]).mean() < 0.7
 
 
+def test_a_probe_answers_for_each_product_whatever_else_is_tested():
+    """Nothing is fitted on the tested products, their scale neither."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(220, 4)) * [1, 5, 0.1, 1] + 3
+    y = np.where(x[:, 0] > 3, "p", "n").astype(object)
+    together = metrics.linear_probe(x[:200], y[:200], x[200:])
+    alone = [metrics.linear_probe(x[:200], y[:200], x[n : n + 1])[0] for n in range(200, 220)]
+    assert list(together) == alone and set(alone) == {"p", "n"}
+
+
 def test_linear_probe_leaves_out_what_is_constant_up_to_rounding():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 3)).astype(np.float32)

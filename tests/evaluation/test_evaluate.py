@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,17 @@ def test_controls_know_words_and_pixels(catalogue):
     chance = max(np.mean(labels == label) for label in set(labels))
     assert all(value > chance for value in at_one.values()), at_one
     assert found["svd+pca"][0] == ("image", "text")
+
+
+def test_controls_are_fitted_on_training_products_only(catalogue):
+    """Other products than these: the same vectors of the ones that stay."""
+    train = set(catalogue.split("train"))
+    kept = [n for n in range(len(catalogue)) if n in train or n % 2]
+    fewer = replace(catalogue, products=tuple(catalogue.products[n] for n in kept))
+    one, two = (controls.controls(part, runs.pixels(part)) for part in (catalogue, fewer))
+    for name, (_, vectors) in one.items():
+        matrix, other = (getattr(x, "toarray", lambda x=x: x)() for x in (vectors, two[name][1]))
+        np.testing.assert_allclose(matrix[kept], other, atol=1e-4, err_msg=name)
 
 
 def test_evaluate_gives_every_number_with_its_convention(catalogue):
@@ -88,6 +100,19 @@ def test_per_query_values_average_to_the_numbers(catalogue):
         }
     )
     assert evaluate.per_query(catalogue, vectors, ["clustering"]).empty
+
+
+def test_clustering_is_the_mean_of_three_starts(catalogue):
+    vectors = np.random.default_rng(0).normal(size=(len(catalogue), 6))
+    rows = [r for r in catalogue.split("query") if catalogue.labels[r] is not None]
+    labels, slow = catalogue.labels[rows], {"NMI": [], "purity": []}
+    for seed in (0, 1, 2):
+        found = evaluate.metrics.cluster(vectors[rows], len(set(labels)), seed)
+        slow["NMI"].append(evaluate.metrics.nmi(found, labels))
+        slow["purity"].append(evaluate.metrics.purity(found, labels))
+    assert len(set(slow["NMI"])) == 3, "else one start would do"
+    for number in evaluate.clustering(catalogue, vectors):
+        assert number["value"] == pytest.approx(np.mean(slow[number["metric"]]))
 
 
 def crossed_catalogue():

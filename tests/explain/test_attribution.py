@@ -63,6 +63,13 @@ def test_scores_add_up_and_only_content_gets_any(logit, five_batch):
     assert torch.allclose(summed, found.value - found.base + found.delta, atol=1e-5)
 
 
+def test_error_is_the_share_of_the_rise_that_the_scores_miss():
+    """F rises from 8 to 10; the scores add up to 1.5."""
+    tokens = {"text": torch.tensor([[0.5, 0.75]]), "image": torch.tensor([[0.25]])}
+    found = attribution.Attribution(tokens, torch.tensor([10.0]), torch.tensor([8.0]))
+    assert found.delta.item() == pytest.approx(-0.5) and found.error.item() == pytest.approx(0.25)
+
+
 def test_integrated_gradients_are_the_integral(logit, five_batch):
     """attribution = (x - x') times the mean gradient on the way, by a loop over the points of the
     quadrature; features first become their summary and are embedded, words start from

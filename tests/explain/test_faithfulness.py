@@ -106,6 +106,10 @@ def test_curves_of_a_known_sum(counting, five_batch):
         faithfulness.curves(counting, batch, {"text": -WORTH.expand(6, 9)}), drawn
     )
     assert all((gain[~lacking] < 0).all() for gain in worst.values())
+    for place, name in enumerate(("deletion", "insertion")):  # each against its own kind
+        random = np.mean([curve.areas()[place] for curve in drawn], axis=0)
+        sign = (-1, 1)[place]
+        assert gains[name] == pytest.approx(sign * (found.areas()[place] - random), abs=1e-6)
     flat = faithfulness.Curves(np.array([[4.0, 2, 2, 2, 2, 0]]), np.zeros((1, 6)))
     assert flat.areas()[0][0] == pytest.approx(np.trapezoid(flat.deletion[0], faithfulness.SHARES))
 

@@ -1,6 +1,7 @@
 """From numbers to statements: tested differences, verdicts on the paper's claims, README tables;
 each against a slow transcription."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -72,7 +73,8 @@ def test_verdicts_follow_the_interval(gap, expected):
     ],
 )
 def test_an_interval_that_touches_zero_decides_nothing(low, high, expected):
-    assert claims.verdict(stats.Difference(0.0, low, high, 0.5, 3)) == expected
+    for mean, p in ((0.0, 0.5), (0.6, 0.04), (-0.6, 0.04)):  # whatever mean and p say
+        assert claims.verdict(stats.Difference(mean, low, high, p, 3)) == expected
 
 
 @pytest.mark.parametrize("better, worse", [(FINE, FINE), (FINE, PRE), (PRE, FINE)])
@@ -142,10 +144,94 @@ def test_every_claim_is_one_of_our_numbers_or_said_not_to_be():
             assert label and set(wanted) <= set(study.KEYS), claim.id
 
 
+def test_each_table_is_judged_by_the_numbers_that_it_prints():
+    """Which of our numbers a claim of each table is about, as the paper's headings say."""
+    tuned, before = ("finetuned", "hidden"), ("pretrained", "fused_first")
+    coarse, fine = ("retrieval", "mAP@1", "min_k_r"), ("fine retrieval", "mAP@1", "min_k_r")
+    heads = (*tuned, "classification", "accuracy", "fine-tuned head")
+    expected = {  # claim: better, and worse where that is another number
+        "C01": [heads],  # Table 3
+        "C02": [(*before, *coarse)],
+        "C03": [(*tuned, *coarse)],
+        "C13": [(*tuned, *coarse), (*before, *coarse)],  # T finetuned, T pretrained
+        "C19": [(*tuned, *coarse)],  # Table 4
+        "C20": [(*tuned, *fine)],
+        "C40": [(*before, *coarse)],  # Table 5: of the pre-trained model, as Table 3's
+        "C41": [heads],
+        "C42": [(*tuned, "clustering", "NMI")],
+        "C76": [(*tuned, *coarse)],  # Table 6
+        "C80": [heads],  # Table 7
+        "C85": [(*before, *coarse)],  # Table 10
+        "C86": [(*tuned, *coarse)],
+        "C87": [(*before, "similarity", "image-text cosine", "own less other products'")],
+    }
+    rows = {row.id: row for row in pd.read_csv(claims.CLAIMS, keep_default_na=False).itertuples()}
+    for claim, numbers in expected.items():
+        sides = (rows[claim].better, rows[claim].worse)
+        found = [tuple(claims.side_of(rows[claim], side)[1].values()) for side in sides]
+        assert found == [numbers[0], numbers[-1]], claim
+    assert claims.side_of(rows["C13"], "T finetuned")[0] == "T"
+    ends = {" fine": "fine retrieval", " coarse": "retrieval"}
+    for ending, task in ends.items():
+        label, number = claims.side_of(rows["C39"], f"I+T{ending}")
+        assert (label, number["task"], number["metric"]) == ("I+T", task, "Prec@10")
+
+
 def test_what_was_not_run_is_not_testable():
     rows = claims.judge({("T", 0): fake(0, 0.3)}, ["Table 3"])
     assert {row["verdict"] for row in rows if "finetuned" not in row["better"]} == {"not testable"}
     assert "I+T" in rows[0]["reason"]
+
+
+@pytest.mark.parametrize("label", ["MEM", "MLM"])
+def test_a_side_that_was_not_measured_is_not_testable(label):
+    """Either of the two, in one seed of three."""
+    studies, wanted = two(0.1), study.number("accuracy")
+    frame = studies[label, 1].rows
+    lacking = frame[frame["metric"] != "accuracy"]
+    studies[label, 1] = dataclasses.replace(studies[label, 1], rows=lacking)
+    assert np.isnan(studies[label, 1].value(wanted))
+    row = next(row for row in claims.judge(studies, ["Table 7"]) if row["metric"] == "accuracy")
+    assert row["verdict"] == "not testable" and "do not have what it takes" in row["reason"]
+
+
+def test_what_each_loss_teaches_stands_in_its_own_row(tmp_path):
+    labels = ("IMCL+PRE", "contrast only", "no loss", "masked tasks only")
+    shown = ("both", "contrast", "nothing (random weights)", "masked tasks")
+    rows = []
+    for place, label in enumerate(labels):
+        for seed in (0, 1):
+            for more, column in ((0.0, "mAP@10_pretrain"), (0.5, "mAP@10_finetune")):
+                row = CONTEXT | study.number(column) | {"model": f"scale, {label}", "seed": seed}
+                rows.append(row | {"value": 0.1 * place + 0.01 * seed + more})
+    path = recording.save_results(tmp_path / "s.json", rows, recording.provenance("tiny", 0, 1.0))
+    table = claims.losses({"shop": path})
+    for place, name in enumerate(shown):
+        before, after = table.loc[name]
+        assert (
+            before == f"{10 * place + 0.5:.1f} ± 0.7" and after == f"{10 * place + 50.5:.1f} ± 0.7"
+        )
+    assert list(table.columns) == ["shop: mAP@10, fused_first", "shop: mAP@10, fine-tuned"]
+
+
+def test_attributions_table_says_what_was_measured(tmp_path):
+    pointing = pd.DataFrame(
+        [("image", "IG", 0.7, 0.4), ("image", "random", 0.41, 0.4), ("text", "IG", 0.9, 0.2)],
+        columns=["modality", "method", "hits", "chance"],
+    )
+    pointing.to_csv(tmp_path / "attribution_pointing.csv", index=False)
+    areas = pd.DataFrame(
+        [("I", "deletion", 1.27, 1.02, 1.56), ("I", "insertion", 0.95, 0.78, 1.14)],
+        columns=["tokens of", "curve", "gain", "low", "high"],
+    )
+    areas.to_csv(tmp_path / "attribution_areas.csv", index=False)
+    table = claims.attributed(tmp_path / "attribution.json")
+    assert (
+        table.loc["image", "IG points at it"] == "0.70" and table.loc["image", "chance"] == "0.40"
+    )
+    assert table.loc["text", "IG points at it"] == "0.90"
+    assert table.loc["image", "deletion gain"] == "1.27 [1.02, 1.56]"
+    assert table.loc["image", "insertion gain"] == "0.95 [0.78, 1.14]"
 
 
 def test_verdicts_of_other_products_stay(tmp_path, monkeypatch):
@@ -228,7 +314,7 @@ def test_compact_and_ladder_tables(tmp_path):
         for row in tuned
     ]
     path = recording.save_results(
-        tmp_path / "y.json", [row for row in rows if row["state"] == "pretrained"] + tuned, made
+        tmp_path / "y.json", [r for r in rows + fine if r["state"] == "pretrained"] + tuned, made
     )
     steps = claims.ladder(path)
     assert (

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from m5lib import embeddings, home
 from m5lib.catalogue import Catalogue, Product
@@ -123,7 +122,9 @@ def test_tables_beside_the_papers(found):
     assert float(table.loc["I+T", ("accuracy", "ours")]) == pytest.approx(
         100 * found["I+T", 0].value(study.number("accuracy")), abs=0.051
     )
-    assert list(study.readouts(found).columns) == list(READOUTS)
+    read = study.readouts(found)
+    assert list(read.columns) == list(READOUTS)
+    assert read.loc["I+T", PAPER] == found["I+T", 0].value(study.number("mAP@10_pretrain"))
     both = claims.differences(found, [("I+T", "random")], ["accuracy", "mAP@1_pretrain"])
     expected = found["I+T", 0].value(study.number("accuracy")) - found["random", 0].value(
         study.number("accuracy")
@@ -194,6 +195,17 @@ def test_measured_gives_every_readout_and_validation_beside(run, stream_set):
     best = chosen[chosen["state"] == "pretrained"].set_index("variant")["value"].idxmax()
     assert recording.chosen(frame) == best
     assert set(frame[frame["convention"] == "released"]["variant"]) == {embeddings.PAPER}
+    catalogue, values = stream_set.catalogue, []
+    for state, model in (
+        ("untrained", runs.untrained(job, stream_set)),
+        ("pretrained", found.model),
+    ):
+        vectors = runs.vectors(model, stream_set, np.arange(len(catalogue)))[PAPER]
+        numbers = evaluate.retrieval(catalogue, vectors)
+        wanted = study.number("mAP@10_pretrain") | {"state": state}
+        values.append(recording.pick(frame, wanted)["value"].item())
+        assert values[-1] == pytest.approx(runs.value(numbers, "mAP@10", "min_k_r"), abs=1e-6)
+    assert values[0] != values[1], "else the control would be the model itself"
 
 
 def test_one_modality_asks_and_another_answers(run, stream_set):
@@ -215,13 +227,13 @@ def test_one_modality_asks_and_another_answers(run, stream_set):
         ("image",),
         ("text",),
     ]
-    within = frame[(frame["metric"] == "mAP@10") & (frame["convention"] == "min_k_r")].set_index(
-        "modalities"
-    )["value"]
-    same = evaluate.retrieval(catalogue, embed(("image",)), given=(["image"], ["image"]))
-    assert within["I→I"] == next(
-        n["value"] for n in same if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r")
-    )
+    within = recording.pick(frame, {"metric": "mAP@10", "convention": "min_k_r"})
+    within = within.set_index("modalities")["value"]
+    for (asked, answered), code in zip(pairs, ("I→T", "T→I", "I→I"), strict=True):
+        sides = {"gallery": embed(tuple(answered)), "given": (asked, answered)}
+        slow = evaluate.retrieval(catalogue, embed(tuple(asked)), **sides)
+        assert within[code] == runs.value(slow, "mAP@10", "min_k_r"), code
+    assert len(set(within)) == 3
 
 
 def test_fine_tuned_models_are_measured_by_vector_and_by_head(run, stream_set):
@@ -234,27 +246,11 @@ def test_fine_tuned_models_are_measured_by_vector_and_by_head(run, stream_set):
     )
     assert set(frame["state"]) == {"finetuned"} and set(frame["modalities"]) == {"I+T"}
     assert {"accuracy", "accuracy@5", "mAP@1", "NMI", "purity"} <= set(frame["metric"])
-
-
-def test_similarity_is_own_cosine_less_that_of_others(run, stream_set):
-    model, rows = run[1].model, np.arange(40)
-    output = model.eval()(stream_set.batch(rows))
-    both = output.presence[:, 0] & output.presence[:, 1]
-    one, other = (
-        torch.nn.functional.normalize(output.summary[name][both], dim=1)
-        for name in ("image", "text")
-    )
-    slow = [[float(a @ b) for b in other.detach()] for a in one.detach()]
-    n = len(slow)
-    own = np.mean([slow[i][i] for i in range(n)])
-    rest = np.mean([slow[i][j] for i in range(n) for j in range(n) if i != j])
-    products, values = embeddings.similarity(model, stream_set, rows, ("image", "text"))
-    assert list(products) == list(rows[both.numpy()]) and values.mean() == pytest.approx(
-        own - rest, abs=1e-4
-    )
-    assert values[3] == pytest.approx(
-        slow[3][3] - np.mean([slow[3][j] for j in range(n) if j != 3]), abs=1e-4
-    )
+    every = np.arange(len(stream_set.catalogue))
+    vectors = runs.tuned_vectors(classifier, stream_set, every, ["image", "text"])[0]
+    slow = runs.value(evaluate.retrieval(stream_set.catalogue, vectors), "mAP@10", "min_k_r")
+    shown = recording.pick(frame, study.number("mAP@10_finetune"))["value"].item()
+    assert shown == pytest.approx(slow, abs=1e-6), "of pictures and titles alone"
 
 
 def test_fine_queries_look_for_other_listings_of_the_same_product():

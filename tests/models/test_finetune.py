@@ -47,6 +47,15 @@ def test_head_is_two_linear_layers_over_the_summaries(stream_set):
     assert Classifier(classifier.model, ["a", "b"]).hidden.out_features == 1024
 
 
+def test_the_head_drops_out_in_training_only(stream_set):
+    """A tenth of the hidden vector, and nothing of what is measured."""
+    classifier, batch = fresh(stream_set, dropout=0.0), stream_set.batch(np.arange(8))
+    one, two = (classifier.train()(batch) for _ in range(2))
+    assert one[0].equal(two[0]) and not one[1].equal(two[1])
+    one, two = (classify(classifier, stream_set, np.arange(8)) for _ in range(2))
+    assert (one[0] == two[0]).all() and (one[1] == two[1]).all() and classifier.training
+
+
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_the_whole_network_of_every_row_is_tuned(name, stream_set, tmp_path):
     classifier = fresh(stream_set, name)

@@ -101,6 +101,10 @@ def test_the_ways_are_what_their_table_says(index):
         np.testing.assert_allclose(
             index.search(6, way, text=query).cosines, cosine[best], atol=1e-5
         )
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-9)  # noqa: E731
+    a, b = (unit(np.hstack([unit(x[r]) for r in (DEFAULT, ACROSS)])) for x in (mine, gallery))
+    found = index.search(6, "both", text=query).cosines
+    np.testing.assert_allclose(found, np.sort(b @ a[0])[::-1][:6], atol=1e-5)
     listed = index.search(200, DEFAULT, text=query).rows
     assert set(listed) == set(
         np.flatnonzero(index.catalogue.presence["text"])

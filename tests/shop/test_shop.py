@@ -205,6 +205,9 @@ def test_probes_are_no_oracle_and_no_noise(made):
     ladder, chance = probes.ladder(found), probes.majority(found)
     assert chance < ladder["text",] < 1.0 and ladder[tuple(MODALITIES)] >= ladder["audio",]
     assert set(found.test) == set(MODALITIES) and len(ladder) == 5 + 10 + 5 + 1
+    for name, part in found.train.items():  # out of fold: no surer of these than of others
+        own = (found.classes[part.argmax(1)] == found.train_labels).mean()
+        assert own < (found.classes[found.test[name].argmax(1)] == found.test_labels).mean() + 0.15
     uniform = {
         name: np.full_like(part, -np.log(part.shape[1])) for name, part in found.test.items()
     }

@@ -1,0 +1,249 @@
+r"""Do the tests notice a changed sign, side, split or leak? One small fault at a time is put into a
+copy of the repository, and the test that should turn red is run.
+
+    python benchmarks/mutants.py [--only NAME]   # a word of the name; all: benchmarks/mutants.json
+
+An entry of :data:`MUTANTS`: its name and the test; below, the old text, which must stand exactly
+once in the file, and after ``==>`` the new. A fault that no test can see has a line ``why:``.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Imported once; every test runs in a fork of this process, which saves most of its time.
+HEAVY = "captum.attr hypothesis jaxtyping pyarrow.parquet pytest sklearn.cluster torch transformers"
+#: ``# file tests``, then its faults. First those that survived at 29b8d5a, then others.
+MUTANTS = r"""
+# m5lib/lab/claims.py lab/test_claims.py
+second side by the first's number | test_each_side_is_read_by_its_own_number_query_by_query
+    own) for seed in seeds] for label, own ==> better[1]) for seed in seeds] for label, own
+queries never shared | test_each_side_is_read_by_its_own_number_query_by_query
+    shared=len({study.data for study, _ in sides[0]}) == 1 ==> shared=False
+confirmed by the mean | test_an_interval_that_touches_zero_decides_nothing
+    "confirmed" if test.low > 0 ==> "confirmed" if test.mean > 0 and test.p < 0.2
+Table 5 after fine-tuning | test_each_table_is_judged_by_the_numbers_that_it_prints
+    source.startswith("Table 5") ==> source.startswith("Table 55")
+finetuned means pretrained | test_each_table_is_judged_by_the_numbers_that_it_prints
+    " finetuned": number("mAP@1_finetune") ==> " finetuned": number("mAP@1_pretrain")
+verdicts shown per ten | test_verdicts_follow_the_interval
+    (100 * frame[column] ==> (10 * frame[column]
+sides of a difference swapped | test_a_difference_is_the_first_label_less_the_second_in_per_cent
+    (one, wanted), (other, wanted) ==> (other, wanted), (one, wanted)
+one side not measured | test_a_side_that_was_not_measured_is_not_testable
+    elif any(np.isnan( ==> elif all(np.isnan(
+losses in each other's row | test_what_each_loss_teaches_stands_in_its_own_row
+    "masked tasks only", "contrast only", ==> "contrast only", "masked tasks only",
+chance as hits | test_attributions_table_says_what_was_measured
+    values="hits") ==> values="chance")
+# m5lib/lab/study.py lab/test_study.py
+a study reports validation | test_a_study_reports_the_query_split
+    hidden, by_query, predicted=labels) ==> hidden, by_query, "validation", predicted=labels)
+choices made on queries | test_a_study_reports_the_query_split
+    (catalogue, vectors, "validation") ==> (catalogue, vectors)
+the asked answer themselves | test_one_modality_asks_and_another_answers
+    "gallery": vectors[answered] ==> "gallery": vectors[asked]
+fine-tuned, given everything | test_fine_tuned_models_are_measured_by_vector_and_by_head
+    streams, needed, modalities) ==> streams, needed)
+the control is the model | test_measured_gives_every_readout_and_validation_beside
+    ("untrained", runs.untrained(job, streams)) ==> ("untrained", run.model)
+conventions averaged | test_tables_beside_the_papers
+    " and convention == @convention" ==> ""
+# m5lib/evaluation/evaluate.py evaluation/test_evaluate.py
+a probe learns what it is tested on | test_a_probe_learns_nothing_from_the_products_it_is_tested_on
+    train[labelled[train]], test
+    ==> np.append(train[labelled[train]], test[labelled[test]]), test
+ids are not passed on | test_a_query_is_never_its_own_hit
+    ids[asking], ids[offered]) ==> None, None)
+three times the same seed | test_clustering_is_the_mean_of_three_starts
+    metrics.cluster(part, k, seed) ==> metrics.cluster(part, k, 0)
+clusters of the gallery | test_clustering_is_the_mean_of_three_starts
+    in catalogue.split(split) if ==> in catalogue.split("gallery") if
+queries of one model only | test_two_models_are_compared_query_by_query
+    axis=1, join="inner") ==> axis=1).fillna(0.0)
+# m5lib/evaluation/metrics.py evaluation/test_clusters.py
+a scaler sees the test | test_a_probe_answers_for_each_product_whatever_else_is_tested
+    not sparse.issparse(train)).fit(train) ==> not sparse.issparse(train)).fit(test)
+the query is sought too | evaluation/test_metrics.py::test_released_protocol_by_hand
+    positives = positives - np.isin( ==> positives = positives - 0 * np.isin(
+AP over the list's hits | evaluation/test_metrics.py::test_average_precision_equals_its_formula
+    "min_k_r": np.minimum(k, positives) ==> "min_k_r": np.minimum(k, matched.sum(axis=1))
+# m5lib/evaluation/stats.py evaluation/test_stats.py
+few seeds as they are | test_few_seeds_that_disagree_prove_nothing
+    return float(np.sqrt(seeds / (seeds - 1)) * t / z) ==> return 1.0
+one-sided p | test_bootstrap_of_one_seed_is_that_of_the_queries
+    2 * tail / (draws + 1) ==> tail / (draws + 1)
+# m5lib/evaluation/controls.py evaluation/test_evaluate.py
+idf of all products | test_controls_are_fitted_on_training_products_only
+    [texts[row] for row in catalogue.split("train")] ==> texts
+pixels of all products | test_controls_are_fitted_on_training_products_only
+    .fit(values[train]) ==> .fit(values)
+# m5lib/evaluation/probes.py shop/test_shop.py
+probes inside the fold | test_probes_are_no_oracle_and_no_noise
+    _probe(block[train[fit]], own[fit], c) ==> _probe(block[train], own, c)
+# m5lib/explain/faithfulness.py explain/test_faithfulness.py
+insertion against random deletion | test_curves_of_a_known_sum
+    insertion - random[1] ==> insertion - random[0]
+# m5lib/explain/attribution.py explain/test_attribution.py
+error as a share of F | test_error_is_the_share_of_the_rise_that_the_scores_miss
+    self.delta.abs() / (self.value - self.base).abs() ==> self.delta.abs() / self.value.abs()
+# m5lib/embeddings.py test_embeddings.py
+whitening counts the absent | test_whitening_is_fitted_on_the_products_that_have_the_modality
+    append(x[output.valid[name][:, 0]]) ==> append(x)
+encoded reads the fused | test_model.py::test_read_outs_are_what_their_names_say
+    "encoded_first": ReadOut(("encoded",) ==> "encoded_first": ReadOut(("fused",)
+mean reads the first | test_model.py::test_read_outs_are_what_their_names_say
+    "fused_mean": ReadOut(("fused",)) ==> "fused_mean": ReadOut(("fused",), first_token)
+fused_first of unit length | test_model.py::test_read_outs_are_what_their_names_say
+    first_token, unit=False ==> first_token
+similarity less its own | test_similarity_takes_off_the_mean_over_the_other_products
+    (cosines.sum(dim=1) - own) / max(1, len(one) - 1) ==> cosines.mean(dim=1)
+the absent count | test_an_absent_modality_adds_nothing_and_each_that_is_there_has_length_one
+    append(x * output.valid[name][:, :1]) ==> append(x)
+given everything | test_embeddings_given_some_modalities_know_nothing_of_the_others
+    yield batch if modalities is None else batch.only(modalities) ==> yield batch
+vectors with dropout | test_embeddings_given_some_modalities_know_nothing_of_the_others
+    module.eval() ==> module.train()
+harmony over all products | test_mean_harmony_is_over_the_products_that_have_both
+    total / count.clamp(min=1) ==> total / len(rows)
+# m5lib/streams.py test_streams.py
+summaries over the padded length | test_features_are_hidden_from_the_summary_too
+    there.sum(1).clamp(min=1) ==> there.shape[1]
+# m5lib/pretrain.py test_pretrain.py
+hides is ignored | test_what_a_row_hides_is_hidden
+    rate, hides, tasks, ==> rate, {}, tasks,
+norms decay | test_matrices_decay_and_nothing_else
+    if p.ndim > 1 and name ==> if p.ndim < 2 and name
+no clipping | test_gradients_are_clipped
+    nn.utils.clip_grad_norm_(model.parameters(), training.clip) ==> pass
+masks repeat | test_an_epoch_is_every_product_once_in_training_mode_with_masks_of_its_own
+    training.seed * 1_000_003 + step ==> training.seed * 1_000_003
+queries teach by default | test_by_default_only_training_products_teach
+    catalogue.split("train") if rows is None ==> np.arange(len(catalogue)) if rows is None
+never in training mode | test_an_epoch_is_every_product_once_in_training_mode_with_masks_of_its_own
+    model.train() ==> model.eval()
+the first skipped | test_an_epoch_is_every_product_once_in_training_mode_with_masks_of_its_own
+    [first : (place + 1) ==> [first + 1 : (place + 1)
+one rate for all steps | test_each_step_is_taken_at_the_scheduled_rate
+    group["lr"] = rate ==> group["lr"] = training.learning_rate
+one mask rate for all rows | test_a_row_masks_at_its_own_rate
+    objective.mask_rate, dict( ==> 0.15, dict(
+gradients add up | test_a_killed_run_resumes_to_the_same_losses_and_weights
+    optimizer.zero_grad(set_to_none=True) ==> pass
+one order | test_an_epoch_is_every_product_once_in_training_mode_with_masks_of_its_own
+    order(rows, epoch, training.seed) ==> order(rows, 0, training.seed)
+# m5lib/models/finetune.py models/test_finetune.py
+queries are learned from | test_queries_teach_nothing
+    for row in rows if numbers ==> for row in [*rows, *catalogue.split("query")] if numbers
+no dropout in the head | test_the_head_drops_out_in_training_only
+    self.out(self.dropout(hidden)) ==> self.out(hidden)
+# m5lib/objectives.py test_objectives.py
+mean over pairs nobody has | test_a_pair_that_no_product_has_does_not_count
+    _mean(means, there.sum()) ==> means.mean()
+# m5lib/simcl.py test_simcl.py
+one direction of a score | test_a_pairs_score_is_the_mean_of_both_directions
+    (scores[:, first, second] + scores[:, second, first]).T / 2 ==> scores[:, first, second].T
+short vectors are not of unit length | test_how_long_the_vectors_are_says_nothing
+    return F.normalize(at_least_float32(vectors), dim=-1)
+    ==> return F.normalize(at_least_float32(vectors), dim=-1, eps=1e-3)
+# m5lib/masking.py test_streams.py
+every 16th place keeps its look | test_any_place_of_a_long_stream_can_be_hidden
+    torch.where(chosen, hidden, stream.tokens)
+    ==> torch.where(chosen & (torch.arange(chosen.shape[1]) % 16 != 15), hidden, stream.tokens)
+summaries give it away | test_features_are_hidden_from_the_summary_too
+    tokens=with_summary(left, stream.valid) ==> tokens=left
+# m5lib/search/index.py search/test_search.py
+a product finds itself | test_a_product_that_asks_with_all_it_has_finds_itself
+    rank(vector, gallery, top, own, ids[rows], rows=rows) ==> rank(vector, gallery, top, rows=rows)
+the gallery knows more | test_the_ways_are_what_their_table_says
+    given = embeddings(self.model, self.streams, rows, names, [DEFAULT]) ==> pass
+lengths weigh in both | test_the_ways_are_what_their_table_says
+    np.hstack([_unit(vectors[readout]) for ==> np.hstack([vectors[readout] for
+"""
+
+
+class Mutant(NamedTuple):
+    """One fault. ``why`` it cannot be seen, where no test kills it."""
+
+    name: str
+    file: str
+    test: str
+    old: str
+    new: str
+    why: str = ""
+
+
+def mutants() -> list[Mutant]:
+    """:data:`MUTANTS`, read."""
+    result, entry = [], re.compile(r"^(\S.*) \| (\S+)\n((?: +.*\n)+)", re.M)
+    for part in MUTANTS.split("\n# ")[1:]:
+        file, tests = part.splitlines()[0].split()
+        for name, test, change in entry.findall(f"{part}\n"):
+            test = test if "::" in test else f"{tests}::{test}"
+            texts = (text.strip() for text in re.split("==>|why:", change))
+            result.append(Mutant(name, file, f"tests/{test}", *texts))
+    return result
+
+
+def mutated(mutant: Mutant, root: Path = ROOT) -> str:
+    """The file with the fault. Raises ``ValueError`` where the old text is not there once."""
+    text = (root / mutant.file).read_text(encoding="utf-8")
+    if (count := text.count(mutant.old)) != 1:
+        raise ValueError(f"{mutant.name}: {mutant.file} has {mutant.old!r} {count} times, not once")
+    return text.replace(mutant.old, mutant.new)
+
+
+def green(copy: Path, tests: list[str]) -> bool:
+    """Whether the tests pass in a copy. Raises ``RuntimeError`` where they could not be run."""
+    log = copy / "log.txt"
+    if not (child := os.fork()):
+        os.chdir(copy)
+        sys.path[0] = str(copy)
+        for number in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os._exit(sys.modules["pytest"].main(["-x", "-n0", "-pno:cacheprovider", *tests]))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code not in (0, 1):
+        raise RuntimeError(f"{tests}: {log.read_text(errors='replace')[-2000:]}")
+    return code == 0
+
+
+def main(only: str = "") -> int:
+    """Run the faults with a word in their name, by default all, on what git has (committed or
+    added); how many live without a reason."""
+    chosen, rows = [mutant for mutant in mutants() if only in mutant.name], []
+    said = "git describe --always --exclude=* --abbrev=12 --dirty=+".split()
+    commit = subprocess.check_output(said, cwd=ROOT, text=True).strip()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in HEAVY.split():
+        __import__(name)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        subprocess.check_call(["git", "checkout-index", "-a", f"--prefix={folder}/"], cwd=ROOT)
+        texts = [mutated(mutant, copy) for mutant in chosen]
+        if not green(copy, sorted({mutant.test for mutant in chosen})):
+            raise RuntimeError(f"red without any fault: {(copy / 'log.txt').read_text()[-2000:]}")
+        for mutant, text in zip(chosen, texts, strict=True):
+            whole = (copy / mutant.file).read_text(encoding="utf-8")
+            (copy / mutant.file).write_text(text, encoding="utf-8")
+            killed = not green(copy, [mutant.test])
+            (copy / mutant.file).write_text(whole, encoding="utf-8")
+            row = {"mutation": mutant.name, "file": mutant.file, "test": mutant.test}
+            rows.append(row | {"killed": killed, "why": mutant.why, "commit": commit})
+            print("killed  " if killed else "SURVIVES", mutant.name, flush=True)
+    if not only:
+        text = json.dumps(rows, indent=1) + "\n"
+        Path(__file__).with_suffix(".json").write_text(text, encoding="utf-8")
+    return sum(not row["killed"] and not row["why"] for row in rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] not in ([], ["--only"]):
+        sys.exit(__doc__)
+    sys.exit(min(1, main(*sys.argv[2:])))
