@@ -67,6 +67,11 @@ clusters of the gallery | test_clustering_is_the_mean_of_three_starts
     in catalogue.split(split) if ==> in catalogue.split("gallery") if
 queries of one model only | test_two_models_are_compared_query_by_query
     axis=1, join="inner") ==> axis=1).fillna(0.0)
+weights fitted on queries | test_a_modality_counts_as_much_as_helps_validation_products
+    matrix, "validation")
+    ==> matrix, "query")
+the worst weight | test_a_modality_counts_as_much_as_helps_validation_products
+    count = max(tried, ==> count = min(tried,
 # m5lib/evaluation/metrics.py evaluation/test_clusters.py
 a scaler sees the test | test_a_probe_answers_for_each_product_whatever_else_is_tested
     not sparse.issparse(train)).fit(train) ==> not sparse.issparse(train)).fit(test)
@@ -79,6 +84,9 @@ few seeds as they are | test_few_seeds_that_disagree_prove_nothing
     return float(np.sqrt(seeds / (seeds - 1)) * t / z) ==> return 1.0
 one-sided p | test_bootstrap_of_one_seed_is_that_of_the_queries
     2 * tail / (draws + 1) ==> tail / (draws + 1)
+# m5lib/evaluation/separation.py test_embeddings.py
+similarity less its own | test_similarity_takes_off_the_mean_over_the_other_products
+    (cosines.sum(dim=1) - own) / max(1, len(one) - 1) ==> cosines.mean(dim=1)
 # m5lib/evaluation/controls.py evaluation/test_evaluate.py
 idf of all products | test_controls_are_fitted_on_training_products_only
     [texts[row] for row in catalogue.split("train")] ==> texts
@@ -102,10 +110,8 @@ mean reads the first | test_model.py::test_read_outs_are_what_their_names_say
     "fused_mean": ReadOut(("fused",)) ==> "fused_mean": ReadOut(("fused",), first_token)
 fused_first of unit length | test_model.py::test_read_outs_are_what_their_names_say
     first_token, unit=False ==> first_token
-similarity less its own | test_similarity_takes_off_the_mean_over_the_other_products
-    (cosines.sum(dim=1) - own) / max(1, len(one) - 1) ==> cosines.mean(dim=1)
 the absent count | test_an_absent_modality_adds_nothing_and_each_that_is_there_has_length_one
-    append(x * output.valid[name][:, :1]) ==> append(x)
+    = x * output.valid[name][:, :1] ==> = x
 given everything | test_embeddings_given_some_modalities_know_nothing_of_the_others
     yield batch if modalities is None else batch.only(modalities) ==> yield batch
 vectors with dropout | test_embeddings_given_some_modalities_know_nothing_of_the_others

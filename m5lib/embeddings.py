@@ -8,13 +8,13 @@ after the fusion, which none of its losses trains directly. All are measured; se
 >>> vectors["layered"].shape  # (N, E)
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from m5lib.catalogue import Rows
@@ -23,11 +23,11 @@ from m5lib.model import Model, Output
 from m5lib.streams import Batch, Streams
 
 #: The paper's read-out, and the one used where nothing else is asked for: the best on validation
-#: products, averaged over the sets of modalities that ``05_downstream`` gives the model. Not the
-#: best for each set: see the table there. The one for comparing one set of modalities with another
-#: is :data:`ACROSS`; it is not among :data:`READOUTS`, which are measured with the same set on both
-#: sides.
-PAPER, DEFAULT = "fused_first", "layered"
+#: products of the shop given all, and on real ones never worse given more (``LOG.md``). Not the
+#: best for each set: see the table of ``05_downstream``. The one for comparing one set of
+#: modalities with another is :data:`ACROSS`; it is not among :data:`READOUTS`, which are measured
+#: with the same set on both sides.
+PAPER, DEFAULT = "fused_first", "weighted"
 ACROSS = "pooled"
 
 
@@ -62,9 +62,13 @@ TABLE = {
     # side they would have nothing in common
     "pooled": ReadOut(("pooled",)),
 }
-#: Read-outs side by side, each of unit length: what the fused vector says, and every part.
-BESIDE = {"fused_layered": ("fused_first", "layered")}
+#: Read-outs side by side, each of unit length: what the fused vector says, and every part. In
+#: ``weighted`` each modality counts as much as helped validation products (``Model.importance``);
+#: without labels it is ``fused_layered``.
+BESIDE = {"fused_layered": ("fused_first", "layered"), "weighted": ("fused_first", "layered")}
 READOUTS = (*(name for name in TABLE if name != ACROSS), *BESIDE)
+
+Parts = dict[tuple[str, str], Float[Tensor, "B E"]]
 
 
 def _vectors(output: Output, states: str, pool: Callable = mean_token) -> Iterator:
@@ -73,21 +77,36 @@ def _vectors(output: Output, states: str, pool: Callable = mean_token) -> Iterat
         yield name, x if x.ndim == 2 else pool(x, output.valid[name])
 
 
-def read_out(model: Model, output: Output, readout: str) -> Float[Tensor, "B E"]:
-    """(B, D) embeddings, or (B, M D) and more where modalities stand side by side. Raises
-    ``ValueError`` for an unknown read-out."""
-    if readout in BESIDE:
-        parts = [read_out(model, output, part).float() for part in BESIDE[readout]]
-        return torch.cat([F.normalize(part, dim=-1) for part in parts], dim=-1)
-    if readout not in TABLE:
-        raise ValueError(f"unknown read-out {readout!r}: known are {(*TABLE, *BESIDE)}")
-    row, vectors = TABLE[readout], []
+def parts_of(model: Model, output: Output, readout: str) -> Parts:
+    """What a read-out of :data:`TABLE` is made of: (states, modality) -> (B, E); zeros where the
+    modality is absent."""
+    row, parts = TABLE[readout], {}
     for states in row.states:
         for name, x in _vectors(output, states, row.pool):
             x = model.whitening[states][name](x) if row.whitened else x
             x = F.normalize(x.float(), dim=-1) if row.unit else x
-            vectors.append(x * output.valid[name][:, :1])  # an absent modality is the zero vector
-    return torch.cat(vectors, dim=-1) if row.beside else torch.stack(vectors).sum(dim=0)
+            parts[states, name] = x * output.valid[name][:, :1]
+    return parts
+
+
+def joined(parts: Parts, readout: str, weights: Mapping[str, float] | None = None) -> Tensor:
+    """:func:`parts_of` as one vector of each product; each modality times its weight, if given."""
+    vectors = [x if weights is None else weights[name] * x for (_, name), x in parts.items()]
+    return torch.cat(vectors, dim=-1) if TABLE[readout].beside else torch.stack(vectors).sum(dim=0)
+
+
+def read_out(model: Model, output: Output, readout: str) -> Float[Tensor, "B E"]:
+    """(B, D) embeddings, or (B, M D) and more where modalities stand side by side. Raises
+    ``ValueError`` for an unknown read-out."""
+    if readout not in (*TABLE, *BESIDE):
+        raise ValueError(f"unknown read-out {readout!r}: known are {(*TABLE, *BESIDE)}")
+    if readout in TABLE:
+        return joined(parts_of(model, output, readout), readout)
+    names = model.spec.modalities
+    counts = model.importance.tolist()
+    weights = dict(zip(names, counts, strict=True)) if readout == "weighted" else None
+    sides = [joined(parts_of(model, output, side), side, weights) for side in BESIDE[readout]]
+    return torch.cat([F.normalize(side.float(), dim=-1) for side in sides], dim=-1)
 
 
 def in_batches(
@@ -162,30 +181,3 @@ def mean_harmony(model: Model, streams: Streams, rows: Rows) -> np.ndarray:
         s = model.harmony(torch.stack(list(output.pooled.values()), dim=1), output.presence)
         total, count = total + (both if s is None else s).sum(0), count + both.sum(0)
     return (total / count.clamp(min=1)).float().cpu().numpy()
-
-
-@torch.no_grad()
-def similarity(
-    model: Model, streams: Streams, rows: Rows, pair: tuple[str, str]
-) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Cosine of the fused first tokens of two modalities of each product (Figure 5: image and
-    text).
-
-    A plain cosine is high where all vectors point one way, so its mean with the second modality of
-    the *other* products is taken off.
-
-    Returns:
-        those of the rows that have both modalities, and the value of each.
-    """
-    sides, here = ([], []), []
-    for batch in in_batches(model, streams, rows):
-        output = model(batch, wanted={})
-        both = output.valid[pair[0]][:, 0] & output.valid[pair[1]][:, 0]
-        here.append(both.cpu().numpy())
-        for side, name in zip(sides, pair, strict=True):
-            side.append(F.normalize(output.summary[name][both].float(), dim=1))
-    one, other = (torch.cat(side) for side in sides)
-    cosines = one @ other.T
-    own = cosines.diagonal()
-    values = own - (cosines.sum(dim=1) - own) / max(1, len(one) - 1)
-    return np.asarray(rows)[np.concatenate(here)], values.cpu().numpy()

@@ -246,7 +246,9 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
             self.contrast_bias = nn.Parameter(torch.tensor(-10.0))
         if objective.harmony in simcl.FREE and len(names) > 1:
             self.scores = nn.Parameter(torch.zeros(len(names), len(names)))
-        self.whitening = nn.ModuleDict()  # of the read-out, fitted after training: no loss sees it
+        # of the read-outs, fitted after training; no loss sees them. How much each modality counts:
+        self.register_buffer("importance", torch.ones(len(names)))
+        self.whitening = nn.ModuleDict()
         for part, size in (("pooled", projected or width), ("embedded", width)):
             self.whitening[part] = nn.ModuleDict({name: Whitening(size) for name in names})
         self.apply(_initialise)
@@ -333,9 +335,7 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         return simcl.scores(self.spec.objective, self.spec.modalities, matrix, vectors, presence)
 
     def predict(self, output: Output, targets: Mapping[str, Target]) -> dict[str, Tensor]:
-        """Predictions of the masked tasks, at the masked positions only: (S, V) or (S, F). From the
-        **fused** states (the released code reads the ones before the fusion:
-        ``Objective.reads``)."""
+        """Predictions of the masked tasks, at the masked positions only: (S, V) or (S, F)."""
         states, predictions = getattr(output, self.spec.objective.reads), {}
         for name in self.spec.objective.tasks(self.spec.modalities):
             read = states[name][targets[name].product, targets[name].token]

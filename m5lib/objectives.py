@@ -24,12 +24,14 @@ def masked_values(
     predictions: Mapping[str, Float[Tensor, "S F"]],
     targets: Mapping[str, Target],
     scores: Float[Tensor, "B M"] | None = None,
+    unit: bool = False,
 ) -> dict[str, Float[Tensor, " S"]]:
     """Eq. 1 for every modality: one value per masked token. Cross-entropy for words, mean squared
     error for features, and for class probabilities p the divergence KL(p ‖ softmax(prediction)).
 
     ``scores[b, m]`` multiplies the predictions of modality ``m`` for product ``b`` (Eq. 3's
-    diagonal).
+    diagonal). ``unit`` divides squared errors by the variance of the features that are predicted,
+    so that modalities with small features count as much as the others.
     """
     values = {}
     for column, (name, prediction) in enumerate(predictions.items()):
@@ -43,6 +45,8 @@ def masked_values(
             values[name] = F.cross_entropy(prediction, target.value, reduction="none")
         else:
             values[name] = (prediction - target.value).square().mean(dim=-1)
+            if unit and len(target.value) > 1:
+                values[name] = values[name] / target.value.float().var(0).mean().clamp(min=1e-6)
     return values
 
 
@@ -83,7 +87,8 @@ def _masked(model: Model, output: Output, predictions, targets) -> dict[str, Ten
         columns = [names.index(name) for name in predictions]
         diagonal = None if s is None else s.diagonal(dim1=1, dim2=2)[:, columns]
     on_logits = diagonal if objective.acts_on == "logits" else None
-    for column, (name, values) in enumerate(masked_values(predictions, targets, on_logits).items()):
+    several = masked_values(predictions, targets, on_logits, objective.targets == "unit")
+    for column, (name, values) in enumerate(several.items()):
         if diagonal is not None and on_logits is None:
             values = values * diagonal[targets[name].product, column]
         parts[MODALITIES[name].task] = _mean(values, torch.tensor(len(values)))

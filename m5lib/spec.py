@@ -104,6 +104,8 @@ class Objective:
             ``(("table", "token"),)``).
         classes: feature modalities of which class probabilities are predicted (by KL divergence),
             not features.
+        targets: squared errors of features as they are (``plain``), or over the variance of the
+            features (``unit``): those of our sounds vary by .06, of pictures by 1.0 (``LOG.md``).
         matching: word modalities for which the model tells a product's own from another's
             (image-text matching, if ``("text",)``).
         contrast: a name in :data:`m5lib.simcl.FORMS`, or ``none``; on the summaries before the
@@ -133,6 +135,7 @@ class Objective:
     hides: tuple[tuple[str, str], ...] = ()
     mask_rate: float = 0.15
     classes: Names = ()
+    targets: Literal["plain", "unit"] = "plain"
     matching: Names = ()
     contrast: str = "infonce"
     pairs: Literal["all", "neighbours"] = "all"

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from conftest import make_five_batch
 
 from m5lib import embeddings
+from m5lib.evaluation.separation import modality_cosines
 from m5lib.layers import Whitening
 from m5lib.model import Model
 from m5lib.streams import Streams
@@ -90,14 +91,15 @@ def test_embeddings_given_some_modalities_know_nothing_of_the_others(model, prod
 def test_similarity_takes_off_the_mean_over_the_other_products(model, products):
     output = model(products.batch(ROWS))
     both = [b for b in ROWS if output.presence[b, 0] and output.presence[b, 1]]
-    rows, values = embeddings.similarity(model, products, ROWS, ("image", "text"))
+    rows, own_of, others_of = modality_cosines(model, products, ROWS, ("image", "text"))
     assert list(rows) == both and len(both) == 4
     image, text = output.summary["image"], output.summary["text"]
-    for b, value in zip(both, values, strict=True):
+    for b, value, others in zip(both, own_of, others_of, strict=True):
         cosines = {o: F.cosine_similarity(image[b], text[o], dim=0).item() for o in both}
         own = cosines.pop(b)
-        assert value == pytest.approx(own - np.mean(list(cosines.values())), abs=1e-6)
-    assert np.abs(values).min() > 1e-4, "else the test could not tell"
+        assert value == pytest.approx(own, abs=1e-6)
+        assert others == pytest.approx(np.mean(list(cosines.values())), abs=1e-6)
+    assert np.abs(own_of - others_of).min() > 1e-4, "else the test could not tell"
 
 
 def test_mean_harmony_is_over_the_products_that_have_both(model, products):

@@ -400,3 +400,18 @@ def test_read_outs_are_what_their_names_say(five):
     parts = [read_out(model, output, name) for name in ("fused_first", "layered")]
     both = torch.cat([part / part.norm(dim=1, keepdim=True).clamp(min=1e-12) for part in parts], 1)
     torch.testing.assert_close(read_out(model, output, "fused_layered"), both)
+    model.importance.copy_(torch.tensor([0.5, 2.0, 1.0, 4.0, 0.25]))
+    for b, vector in enumerate(read_out(model, output, "weighted")):
+        fused, beside = 0, []
+        for states in ("pooled", "embedded"):
+            for weight, name in zip(model.importance, model.spec.modalities, strict=True):
+                x = getattr(output, states)[name][b]
+                here = output.valid[name][b]
+                x = x[here].mean(0) if states == "embedded" and here[0] else x
+                x = model.whitening[states][name](x[None] if x.ndim == 1 else x[:1])[0]
+                beside.append(weight * x / x.norm() * here[0])
+                if states == "pooled" and here[0]:
+                    fused = fused + weight * output.fused[name][b, 0]
+        beside = torch.cat(beside)
+        expected = torch.cat([fused / fused.norm(), beside / beside.norm()])
+        torch.testing.assert_close(vector, expected, atol=1e-5, rtol=1e-5)

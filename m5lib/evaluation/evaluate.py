@@ -12,10 +12,15 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
+import torch.nn.functional as F
 
 from m5lib.catalogue import Catalogue, DataError
+from m5lib.embeddings import BESIDE, fit_whitening, in_batches, joined, parts_of
 from m5lib.evaluation import metrics, stats
 from m5lib.modalities import ordered
+from m5lib.model import Model
+from m5lib.streams import Streams
 
 CUTS = (1, 5, 10)
 TASKS = ("retrieval", "fine retrieval", "classification", "clustering")
@@ -208,6 +213,50 @@ def clustering(catalogue: Catalogue, vectors, split: str = "query") -> list[dict
     }
     named = {"task": "clustering", "convention": convention}
     return [named | {"metric": name, "value": value} for name, value in means.items()]
+
+
+#: What a modality may count in the read-out ``weighted``; another has to be better by the margin.
+COUNTS, MARGIN = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0), 0.002
+
+
+@torch.no_grad()
+def fit_readouts(model: Model, streams: Streams) -> None:
+    """Fit what read-outs need: the whitening on training products, and ``Model.importance``, how
+    much each modality counts in ``weighted``: by mAP@10 (min(K, R)) of validation products given
+    all they have, one modality after another, twice. All ones, where products have no labels."""
+    catalogue = streams.catalogue
+    fit_whitening(model, streams, catalogue.split("train"))
+    asking, _ = catalogue.queries("validation")
+    model.importance.fill_(1.0)
+    if not len(asking):
+        return
+    rows = np.concatenate([asking, catalogue.split("gallery")])
+    parts: dict[str, dict] = {side: {} for side in BESIDE["weighted"]}
+    for batch in in_batches(model, streams, rows):
+        output = model(batch, wanted={})
+        for side, several in parts.items():
+            for key, x in parts_of(model, output, side).items():
+                several.setdefault(key, []).append(x.float().cpu())
+    parts = {s: {key: torch.cat(x) for key, x in p.items()} for s, p in parts.items()}
+
+    width = sum(x.shape[1] for x in parts["layered"].values()) + model.spec.width
+    matrix = np.zeros((len(streams), width), np.float32)
+
+    def quality(weights: dict[str, float]) -> float:
+        sides = [F.normalize(joined(p, side, weights), dim=-1) for side, p in parts.items()]
+        matrix[rows] = torch.cat(sides, dim=-1).numpy()
+        numbers = retrieval(catalogue, matrix, "validation")
+        wanted = ("mAP@10", "min_k_r")
+        return next(n["value"] for n in numbers if (n["metric"], n["convention"]) == wanted)
+
+    weights = dict.fromkeys(model.spec.modalities, 1.0)
+    best = quality(weights)
+    for name in [*weights, *weights] if len(weights) > 1 else []:
+        tried = {count: quality({**weights, name: count}) for count in COUNTS}
+        count = max(tried, key=tried.get)
+        if tried[count] > best + MARGIN:
+            best, weights[name] = tried[count], count
+    model.importance.copy_(torch.tensor(list(weights.values())))
 
 
 def paired(ours: pd.Series, theirs: pd.Series) -> pd.DataFrame:

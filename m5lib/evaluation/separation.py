@@ -1,14 +1,20 @@
 """How well groups of products separate, in an embedding space and in maps of it: silhouette,
-accuracy of neighbours, trustworthiness."""
+accuracy of neighbours, trustworthiness; and how near two modalities of a product lie (Figure 5)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 
+from m5lib.catalogue import Rows
+from m5lib.embeddings import in_batches
 from m5lib.evaluation.metrics import rank
+from m5lib.model import Model
+from m5lib.streams import Streams
 
 #: The embedding space itself, by cosine, and its maps, by Euclidean distance: the conventions of
 #: the numbers.
@@ -135,3 +141,28 @@ def trust(spaces: Mapping[tuple[str, str], np.ndarray]) -> list[dict]:
             row = {"task": "map", "metric": metric, "convention": space, "variant": readout}
             rows.append(row | {"value": value})
     return rows
+
+
+@torch.no_grad()
+def modality_cosines(
+    model: Model, streams: Streams, rows: Rows, pair: tuple[str, str]
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Cosines of the fused first tokens of two modalities (Figure 5: image and text).
+
+    Returns:
+        those of the rows that have both modalities; the cosine of each product's own two; and the
+        mean cosine of its first with the second of the *other* products. Where all vectors point
+        one way both are high: only their difference says that a product's modalities are alike.
+    """
+    sides, here = ([], []), []
+    for batch in in_batches(model, streams, rows):
+        output = model(batch, wanted={})
+        both = output.valid[pair[0]][:, 0] & output.valid[pair[1]][:, 0]
+        here.append(both.cpu().numpy())
+        for side, name in zip(sides, pair, strict=True):
+            side.append(F.normalize(output.summary[name][both].float(), dim=1))
+    one, other = (torch.cat(side) for side in sides)
+    cosines = one @ other.T
+    own = cosines.diagonal()
+    others = (cosines.sum(dim=1) - own) / max(1, len(one) - 1)
+    return np.asarray(rows)[np.concatenate(here)], own.cpu().numpy(), others.cpu().numpy()

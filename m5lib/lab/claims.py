@@ -160,15 +160,17 @@ def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
     return write_json(path, {"provenance": sources, "claims": rows})
 
 
-# --- the tables of README and docs
+def _shown(rows: pd.DataFrame) -> list[str]:
+    """The paper's read-out, the default and the one chosen on validation products, if recorded."""
+    names = dict.fromkeys([PAPER, DEFAULT, chosen(rows)])
+    return [name for name in names if name in set(rows["variant"])]
 
 
 def compact(path: Path) -> pd.DataFrame:
-    """mAP@10 of retrieval by category: modalities against state and read-out, and the best control.
-    Read-outs: the paper's, the library's default, the one that validation products choose."""
+    """mAP@10 by category: modalities against state and read-out, and the best control."""
     rows = load_results(path).query("notebook == '05_downstream' and task == 'retrieval'")
     columns = {}
-    for variant in dict.fromkeys([PAPER, DEFAULT, chosen(rows)]):
+    for variant in _shown(rows):
         table = compare(rows, "mAP@10", "min_k_r", variant)
         columns |= {f"{state}, {variant}": table[state] for state in ("untrained", "pretrained")}
     columns["best control"] = table["control"]
@@ -186,8 +188,7 @@ def _by_seed(rows: pd.DataFrame, variant: str, index: str, metric: str = "mAP@10
 def ladder(path: Path) -> pd.DataFrame:
     """Models trained on more and more modalities (Table 3), in per cent; read-outs as above."""
     rows = load_results(path).query("model == 'scale' and state != 'untrained'")
-    readouts = dict.fromkeys([PAPER, DEFAULT, chosen(rows)])
-    columns = {f"mAP@10, {name}": _by_seed(rows, name, "modalities") for name in readouts}
+    columns = {f"mAP@10, {name}": _by_seed(rows, name, "modalities") for name in _shown(rows)}
     for metric in ("mAP@10", "accuracy"):
         columns[f"{metric}, fine-tuned"] = _by_seed(rows, HIDDEN, "modalities", metric)
     table = pd.DataFrame(columns).rename_axis("trained on")
@@ -197,8 +198,7 @@ def ladder(path: Path) -> pd.DataFrame:
 
 def losses(paths: Mapping[str, Path]) -> pd.DataFrame:
     """What each of the losses teaches (Table 6, its ticks read as losses), in per cent, by data."""
-    labels = ("no loss", "masked tasks only", "contrast only", "IMCL+PRE")
-    columns = {}
+    labels, columns = ("no loss", "masked tasks only", "contrast only", "IMCL+PRE"), {}
     for data, path in paths.items():
         rows = load_results(path)
         columns[f"{data}: mAP@10, {PAPER}"] = _by_seed(rows, PAPER, "model")
@@ -237,13 +237,13 @@ def released(path: Path) -> pd.DataFrame:
         means = pick(rows, wanted).groupby("model")["value"].mean()
         numbers = [f"{means[m]:.3g}" if m in means else "" for m in ("released", "scale")]
         table.append((*words, wanted["metric"], *numbers))
-    columns = ["what", "paper", "released code", "measured", "released", "ours"]
+    columns = ("what", "paper", "released code", "measured", "released", "ours")
     return pd.DataFrame(table, columns=columns).set_index("what")
 
 
 def attributed(path: Path) -> pd.DataFrame:
-    """By modality: how often each method's highest score points at what carries the category, and
-    what deleting and inserting in the order of integrated gradients gains over random order."""
+    """By modality: how often a method's highest score is on what carries the category, and what
+    deleting and inserting by integrated gradients gains over random order."""
     pointing = pd.read_csv(path.with_name("attribution_pointing.csv"))
     names, methods = pointing["modality"].unique(), pointing["method"].unique()
     table = pointing.pivot(index="modality", columns="method", values="hits")
@@ -253,16 +253,15 @@ def attributed(path: Path) -> pd.DataFrame:
     areas = pd.read_csv(path.with_name("attribution_areas.csv"))
     name_of = {MODALITIES[name].code: name for name in names}
     for row in areas.rename(columns={"tokens of": "code"}).itertuples():
-        if row.code in name_of:  # not that of all together
-            gain = f"{row.gain:.2f} [{row.low:.2f}, {row.high:.2f}]"
-            table.loc[name_of[row.code], f"{row.curve} gain"] = gain
+        if name := name_of.get(row.code):  # not that of all together
+            table.loc[name, f"{row.curve} gain"] = f"{row.gain:.2f} [{row.low:.2f}, {row.high:.2f}]"
     return table
 
 
 def separated(path: Path) -> pd.DataFrame:
     """How well categories separate, as notebook 11 recorded it."""
-    path = path.with_name("maps_separation_layered.csv")
-    return pd.read_csv(path, index_col=0).rename_axis("metric, space")
+    table = pd.read_csv(path.with_name("maps_separation_layered.csv"), index_col=0)
+    return table.rename_axis("metric, space")
 
 
 def counted(path: Path) -> str:

@@ -21,8 +21,9 @@ from m5lib.catalogue import Catalogue, Rows, split_of
 from m5lib.data import code_version, locked, m5features, readers, store, write_json
 from m5lib.data.backbones import agreed, choose
 from m5lib.data.extractors import PLAIN, Pixels
-from m5lib.embeddings import READOUTS, embeddings, fit_whitening, mean_harmony
-from m5lib.evaluation.evaluate import retrieval
+from m5lib.embeddings import READOUTS, embeddings, mean_harmony
+from m5lib.evaluation.evaluate import fit_readouts, retrieval
+from m5lib.evaluation.separation import modality_cosines
 from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier, classify, finetune, labels_of
@@ -295,26 +296,31 @@ def untrained(job: Job, streams: Streams) -> Model:
     model.tokenizer = streams.tokenizer
     made = streams.settings
     model.extractors = {name: made[name] for name in model.spec.modalities if name in made}
-    fit_whitening(model, streams, streams.catalogue.split("train"))
+    fit_readouts(model, streams)
     return model.eval()
 
 
 def glance(model: Model, streams: Streams) -> dict:
-    """A look at a model on validation products: mAP@10 (min(K, R)) of each read-out, and the mean
-    harmony scores before the fusion.
+    """A look at a model on validation products: mAP@10 (min(K, R)) of each read-out, the mean
+    harmony scores before the fusion, and the mean cosine of the fused first tokens of its first two
+    modalities, a product's ``own`` and with ``others``.
 
-    Fits the model's whitening on the training products on the way.
+    Fits the read-outs on the way (:func:`m5lib.evaluation.evaluate.fit_readouts`).
     """
     catalogue = streams.catalogue
-    fit_whitening(model, streams, catalogue.split("train"))
+    fit_readouts(model, streams)
     asking, _ = catalogue.queries("validation")
     rows = np.concatenate([asking, catalogue.split("gallery")])
-    measured = {}
+    measured, seen = {}, {"harmony": mean_harmony(model, streams, asking).tolist()}
     for readout, matrix in vectors(model, streams, rows).items():
         numbers = retrieval(catalogue, matrix, "validation")
         if numbers:  # none, where products have no labels
             measured[readout] = value(numbers, "mAP@10", "min_k_r")
-    return {"validation": measured, "harmony": mean_harmony(model, streams, asking).tolist()}
+    pair = model.spec.modalities[:2]
+    if len(pair) == 2 and len(asking):
+        _, own, others = modality_cosines(model, streams, asking, pair)
+        seen["cosine"] = {"own": float(own.mean()), "others": float(others.mean())}
+    return {"validation": measured} | seen
 
 
 def value(numbers: Iterable[dict], metric: str, convention: str) -> float:

@@ -9,7 +9,7 @@ A query is a product like any other: it is extracted and embedded, given what it
 to a product of the gallery is a cosine, in one of three ways:
 
 ========  ========================================================================================
-layered   query and gallery are given only the modalities of the query
+weighted  query and gallery are given only the modalities of the query
           (:data:`m5lib.embeddings.DEFAULT`)
 pooled    the query is given what it has, the gallery everything
           (:data:`m5lib.embeddings.ACROSS`): a product without a title can be found by words
@@ -48,6 +48,8 @@ from m5lib.search import intake
 from m5lib.streams import Stream, Streams, with_summary
 
 WAYS = (DEFAULT, ACROSS, "both")
+#: Near-duplicates have the same words and regions; the fused vector says what kind of thing it is.
+NEAR = "layered"
 #: Products to train on below which a model cannot be adapted.
 FEWEST = 20
 
@@ -98,7 +100,9 @@ def build(
         )
     else:
         streams = runs.streams_of(catalogue, features, size)
-        run = runs.pretrained(runs.Job(profile, seed=seed, extractors=extractors), streams)
+        run = runs.pretrained(
+            runs.Job(profile, "scale_fused", seed=seed, extractors=extractors), streams
+        )
         trained, folder = run.model, run.folder
     vectors = embeddings(trained, streams, range(len(streams)), readouts=(DEFAULT, ACROSS))
     how = recording.provenance(profile, seed, time.monotonic() - begun, extractors)
@@ -119,6 +123,11 @@ class Index:
     extractors: Mapping[str, Any] | None = None
     _given: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict, repr=False)
     _best: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def details(self) -> np.ndarray:
+        """(N, D) vectors of the products by the read-out :data:`NEAR`."""
+        return embeddings(self.model, self.streams, range(len(self.streams)), readouts=[NEAR])[NEAR]
 
     @property
     def catalogue(self) -> Catalogue:
@@ -301,19 +310,19 @@ class Index:
             batch = self.streams.batch(rows[start : start + 128])
             streams = {n: _thinned(stream, share, rng) for n, stream in batch.streams.items()}
             output = self.model(replace(batch, streams=streams).to(device))
-            copy = read_out(self.model, output, DEFAULT).float().cpu().numpy()
-            cosines.append(_cosine(copy, self.vectors[DEFAULT][batch.rows]))
+            copy = read_out(self.model, output, NEAR).float().cpu().numpy()
+            cosines.append(_cosine(copy, self.details[batch.rows]))
         return np.concatenate(cosines)
 
     def duplicates(self, threshold: float, most: int = 200_000) -> pd.DataFrame:
-        """Pairs of products at or above a cosine by all that they have (read-out ``layered``), best
-        first: ``id``, ``other``, ``cosine``.
+        """Pairs of products at or above a cosine by all that they have (read-out :data:`NEAR`),
+        best first: ``id``, ``other``, ``cosine``.
 
         Exact: single precision finds the pairs, double precision decides. Only the ``most`` best
         are kept; ``.attrs["pairs"]`` says how many reach the threshold (in single precision where
         some were dropped).
         """
-        vectors, total, edge = self.vectors[DEFAULT], 0, threshold
+        vectors, total, edge = self.details, 0, threshold
         best = np.zeros(0, dtype=[("distance", "f8"), ("row", "i8"), ("of", "i8")])
         unit = _unit(vectors.astype(np.float32))
         for start in range(0, len(unit), 512):

@@ -7,7 +7,6 @@ regions, frames and stretches of sound.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -88,8 +87,10 @@ def _cosine(model: Model, names: tuple[str, ...], way: str):
 
     def read(output: Output, sought: Tensor) -> Tensor:
         valid = {n: x if n in names else torch.zeros_like(x) for n, x in output.valid.items()}
-        given = {DEFAULT: replace(output, valid=valid), ACROSS: output}
-        readouts = [way] if way in given else list(given)
+        readouts = [way] if way in (DEFAULT, ACROSS) else [DEFAULT, ACROSS]
+        given = {ACROSS: output}
+        if DEFAULT in readouts:  # what the query lacks is not there before the fusion either
+            given[DEFAULT] = model.forward_from_embeddings(output.embedded, valid, {})
         vectors = [read_out(model, given[readout], readout).float() for readout in readouts]
         vectors = [F.normalize(vector, dim=-1) for vector in vectors]
         return F.cosine_similarity(torch.cat(vectors, dim=-1), sought, dim=-1)

@@ -4,10 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from m5lib.catalogue import Catalogue, Product
 from m5lib.evaluation import controls, evaluate, stats
 from m5lib.lab import runs
+from m5lib.model import Model
+from m5lib.models import zoo
+from m5lib.streams import Streams
 
 
 def test_controls_know_words_and_pixels(catalogue):
@@ -210,3 +214,42 @@ def test_a_query_is_never_its_own_hit(catalogue, monkeypatch):
     given = [x for x in (query_ids, gallery_ids, *rest) if isinstance(x, np.ndarray)]
     ids = {tuple(x) for x in given if x.dtype.kind in "OU"}
     assert tuple(catalogue.ids[catalogue.split("gallery")]) in ids and len(ids) == 2
+
+
+def test_a_modality_counts_as_much_as_helps_validation_products(stream_set):
+    """Against trying it out slowly, one weight after another; and nothing is tried on queries."""
+    catalogue = stream_set.catalogue
+    torch.manual_seed(1)
+    model = Model(zoo.build("scale", width=32).fit(stream_set))
+    evaluate.fit_readouts(model, stream_set)
+    fitted = model.importance.clone()
+
+    def quality(weights):
+        model.importance.copy_(torch.tensor(weights))
+        vectors = runs.vectors(model, stream_set, range(len(stream_set)), None, ["weighted"])
+        numbers = evaluate.retrieval(catalogue, vectors["weighted"], "validation")
+        return runs.value(numbers, "mAP@10", "min_k_r")
+
+    weights = [1.0] * len(fitted)
+    best = quality(weights)
+    for place in (0, 1, 2, 0, 1, 2):
+        for count in evaluate.COUNTS:
+            tried = [*weights[:place], count, *weights[place + 1 :]]
+            if quality(tried) > best + evaluate.MARGIN and quality(tried) == max(
+                quality([*weights[:place], c, *weights[place + 1 :]]) for c in evaluate.COUNTS
+            ):
+                best, weights = quality(tried), tried
+                break
+    assert fitted.tolist() == weights and quality(weights) >= quality([1.0] * 3)
+    assert weights != [1.0] * 3  # else this shop shows nothing
+
+
+def test_without_labels_every_modality_counts_alike(stream_set):
+    catalogue = stream_set.catalogue
+    bare = catalogue.take(range(60))
+    bare = Catalogue(bare.name, tuple(replace(p, label=None) for p in bare.products))
+    streams = Streams(bare, {}, stream_set.tokenizer, ["text", "table"])
+    model = Model(zoo.build("scale", width=32).fit(streams))
+    model.importance.fill_(3.0)
+    evaluate.fit_readouts(model, streams)
+    assert model.importance.tolist() == [1.0, 1.0]

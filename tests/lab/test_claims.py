@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from m5lib.embeddings import DEFAULT
 from m5lib.evaluation import stats
 from m5lib.lab import claims, recording, study
 
@@ -265,7 +266,7 @@ def test_compact_and_ladder_tables(tmp_path):
     rows = []
     for seed in (0, 1):
         for state in ("untrained", "pretrained"):
-            for number, variant in enumerate(("fused_first", "layered", "encoded_first")):
+            for number, variant in enumerate(("fused_first", DEFAULT, "encoded_first")):
                 for convention in ("min_k_r", "min_k_r, validation queries"):
                     value = 0.1 * (state == "pretrained") + 0.2 * number + 0.01 * seed
                     rows.append(
@@ -293,9 +294,9 @@ def test_compact_and_ladder_tables(tmp_path):
     ]  # the same metrics of another task
     path = recording.save_results(tmp_path / "x.json", [*rows, control, *fine], made)
     wide = recording.headline(path)
-    assert wide.loc[("pretrained", "scale", "I+T", "layered"), "mAP@10"] == pytest.approx(0.305)
+    assert wide.loc[("pretrained", "scale", "I+T", DEFAULT), "mAP@10"] == pytest.approx(0.305)
     frame = recording.load_results(path)
-    assert recording.compare(frame, "mAP@10", "min_k_r", "layered").loc[
+    assert recording.compare(frame, "mAP@10", "min_k_r", DEFAULT).loc[
         "I+T", "pretrained"
     ] == pytest.approx(0.31)
     table = claims.compact(path)
@@ -306,7 +307,7 @@ def test_compact_and_ladder_tables(tmp_path):
     tuned = [
         row | {"variant": "hidden", "state": "finetuned"}
         for row in rows
-        if row["state"] == "pretrained" and row["variant"] == "layered"
+        if row["state"] == "pretrained" and row["variant"] == DEFAULT
     ]
     tuned = [row for row in tuned if row["convention"] == "min_k_r"]
     tuned += [

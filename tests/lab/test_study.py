@@ -41,6 +41,7 @@ def test_a_study_is_whole_and_its_numbers_are_the_means_of_its_queries(found):
         "mAP@10_finetune",
         "Prec@10_pretrain",
         "cosine less other products'",
+        "cosine",
     ):
         wanted = study.number(name)
         assert one.value(wanted) == pytest.approx(one.values(wanted).mean())

@@ -50,7 +50,7 @@ def test_vectors_in_parquet_and_back(index, tmp_path):
         np.testing.assert_array_equal(np.stack(table[readout].to_numpy()), index.vectors[readout])
     made = json.loads(table.schema.metadata[b"m5lib"])
     assert (
-        made["model"].startswith("scale-I+T+Tab-")
+        made["model"].startswith("scale_fused-I+T+Tab-")
         and made["fingerprint"] == index.catalogue.fingerprint
         and made["profile"] == "tiny"
     )
@@ -161,7 +161,7 @@ def test_bad_questions_get_one_clear_error(index, tmp_path):
 
 
 def test_near_duplicates_are_all_pairs_above_the_threshold(index):
-    v = index.vectors[DEFAULT].astype(np.float64)
+    v = index.details.astype(np.float64)
     u = v / np.linalg.norm(v, axis=1, keepdims=True)
     cosine, ids = u @ u.T, index.catalogue.ids
     for threshold in (0.5, 0.8, 2.0):

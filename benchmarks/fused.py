@@ -1,0 +1,166 @@
+"""Does the fused vector earn its place? Scores and losses of SIMCL side by side, by seed.
+
+    python benchmarks/fused.py run shop 3 <folder> [workers]            # a run of a form in turn
+    python benchmarks/fused.py run <products> 3 <folder> [workers]
+    python benchmarks/fused.py collect <folder> shop fused              # -> results/fused.json, …
+
+Each form is pre-trained by the profile ``small`` with 1,500 steps on each seed (``shop``: another
+shop; else the same 6,000 products with another order, masks and weights), then read out given some
+of the modalities and all: mAP@10 of validation products and of queries, by every read-out. With it
+the cosine of the fused first tokens of picture and title over training. What is there already is
+not run again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from m5lib.data import write_json
+from m5lib.embeddings import ACROSS, READOUTS
+from m5lib.evaluation import evaluate
+from m5lib.evaluation.controls import controls
+from m5lib.lab import recording, runs
+from m5lib.modalities import codes, from_codes
+
+SCORES = {"objective.harmony": "embedding", "objective.diagonal": "fused"}
+#: Label -> row of the zoo, and what is changed in it.
+FORMS = {
+    "scale, before": ("scale", SCORES | {"objective.temperature": 0.015}),
+    "scale": ("scale", {}),
+    "scale_fused": ("scale_fused", {}),
+    "scale, released scores": ("scale", SCORES),
+    "scale, no scores": ("scale", {"objective.harmony": "uniform"}),
+    "scale, free scores": ("scale", {"objective.harmony": "free"}),
+    "scale_fused, unit targets": ("scale_fused", {"objective.targets": "unit"}),
+}
+SETS = ("T", "I", "I+T", "I+T+Tab", "I+T+Tab+V+A")
+VALIDATION = {"validation": recording.VALIDATION, "query": "min_k_r"}
+PRODUCTS = 6000
+
+
+def size() -> runs.Profile:
+    """The profile ``small`` for few products, however many there are."""
+    return replace(runs.FEW, products=PRODUCTS)
+
+
+def load(data: str, seed: int):
+    """Products, features and streams of a seed."""
+    catalogue, features = runs.load(data, size(), seed)
+    return catalogue, features, runs.streams_of(catalogue, features, size())
+
+
+def retrieved(catalogue, vectors, split: str) -> list[dict]:
+    """mAP@10 (min(K, R)) of a split as a number of a result row."""
+    numbers = evaluate.retrieval(catalogue, vectors, split)
+    kept = [n for n in numbers if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r")]
+    return [n | {"convention": VALIDATION[split]} for n in kept]
+
+
+def seen(run: runs.Run, context: dict) -> list[dict]:
+    """The cosines of :func:`m5lib.lab.runs.glance` as result rows."""
+    entries = [(0.0, run.history[0]["before"])]
+    entries += [((e["step"] + 1) / len(run.history), e) for e in run.history if "cosine" in e]
+    found = []
+    for share, entry in entries:
+        for side, value in entry["cosine"].items():
+            number = {"task": "similarity", "metric": "image-text cosine", "convention": side}
+            state = "pretrained" if share else "untrained"
+            more = {"state": state, "variant": f"fused_first, {share:.0%} of the steps"}
+            found += recording.rows([number | {"value": value}], context, **more)
+    return found
+
+
+def one(data: str, seed: int, label: str, path: Path) -> None:
+    """Train a form on a seed, measure it, and write its rows."""
+    model, changes = FORMS[label]
+    catalogue, _, streams = load(data, seed)
+    runs.PROFILES["small"] = size()
+    job = runs.Job(profile="small", seed=seed, model=model, changes=tuple(changes.items()))
+    run = runs.pretrained(job, streams)
+    context = run.context("09_simcl", job, catalogue) | {"model": label}
+    found = seen(run, context)
+    rows = np.union1d(evaluate.needed_rows(catalogue), catalogue.split("validation"))
+    for given in SETS:
+        names = from_codes(given)
+        if not set(names) <= set(streams.modalities):
+            continue
+        by_name = runs.vectors(run.model, streams, rows, names, (*READOUTS, ACROSS))
+        for readout, vectors in by_name.items():
+            for split in VALIDATION:
+                more = {"state": "pretrained", "variant": readout, "modalities": given}
+                found += recording.rows(retrieved(catalogue, vectors, split), context, **more)
+    made = recording.provenance("small", seed, 0.0)
+    counts = dict(zip(run.model.spec.modalities, run.model.importance.tolist(), strict=True))
+    write_json(path, {"rows": found, "made": made, "importance": counts})
+
+
+def baseline(data: str, seed: int) -> list[dict]:
+    """The controls of a seed as result rows."""
+    catalogue, _, streams = load(data, seed)
+    context = {"notebook": "09_simcl", "run": "", "data": catalogue.name, "profile": "small"}
+    context |= {"seed": seed, "state": "control"}
+    found = []
+    for name, (read, vectors) in controls(catalogue, runs.pixels(catalogue), seed).items():
+        for split in VALIDATION:
+            more = {"model": name, "variant": name, "modalities": codes(read)}
+            found += recording.rows(retrieved(catalogue, vectors, split), context, **more)
+    return found
+
+
+def run(data: str, seeds: int, folder: Path, workers: int) -> int:
+    """Every form on every seed, a process each; how many failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = [(label, seed) for label in FORMS for seed in range(seeds)]
+
+    def start(item) -> int:
+        label, seed = item
+        path = folder / f"{label.replace(', ', '-').replace(' ', '_')}-{seed}.json"
+        if path.exists():
+            return 0
+        words = [sys.executable, __file__, "one", data, str(seed), label, str(path)]
+        threads = {"OMP_NUM_THREADS": "1"} | ({} if workers > 1 else {"OMP_NUM_THREADS": "2"})
+        with open(path.with_suffix(".log"), "w") as log:
+            code = subprocess.run(
+                words, env=os.environ | threads, stderr=log, stdout=log
+            ).returncode
+        print(f"{label}, seed {seed}: {'FAILED' if code else 'done'}", flush=True)
+        return code
+
+    with ThreadPoolExecutor(workers) as pool:
+        return sum(bool(code) for code in pool.map(start, todo))
+
+
+def collect(folder: Path, data: str, name: str) -> None:
+    """The parts of a folder, and the controls, in ``results/<name>.json``."""
+    parts = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    rows = [row for part in parts for row in part["rows"]]
+    for seed in sorted({row["seed"] for row in rows}):
+        rows += baseline(data, seed)
+    recording.save_results(recording.results_folder() / f"{name}.json", rows, parts[0]["made"])
+    print(table(pd.DataFrame(rows)))
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """mAP@10 of validation products, mean over seeds: form and read-out against what is given."""
+    part = rows[rows["convention"] == recording.VALIDATION]
+    means = part.pivot_table(index=["model", "variant"], columns="modalities", values="value")
+    return means.round(3)
+
+
+if __name__ == "__main__":
+    verb, *words = sys.argv[1:] or [""]
+    if verb == "one":
+        one(words[0], int(words[1]), words[2], Path(words[3]))
+    elif verb == "run" and len(words) in (3, 4):
+        sys.exit(bool(run(words[0], int(words[1]), Path(words[2]), int((words[3:] or ["1"])[0]))))
+    elif verb == "collect" and len(words) == 3:
+        collect(Path(words[0]), words[1], words[2])
+    else:
+        sys.exit(__doc__)
