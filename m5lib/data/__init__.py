@@ -82,25 +82,26 @@ def by_stem(folder: Path, ending: str = "") -> dict[str, MediaFile]:
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | Path, sync: bool = False) -> Iterator[Path]:
     """A temporary name in the same folder, made where missing, to write to: renamed to ``path`` at
-    the end, so that nobody ever sees half a file, even if the machine stops. Where writing fails
-    nothing is left."""
+    the end, so that nobody ever sees half a file; with ``sync`` not even if the machine stops.
+    Where writing fails nothing is left."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, content) -> Path:
+def write_json(path: str | Path, content, sync: bool = False) -> Path:
     """Write JSON as a whole file. Lists of objects have one to a line."""
-    with whole_file(path) as temporary:
+    with whole_file(path, sync) as temporary:
         temporary.write_text(_text(content) + "\n", encoding="utf-8")
     return Path(path)
 

@@ -272,7 +272,7 @@ def _stored(
         "products": sum(len(record["ids"]) for _, record in records),
         "rows": sum(sum(record["lengths"]) for _, record in records),
     }
-    write_json(folder / f"{name}.json", index)
+    write_json(folder / f"{name}.json", index, sync=True)
     records = [(stem, record) for stem, record in records if any(record["lengths"])]
     stems, sizes = [stem for stem, _ in records], [sum(r["lengths"]) for _, r in records]
     values = Mapped([_file(stem, "npy") for stem in stems], sizes, extractor.width)
@@ -341,7 +341,7 @@ def _write(stem: Path, part: _Extracted, sources: list[str]) -> None:
     arrays = {"npy": part.values} | ({} if part.boxes is None else {"boxes.npy": part.boxes})
     files = {_file(stem, ending): array for ending, array in arrays.items()}
     for path, array in files.items():
-        with whole_file(path) as temporary, open(temporary, "wb") as file:
+        with whole_file(path, sync=True) as temporary, open(temporary, "wb") as file:
             np.save(file, array, allow_pickle=False)
     record = {
         "ids": part.ids,
@@ -352,4 +352,4 @@ def _write(stem: Path, part: _Extracted, sources: list[str]) -> None:
         # A file that is not there, or a disk that did not answer, is tried again next time.
         "again": any(skip.reason.startswith(UNREADABLE) for skip in part.skipped),
     }
-    write_json(_file(stem, "json"), record)
+    write_json(_file(stem, "json"), record, sync=True)

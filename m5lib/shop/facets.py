@@ -16,7 +16,9 @@ audio      usage, production, material                         :func:`m5lib.shop
 =========  ==================================================  ===========================================
 """  # noqa: E501
 
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -36,129 +38,11 @@ class Category(NamedTuple):
     grams: float
 
 
-#: Three categories a shape, in the order in which smaller shops use them up.
-BASE = tuple(
-    Category(*row)
-    for row in (
-        ("water bottle", "sports flask", "bottle", 0.55, "sport", "steel", "forged", 300),
-        ("feeding bottle", "nursing bottle", "bottle", 0.70, "baby", "plastic", "moulded", 120),
-        ("perfume bottle", "fragrance flacon", "bottle", 0.85, "beauty", "glass", "blown", 180),
-        ("coffee mug", "tea cup", "cup", 1.00, "kitchen", "ceramic", "thrown", 350),
-        ("travel tumbler", "thermos cup", "cup", 0.75, "travel", "steel", "forged", 380),
-        ("plant pot", "flower planter", "cup", 1.15, "garden", "ceramic", "thrown", 900),
-        ("handbag", "tote", "bag", 1.10, "office", "leather", "sewn", 800),
-        ("backpack", "rucksack", "bag", 0.80, "travel", "cotton", "sewn", 950),
-        ("diaper bag", "nappy bag", "bag", 0.95, "baby", "cotton", "sewn", 700),
-        ("running shoe", "trainer", "shoe", 1.25, "sport", "rubber", "moulded", 500),
-        ("garden clog", "yard slipper", "shoe", 1.05, "garden", "rubber", "moulded", 400),
-        ("loafer", "dress shoe", "shoe", 1.40, "office", "leather", "sewn", 650),
-        ("dinner plate", "serving dish", "disc", 1.00, "kitchen", "ceramic", "thrown", 600),
-        ("flying disc", "throwing disc", "disc", 1.05, "sport", "plastic", "moulded", 170),
-        ("wall clock", "silent clock", "disc", 0.95, "office", "wood", "carved", 750),
-        ("jersey", "training shirt", "shirt", 0.90, "sport", "cotton", "knitted", 180),
-        ("apron", "cook smock", "shirt", 0.75, "kitchen", "cotton", "sewn", 250),
-        ("romper", "babygrow", "shirt", 1.00, "baby", "cotton", "knitted", 110),
-        ("desk lamp", "reading light", "lamp", 0.80, "office", "steel", "forged", 1400),
-        ("camping lantern", "tent light", "lamp", 0.65, "travel", "plastic", "moulded", 450),
-        ("night light", "nursery light", "lamp", 0.95, "baby", "glass", "blown", 300),
-        ("frying pan", "skillet", "pan", 1.20, "kitchen", "steel", "forged", 1300),
-        ("tennis racket", "court racquet", "pan", 1.00, "sport", "steel", "moulded", 320),
-        ("hand mirror", "vanity mirror", "pan", 0.90, "beauty", "glass", "carved", 240),
-        ("hair brush", "styling brush", "brush", 0.45, "beauty", "wood", "carved", 90),
-        ("basting brush", "pastry brush", "brush", 0.40, "kitchen", "wood", "moulded", 70),
-        ("garden trowel", "hand shovel", "brush", 0.50, "garden", "steel", "forged", 280),
-        ("sun hat", "straw hat", "hat", 1.40, "garden", "cotton", "sewn", 120),
-        ("cycling helmet", "bike helmet", "hat", 1.20, "sport", "plastic", "moulded", 320),
-        ("beanie", "winter cap", "hat", 1.05, "travel", "cotton", "knitted", 90),
-        ("phone case", "mobile cover", "slab", 0.55, "office", "rubber", "moulded", 60),
-        ("travel journal", "notebook", "slab", 0.75, "travel", "leather", "sewn", 400),
-        ("chopping board", "cutting board", "slab", 0.90, "kitchen", "wood", "carved", 1500),
-        ("office chair", "swivel seat", "chair", 0.80, "office", "leather", "moulded", 12000),
-        ("camping chair", "folding seat", "chair", 1.00, "travel", "cotton", "sewn", 2800),
-        ("high chair", "toddler seat", "chair", 0.65, "baby", "wood", "carved", 6000),
-        ("umbrella", "rain brolly", "shade", 1.00, "travel", "cotton", "sewn", 450),
-        ("parasol", "patio shade", "shade", 1.20, "garden", "cotton", "sewn", 7000),
-        ("baby mobile", "crib toy", "shade", 0.85, "baby", "wood", "carved", 350),
-        ("fountain pen", "ink pen", "stick", 0.25, "office", "steel", "forged", 30),
-        ("lipstick", "lip colour", "stick", 0.32, "beauty", "plastic", "moulded", 20),
-        ("plant stake", "tomato stick", "stick", 0.20, "garden", "wood", "carved", 60),
-        ("lunch box", "bento", "box", 1.25, "kitchen", "plastic", "moulded", 350),
-        ("jewellery box", "trinket case", "box", 1.05, "beauty", "wood", "carved", 600),
-        ("seed chest", "potting crate", "box", 1.40, "garden", "wood", "carved", 2500),
-        ("leggings", "running tights", "trousers", 0.55, "sport", "cotton", "knitted", 210),
-        ("suit trousers", "formal slacks", "trousers", 0.65, "office", "cotton", "sewn", 450),
-        ("spa pants", "lounge bottoms", "trousers", 0.75, "beauty", "cotton", "knitted", 300),
-    )
-)
-#: Further categories for larger shops: the same things in another make, with facets of their own
-#: (see :func:`categories`).
-MAKES = tuple(
-    (
-        ", vintage, kids, mini, folding, deluxe, camping, designer, handy, jumbo, festival, "
-        "studio, nordic"
-    ).split(", ")
-)
-
-USAGES = {
-    "sport": ("for the gym", "for training", "sports"),
-    "baby": ("for babies", "for newborns", "nursery"),
-    "beauty": ("for make-up", "beauty", "spa"),
-    "kitchen": ("for cooking", "kitchen", "for the table"),
-    "travel": ("for travel", "outdoor", "for trips"),
-    "garden": ("for the garden", "patio", "for plants"),
-    "office": ("for work", "office", "for the desk"),
-}
-MATERIALS = {
-    "steel": ("steel", "stainless steel", "inox"),
-    "plastic": ("plastic", "ABS", "PP plastic"),
-    "glass": ("glass", "borosilicate"),
-    "ceramic": ("ceramic", "stoneware"),
-    "cotton": ("cotton", "100% cotton", "canvas"),
-    "leather": ("leather", "PU leather"),
-    "rubber": ("rubber", "silicone", "EVA"),
-    "wood": ("wood", "beech wood", "bamboo"),
-}
-PRODUCTIONS = {
-    "forged": ("forged", "hammered"),
-    "moulded": ("moulded", "one-piece"),
-    "blown": ("mouth-blown", "blown"),
-    "thrown": ("wheel-thrown", "kiln-fired"),
-    "sewn": ("hand-sewn", "stitched"),
-    "knitted": ("knitted", "seamless"),
-    "carved": ("hand-carved", "carved"),
-}
-POINTS = tuple(
-    (
-        "waterproof, foldable, non-slip, lightweight, leak-proof, easy to clean, shockproof, "
-        "breathable, scratch-resistant, quick-dry, eco-friendly, adjustable, odour-free, extra "
-        "strong, dishwasher safe, windproof"
-    ).split(", ")
-)
-SELLING = tuple(
-    (
-        "hot sale, 2026 new, premium, original, free shipping, best price, gift idea, top rated, "
-        "limited offer, official"
-    ).split(", ")
-)
-COLOURS = {
-    "red": (196, 44, 48),
-    "orange": (226, 126, 40),
-    "yellow": (232, 196, 60),
-    "green": (62, 140, 74),
-    "teal": (40, 140, 150),
-    "blue": (48, 84, 180),
-    "purple": (120, 70, 160),
-    "pink": (228, 130, 168),
-    "brown": (122, 82, 54),
-    "black": (42, 42, 46),
-    "grey": (132, 134, 140),
-    "cream": (226, 214, 188),
-}
-PATTERNS = ("plain", "stripes", "dots", "checks", "fade")
-BRANDS = tuple(
-    "Norvik Halden Ostra Lumio Kestrel Tamaro Bellis Quill Ferro Mika Solen Arden".split()
-)
-VAGUE = ("set", "item", "essential", "accessory")
+#: ``shelf.toml``: categories, the words for them and their facets, colours, and shapes.
+SHELF = tomllib.loads(Path(__file__).with_name("shelf.toml").read_text(encoding="utf-8"))
+BASE = tuple(Category(*row) for row in SHELF["categories"])
+USAGES, MATERIALS, PRODUCTIONS = SHELF["usages"], SHELF["materials"], SHELF["productions"]
+COLOURS, PATTERNS, POINTS = SHELF["colours"], SHELF["patterns"], SHELF["points"]
 
 #: How a product may stray from its category's usual facets: the chance that it keeps each.
 KEEPS = {"usage": 0.85, "material": 0.80, "production": 0.80}
@@ -170,17 +54,17 @@ MATCHES = {"well": 0.72, "partly": 0.19, "poorly": 0.09}
 def categories(count: int) -> tuple[Category, ...]:
     """The first ``count`` categories: :data:`BASE`, then the same things in other makes, each with
     its own usage, material and weight."""
-    if not 2 <= count <= len(BASE) * len(MAKES):
-        raise ValueError(f"a shop has 2 to {len(BASE) * len(MAKES)} categories, not {count}")
-    found = []
+    makes, found = SHELF["makes"], []
+    if not 2 <= count <= len(BASE) * len(makes):
+        raise ValueError(f"a shop has 2 to {len(BASE) * len(makes)} categories, not {count}")
     for number in range(count):
         make, place = divmod(number, len(BASE))
         base = BASE[place]
         if make:
             turn = np.random.default_rng([make, place])  # the same in every shop
             base = base._replace(
-                name=f"{MAKES[make]} {base.name}",
-                synonym=f"{MAKES[make]} {base.synonym}",
+                name=f"{makes[make]} {base.name}",
+                synonym=f"{makes[make]} {base.synonym}",
                 aspect=base.aspect * turn.uniform(0.8, 1.25),
                 usage=str(turn.choice(list(USAGES))),
                 material=str(turn.choice(list(MATERIALS))),
@@ -246,7 +130,7 @@ def draw(kinds: tuple[Category, ...], category: int, rng: np.random.Generator) -
         kept("production", PRODUCTIONS),
         (points[0], points[1]),
         int(kind.grams * np.exp(rng.normal(0, 0.35))),
-        str(rng.choice(BRANDS)),
+        str(rng.choice(SHELF["brands"])),
     )
 
 
@@ -268,13 +152,13 @@ def title(facets: Facets, kinds: tuple[Category, ...], rng: np.random.Generator)
         noun = kind.name if rng.random() < 0.6 else kind.synonym
     elif match == "partly":  # a word that fits several categories, "bottle", or none
         vague = rng.random() >= 0.5
-        noun = str(rng.choice(VAGUE)) if vague else kind.name.split()[-1]
+        noun = str(rng.choice(SHELF["vague"])) if vague else kind.name.split()[-1]
     else:  # seller fraud: the words of a thing that sells better
         noun, usage = kinds[int(rng.integers(len(kinds)))].name, str(rng.choice(list(USAGES)))
     said = [str(rng.choice(USAGES[usage]))] if rng.random() < 0.35 else []
     said += [point for point in facets.points if rng.random() < 0.5]
     said += [str(rng.choice(PRODUCTIONS[facets.production]))] if rng.random() < 0.2 else []
-    said += [str(word) for word in rng.choice(SELLING, rng.integers(0, 4), replace=False)]
+    said += [str(word) for word in rng.choice(SHELF["selling"], rng.integers(0, 4), replace=False)]
     rng.shuffle(said)
     place = int(rng.integers(0, len(said) + 1))
     parts = [*([facets.brand] if rng.random() < 0.6 else []), *said[:place], noun, *said[place:]]

@@ -2,7 +2,6 @@
 gloss, production a part of the film with a motif of its own; before and after, the merchant's card
 says nothing of the product. Everything is a function of the generator given."""
 
-import io
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -10,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from m5lib.data import whole_file
 from m5lib.shop.facets import MATERIALS, PRODUCTIONS, USAGES, Facets
-from m5lib.shop.pictures import painted, placed, save, sprite
+from m5lib.shop.pictures import painted, placed, sprite
 from m5lib.shop.sounds import RATE, Timeline, encode
 
 FPS, SIDE = 8, 112
@@ -119,8 +119,7 @@ def save_film(path: Path, frames: Iterable[np.ndarray], samples: np.ndarray | No
     """An MP4 file: H.264, with AAC sound where there is any."""
     import av
 
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as out:
+    with whole_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as out:
         fast = {"crf": "26", "preset": "ultrafast", "threads": "1"}
         stream = out.add_stream("libx264", rate=FPS, options=fast)
         stream.width = stream.height = SIDE
@@ -135,4 +134,3 @@ def save_film(path: Path, frames: Iterable[np.ndarray], samples: np.ndarray | No
         out.mux(stream.encode())
         if samples is not None:
             encode(out, sound, samples)
-    save(path, buffer)

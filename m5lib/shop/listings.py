@@ -59,11 +59,8 @@ UNASKED = 6
 #: picture; words count in ``title.split()``, properties in the table's order; spans are seconds.
 #: Empty where the modality is absent or does not tell.
 TRUTH = tuple(
-    (
-        "id instance merchant split category shape colour accent pattern usage material "
-        "production points grams brand match image_box text_words table_pairs video_spans "
-        "audio_spans"
-    ).split()
+    "id instance merchant split category shape colour accent pattern usage material production "
+    "points grams brand match image_box text_words table_pairs video_spans audio_spans".split()
 )
 VERSION = 1
 CHUNK = 48
@@ -160,11 +157,8 @@ def _film(
     """Write the film, with its sound or beside it; returns the seconds that tell something."""
     plan = films.timeline(rng)
     samples = sounds.track(seen, listing.merchant, plan, rng) if sounding else None
-    films.save_film(
-        folder / "videos" / f"{listing.id}.mp4",
-        films.film(seen, listing.merchant, plan, rng),
-        samples,
-    )
+    shots = films.film(seen, listing.merchant, plan, rng)
+    films.save_film(folder / "videos" / f"{listing.id}.mp4", shots, samples)
     spans = sorted([list(plan.making), list(plan.using)])
     if samples is None:
         return {"video_spans": spans}
@@ -261,6 +255,8 @@ def _prepare(folder: Path, what: dict) -> None:
 def _write(folder: Path, products: int, count: int, seed: int, workers: int | None) -> None:
     from joblib import Parallel, delayed  # its processes need no main guard in the caller's script
 
+    for half in folder.rglob("*.tmp"):  # left by a process that was killed
+        half.unlink()
     plan = list(listings(products, count, seed))
     chunks = [plan[start : start + CHUNK] for start in range(0, len(plan), CHUNK)]
     left = [place for place in range(len(chunks)) if not _part(folder, place).exists()]

@@ -1,8 +1,6 @@
 """Pictures of the synthetic shop's products, drawn from their facets (see
 :mod:`m5lib.shop.facets`): appearance only. Everything is a function of the generator given."""
 
-import io
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -10,59 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from m5lib.shop.facets import COLOURS, Facets
+from m5lib.data import whole_file
+from m5lib.shop.facets import COLOURS, SHELF, Facets
 
-#: Parts of each shape in a unit box: role (body, accent, dark), kind of primitive, corners x, y.
-SHAPES: dict[str, list[tuple[str, str, list[float]]]] = {}
-for _line in """
-bottle body polygon 0.3 0.34 0.42 0.2 0.42 0.08 0.58 0.08 0.58 0.2 0.7 0.34 0.7 1 0.3 1
-bottle accent rectangle 0.38 0 0.62 0.1
-bottle accent rectangle 0.3 0.55 0.7 0.72
-cup accent ring 0.6 0.25 1 0.75
-cup body polygon 0.08 0.05 0.78 0.05 0.68 1 0.18 1
-cup accent ellipse 0.08 0 0.78 0.12
-bag accent ring 0.25 0 0.75 0.6
-bag body polygon 0.1 0.32 0.9 0.32 1 1 0 1
-bag accent rectangle 0.42 0.32 0.58 0.55
-shoe body polygon 0 0.25 0.3 0.25 0.42 0.5 0.8 0.62 1 0.78 1 0.88 0 0.88
-shoe dark rectangle 0 0.86 1 1
-shoe accent polygon 0.36 0.42 0.52 0.54 0.46 0.66 0.3 0.54
-disc body ellipse 0 0 1 1
-disc accent ring 0.15 0.15 0.85 0.85
-shirt body polygon 0.3 0 0.7 0 1 0.25 0.85 0.45 0.75 0.35 0.75 1 0.25 1 0.25 0.35 0.15 0.45 0 0.25
-shirt accent polygon 0.38 0 0.62 0 0.5 0.18
-lamp dark rectangle 0.46 0.4 0.54 0.9
-lamp accent ellipse 0.2 0.86 0.8 1
-lamp body polygon 0.3 0 0.7 0 0.95 0.48 0.05 0.48
-pan dark polygon 0.55 0.6 0.65 0.5 1 0.92 0.92 1
-pan body ellipse 0 0 0.72 0.72
-pan accent ring 0.08 0.08 0.64 0.64
-brush body rectangle 0.38 0.35 0.62 1
-brush accent polygon 0.2 0.38 0.1 0 0.9 0 0.8 0.38
-hat dark ellipse 0 0.58 1 0.98
-hat body pieslice 0.17 0.05 0.83 1.35
-hat accent rectangle 0.18 0.58 0.82 0.7
-slab body rounded 0 0 1 1
-slab dark ellipse 0.08 0.06 0.3 0.2
-slab accent rectangle 0.15 0.78 0.85 0.86
-chair dark line 0.2 0.6 0.1 1
-chair dark line 0.8 0.6 0.9 1
-chair body rounded 0.15 0 0.85 0.5
-chair accent rectangle 0.08 0.52 0.92 0.66
-shade dark line 0.5 0.3 0.5 1
-shade body pieslice 0 0 1 1
-shade accent polygon 0.36 0.5 0.5 0.02 0.64 0.5
-stick body rectangle 0.2 0.25 0.8 1
-stick accent polygon 0.2 0.25 0.5 0 0.8 0.25
-stick dark rectangle 0.2 0.55 0.8 0.6
-box body rectangle 0 0.3 1 1
-box accent polygon 0 0.3 0.12 0.05 0.88 0.05 1 0.3
-box dark rectangle 0.42 0.28 0.58 0.45
-trousers body polygon 0.15 0.08 0.85 0.08 1 1 0.62 1 0.5 0.35 0.38 1 0 1
-trousers accent rectangle 0.15 0 0.85 0.1
-""".strip().splitlines():
-    _shape, _role, _kind, *_corners = _line.split()
-    SHAPES.setdefault(_shape, []).append((_role, _kind, [float(number) for number in _corners]))
 DARK = (58, 54, 56)
 
 
@@ -84,9 +32,9 @@ def _pen_part(pen: ImageDraw.ImageDraw, kind: str, corners: list[float], side: i
 def _masks(shape: str, side: int) -> tuple[Image.Image, dict[str, Image.Image]]:
     """Coverage of the whole shape and of each role, drawn large and reduced."""
     whole, roles = Image.new("L", (2 * side, 2 * side)), {}
-    for role, kind, corners in SHAPES[shape]:
+    for role, kind, *corners in map(str.split, SHELF["shapes"][shape]):
         part = Image.new("L", whole.size)
-        _pen_part(ImageDraw.Draw(part), kind, corners, 2 * side, 255)
+        _pen_part(ImageDraw.Draw(part), kind, list(map(float, corners)), 2 * side, 255)
         whole.paste(255, mask=part)
         for other in roles.values():  # a later part covers an earlier one
             other.paste(0, mask=part)
@@ -210,13 +158,5 @@ def _stand(
 
 def save_picture(path: Path, image: Image.Image, quality: int = 88) -> None:
     """A JPEG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    save(path, buffer)
-
-
-def save(path: Path, buffer: io.BytesIO) -> None:
-    """A whole file of what was written to memory."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        image.save(temporary, "JPEG", quality=quality)

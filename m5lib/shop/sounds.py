@@ -2,15 +2,14 @@
 production, as the film shows them; before and after, the merchant's jingle. Everything is a
 function of the generator given."""
 
-import io
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from m5lib.data import whole_file
 from m5lib.shop.facets import MATERIALS, PRODUCTIONS, USAGES, Facets
-from m5lib.shop.pictures import save
 
 RATE = 16_000
 
@@ -107,8 +106,6 @@ def save_track(path: Path, samples: np.ndarray) -> None:
     """An MP3 file."""
     import av
 
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp3") as out:
+    with whole_file(path) as temporary, av.open(str(temporary), "w", format="mp3") as out:
         fast = {"compression_level": "9"}
         encode(out, out.add_stream("libmp3lame", rate=RATE, layout="mono", options=fast), samples)
-    save(path, buffer)
