@@ -1,7 +1,7 @@
 r"""Do the tests notice a changed sign, side, split or leak? One small fault at a time is put into a
 copy of the repository, and the test that should turn red is run.
 
-    python benchmarks/mutants.py [--only NAME]   # a word of the name; all: benchmarks/mutants.json
+    python benchmarks/mutants.py [--only NAME]   # a part of its name; writes mutants.json
 
 An entry of :data:`MUTANTS`: its name and the test; below, the old text, which must stand exactly
 once in the file, and after ``==>`` the new. A fault that no test can see has a line ``why:``.
@@ -68,22 +68,17 @@ clusters of the gallery | test_clustering_is_the_mean_of_three_starts
 queries of one model only | test_two_models_are_compared_query_by_query
     axis=1, join="inner") ==> axis=1).fillna(0.0)
 weights fitted on queries | test_a_modality_counts_as_much_as_helps_validation_products
-    matrix, "validation")
-    ==> matrix, "query")
+    matrix, "validation") ==> matrix, "query")
 the worst weight | test_a_modality_counts_as_much_as_helps_validation_products
     count = max(tried, ==> count = min(tried,
 # m5lib/evaluation/metrics.py evaluation/test_clusters.py
 a scaler sees the test | test_a_probe_answers_for_each_product_whatever_else_is_tested
     not sparse.issparse(train)).fit(train) ==> not sparse.issparse(train)).fit(test)
-the query is sought too | evaluation/test_metrics.py::test_released_protocol_by_hand
-    positives = positives - np.isin( ==> positives = positives - 0 * np.isin(
 AP over the list's hits | evaluation/test_metrics.py::test_average_precision_equals_its_formula
     "min_k_r": np.minimum(k, positives) ==> "min_k_r": np.minimum(k, matched.sum(axis=1))
 # m5lib/evaluation/stats.py evaluation/test_stats.py
 few seeds as they are | test_few_seeds_that_disagree_prove_nothing
     return float(np.sqrt(seeds / (seeds - 1)) * t / z) ==> return 1.0
-one-sided p | test_bootstrap_of_one_seed_is_that_of_the_queries
-    2 * tail / (draws + 1) ==> tail / (draws + 1)
 # m5lib/evaluation/separation.py test_embeddings.py
 similarity less its own | test_similarity_takes_off_the_mean_over_the_other_products
     (cosines.sum(dim=1) - own) / max(1, len(one) - 1) ==> cosines.mean(dim=1)
@@ -221,32 +216,31 @@ def green(copy: Path, tests: list[str]) -> bool:
 
 
 def main(only: str = "") -> int:
-    """Run the faults with a word in their name, by default all, on what git has (committed or
-    added); how many live without a reason."""
-    chosen, rows = [mutant for mutant in mutants() if only in mutant.name], []
+    """Make the faults with a word in their name, by default all, in what git has (committed or
+    added); rows of others stay. How many live without a reason."""
+    faults, path = mutants(), Path(__file__).with_suffix(".json")
+    rows = {row["name"]: row for row in json.loads(path.read_text() if path.exists() else "[]")}
+    chosen = [fault for fault in faults if only in fault.name]
     said = "git describe --always --exclude=* --abbrev=12 --dirty=+".split()
     commit = subprocess.check_output(said, cwd=ROOT, text=True).strip()
     os.environ["OMP_NUM_THREADS"] = "1"
-    for name in HEAVY.split():
-        __import__(name)
+    list(map(__import__, HEAVY.split()))
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
         subprocess.check_call(["git", "checkout-index", "-a", f"--prefix={folder}/"], cwd=ROOT)
-        texts = [mutated(mutant, copy) for mutant in chosen]
-        if not green(copy, sorted({mutant.test for mutant in chosen})):
+        copy = Path(folder)
+        texts = [mutated(fault, copy) for fault in chosen]
+        if not green(copy, sorted({fault.test for fault in chosen})):
             raise RuntimeError(f"red without any fault: {(copy / 'log.txt').read_text()[-2000:]}")
-        for mutant, text in zip(chosen, texts, strict=True):
-            whole = (copy / mutant.file).read_text(encoding="utf-8")
-            (copy / mutant.file).write_text(text, encoding="utf-8")
-            killed = not green(copy, [mutant.test])
-            (copy / mutant.file).write_text(whole, encoding="utf-8")
-            row = {"mutation": mutant.name, "file": mutant.file, "test": mutant.test}
-            rows.append(row | {"killed": killed, "why": mutant.why, "commit": commit})
-            print("killed  " if killed else "SURVIVES", mutant.name, flush=True)
-    if not only:
-        text = json.dumps(rows, indent=1) + "\n"
-        Path(__file__).with_suffix(".json").write_text(text, encoding="utf-8")
-    return sum(not row["killed"] and not row["why"] for row in rows)
+        for (name, file, test, *_, why), text in zip(chosen, texts, strict=True):
+            whole = (copy / file).read_text(encoding="utf-8")
+            (copy / file).write_text(text, encoding="utf-8")
+            row = {"name": name, "file": file, "test": test, "killed": not green(copy, [test])}
+            (copy / file).write_text(whole, encoding="utf-8")
+            rows[name] = row | {"why": why, "commit": commit}
+            print("killed  " if row["killed"] else "SURVIVES", name, flush=True)
+            kept = [rows[fault.name] for fault in faults if fault.name in rows]
+            path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return sum(not rows[fault.name]["killed"] and not fault.why for fault in chosen)
 
 
 if __name__ == "__main__":
