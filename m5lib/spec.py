@@ -185,6 +185,8 @@ class Spec:
         boxes: whether the embedding of a region knows where it is.
         missing: an absent modality takes part in nothing (``mask``), or is a stream of zeros that
             everyone sees (``impute``; section 4.1).
+        rates: parameters with a highest learning rate of their own, by how their names begin; 0:
+            frozen (:mod:`m5lib.models.pretrained`).
     """
 
     name: str
@@ -202,6 +204,7 @@ class Spec:
     types: Literal["none", "words", "all"] = "none"
     boxes: bool = True
     missing: Literal["mask", "impute"] = "mask"
+    rates: tuple[tuple[str, float], ...] = ()
     objective: Objective = field(default_factory=Objective)
     dropout: float = 0.1
     eps: float = 1e-6

@@ -41,6 +41,14 @@ def test_lock_is_exact_and_holds_no_address():
         assert re.search(rf"^{name}==", lock, re.M | re.I), name
 
 
+def test_lock_of_real_weights_is_pinned_by_hash_and_holds_no_address():
+    lock = (ROOT / "requirements-extras.lock").read_text()
+    assert "://" not in lock and "@" not in lock
+    pins = re.findall(r"^(\S+==\S+) \\\n    --hash=sha256:[0-9a-f]{64}$", lock, re.M)
+    assert pins == sorted(PROJECT["optional-dependencies"]["weights"])
+    assert len(lock.splitlines()) == 2 * len(pins)
+
+
 def test_readme_tables_are_the_generated_ones():
     changed = subprocess.run(
         ["git", "status", "--porcelain", "--", "results"], cwd=ROOT, capture_output=True, text=True

@@ -19,6 +19,7 @@ from m5lib import ROOT, home
 from m5lib.data import code_version, write_json
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.lab.runs import best_device
+from m5lib.models.pretrained import read_bert
 
 #: The columns of a result row: one tidy row per number, everywhere in the project.
 COLUMNS = tuple(
@@ -148,9 +149,12 @@ def device_name(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def provenance(profile: str, seed: int, seconds: float, extractors: str = "") -> dict:
+def provenance(
+    profile: str, seed: int, seconds: float, extractors: str = "", bert: str = ""
+) -> dict:
     """How numbers came to be: commit (``+`` where files were changed since), versions, device,
-    profile, seed, the choice of extractors, wall time in seconds."""
+    profile, seed, the choice of extractors, the weights of the BERT that titles started from, wall
+    time in seconds."""
     packages = ("torch", "transformers", "scikit-learn", "numpy")
     changed = "+" if _git("status", "--porcelain", "--", "m5lib", "notebooks") else ""
     return {
@@ -161,6 +165,7 @@ def provenance(profile: str, seed: int, seconds: float, extractors: str = "") ->
         "profile": profile,
         "seed": seed,
         "extractors": extractors or "plain",
+        **({"bert": read_bert(bert).version} if bert else {}),
         "wall_seconds": round(seconds, 1),
     }
 

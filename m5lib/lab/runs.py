@@ -10,6 +10,7 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from m5lib.evaluation.separation import modality_cosines
 from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier, classify, finetune, labels_of
-from m5lib.models.released import start_from_bert
+from m5lib.models.pretrained import check_words, load_bert, read_bert, starting
 from m5lib.models.zoo import build
 from m5lib.pretrain import Training, pretrain
 from m5lib.shop import listings
@@ -147,14 +148,18 @@ class Job:
 
     ``extractors`` are those of :func:`load` (empty: whatever made the streams).
     ``settings`` are further arguments of the model's row, such as ``(("text_table", "one"),)``;
-    ``bert`` is the name or path of a BERT to start titles from; ``changes`` are those of
-    :func:`m5lib.spec.change`, such as ``(("objective.contrast", "siglip"),)``.
+    ``changes`` are those of :func:`m5lib.spec.change`, such as ``(("missing", "impute"),)``.
     ``learning_rate`` is the highest of pre-training (0: the profile's). ``products`` says which of
     the training products pre-train: ``all``; those that are ``complete``, with every modality of
     the model (Table 10); or ``none``: fine-tuning then starts from random weights.
 
+    ``bert`` is the name or folder of a BERT that titles start from: it settles width and heads, and
+    the streams must have its tokenizer (:func:`m5lib.models.pretrained.starting`). Titles run
+    through ``bert_layers`` of it (0: all; in the profile ``full`` as many as the row says, the
+    paper's 6), which learn at ``bert_rate`` (0: frozen) times ``bert_decay`` per layer down.
+
     Raises:
-        ValueError: ``products`` is none of these, or the rate is negative.
+        ValueError: ``products`` is none of these, or a rate or the decay is out of range.
     """
 
     profile: str = "tiny"
@@ -165,15 +170,20 @@ class Job:
     tokenizer: str = ""
     extractors: str = ""
     bert: str = ""
+    bert_rate: float = 5e-5
+    bert_decay: float = 1.0
+    bert_layers: int = 0
     settings: tuple[tuple[str, Any], ...] = ()
     changes: tuple[tuple[str, Any], ...] = ()
     products: Literal["all", "complete", "none"] = "all"
 
     def __post_init__(self):
         check_choices(self)
-        if self.learning_rate < 0:
-            rate = f"learning_rate {self.learning_rate} is below 0"
-            raise ValueError(f"{rate}; 0 means the profile's")
+        for name, rest in (("learning_rate", "the profile's"), ("bert_rate", "frozen")):
+            if (rate := getattr(self, name)) < 0:
+                raise ValueError(f"{name} {rate} is below 0; 0 means {rest}")
+        if not 0 < self.bert_decay <= 1:
+            raise ValueError(f"bert_decay {self.bert_decay}: give one above 0, at most 1")
 
     def plan(self, streams: Streams) -> "Plan":
         """All that follows from the job for these streams.
@@ -183,21 +193,27 @@ class Job:
         """
         train = streams.catalogue.split("train")
         size = profile_of(self.profile).for_products(len(train))
-        training = replace(size.training, seed=self.seed)
+        rate = self.learning_rate or size.training.learning_rate
+        training = replace(size.training, seed=self.seed, learning_rate=rate)
         if self.epochs:
             training = replace(training, epochs=self.epochs, steps=None)
-        if self.learning_rate:
-            training = replace(training, learning_rate=self.learning_rate)
         rows = train[:0] if self.products == "none" else train
         if self.products == "complete":  # as many steps as on all
             training = replace(training, steps=training.total_steps(len(train)))
             presence = streams.catalogue.presence[list(streams.modalities)].to_numpy()
             rows = rows[presence[rows].all(axis=1)]
-        own = dict(self.settings) | ({"bert": True} if self.bert and self.model == "scale" else {})
-        row = build(self.model, width=size.width, layers=size.layers, heads=size.heads, **own)
+        own = {name: getattr(size, name) for name in ("width", "layers", "heads")}
+        if bert := read_bert(self.bert) if self.bert else None:
+            check_words(bert, streams.tokenizer)
+            own |= {"width": bert.width, "heads": bert.block.heads}
+        row = build(self.model, **own | dict(self.settings))
         spec, made = change(row, self.changes).fit(streams), streams.settings
+        if bert:
+            deep = self.bert_layers or (None if self.profile == "full" else bert.layers)
+            spec = starting(spec, bert, deep, self.bert_rate, self.bert_decay)
         settled = {
-            "job": asdict(self) | {"extractors": None},  # by what they compute, see below
+            # extractors and bert by what they compute, not by where they lie
+            "job": asdict(self) | {"extractors": None, "bert": bert and bert.version},
             "extractors": [computed(made[name]) for name in spec.modalities if name in made],
             "training": asdict(training),
             "spec": spec.to_dict(),
@@ -207,8 +223,8 @@ class Job:
         form = simcl.FORMS.get(spec.objective.contrast)
         if form and not form.__module__.startswith("m5lib."):  # a notebook's own: by its lines
             settled["form"] = inspect.getsource(form)
-        text = json.dumps(settled, sort_keys=True).encode()
-        digest = hashlib.blake2b(text, digest_size=5).hexdigest()
+        text = json.dumps(settled, sort_keys=True)
+        digest = hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
         folder = home("runs", f"{self.model}-{codes(spec.modalities)}-{digest}")
         return Plan(spec, training, replace(size.tuning, seed=self.seed), rows, folder)
 
@@ -231,15 +247,16 @@ class Plan:
     folder: Path
 
 
-def data_name(catalogue: Catalogue, settings: Mapping[str, Mapping]) -> str:
-    """What result rows call the data: its name, and the extractors that are not the plain ones,
-    with the first digits of their weights' checksum."""
+def data_name(catalogue: Catalogue, settings: Mapping[str, Mapping], bert: str = "") -> str:
+    """What result rows call the data: its name, and the extractors that are not the plain ones and
+    titles' BERT, with the first digits of their weights' checksum."""
     plain = {name: store.settings(extractor) for name, extractor in PLAIN.items()}
     others = [
         f"{name}={made['extractor']}" + f":{made.get('weights') or ''}"[:9].rstrip(":")
         for name, made in settings.items()
         if computed(made) != plain.get(name)
     ]
+    others += [f"text=bert:{read_bert(bert).version[:8]}"] if bert else []
     return f"{catalogue.name} ({', '.join(others)})" if others else catalogue.name
 
 
@@ -258,8 +275,8 @@ class Run:
 
     def context(self, notebook: str, job: Job, catalogue: Catalogue) -> dict:
         """The columns that all result rows of a notebook share. ``data`` says the extractors, where
-        they are not the plain ones."""
-        data = data_name(catalogue, self.model.extractors)
+        they are not the plain ones, and titles' BERT."""
+        data = data_name(catalogue, self.model.extractors, job.bert)
         shared = {"notebook": notebook, "run": self.name, "data": data, "profile": job.profile}
         read = codes(self.model.spec.modalities)
         return shared | {"seed": job.seed, "model": job.model, "modalities": read}
@@ -292,7 +309,7 @@ def untrained(job: Job, streams: Streams) -> Model:
     torch.manual_seed(job.seed)
     model = Model(job.plan(streams).spec).to(best_device())
     if job.bert:
-        start_from_bert(model, job.bert)
+        load_bert(model, read_bert(job.bert))
     model.tokenizer = streams.tokenizer
     made = streams.settings
     model.extractors = {name: made[name] for name in model.spec.modalities if name in made}
@@ -349,11 +366,7 @@ def pretrained(job: Job, streams: Streams) -> Run:
         write_json(plan.folder / "job.json", known)
         history = []
         if job.products != "none":
-
-            def watch(model: Model) -> dict:
-                return glance(model, streams)
-
-            before = watch(model)
+            watch, before = partial(glance, streams=streams), glance(model, streams)
             history = pretrain(model, streams, plan.training, plan.folder, plan.rows, watch=watch)
             history[0]["before"] = before
         past.write_text("".join(json.dumps(entry) + "\n" for entry in history))

@@ -267,6 +267,7 @@ def studies(
     notebook: str,
     products: int = 0,
     extractors: str = "",
+    **more,
 ) -> dict[tuple[str, int], Study]:
     """The studies of a grid, one after another, each with a line when it is there; those that ask
     for what the products lack are left out.
@@ -275,9 +276,9 @@ def studies(
         grid: label -> ``modalities`` (codes; all, if not given) and fields of
             :class:`m5lib.lab.runs.Job`.
         seeds: of weights, order and masks; with ``data="shop"`` of the shop too.
-        products: at most so many, evenly over the splits, of data other than the shop; 0: what the
-            profile says.
+        products: at most so many, evenly over the splits, if not of the shop; 0: the profile's.
         extractors: as :func:`m5lib.lab.runs.load`.
+        more: fields of all jobs where the grid does not say, such as ``bert``.
 
     Returns:
         (label, seed) -> study, in the order of the seeds and of the grid.
@@ -285,7 +286,7 @@ def studies(
     size, result = sized(profile, products), {}
     for seed in seeds:
         catalogue, features = runs.load(data, size, seed, extractors)
-        several = jobs(grid, catalogue, features, size, seed, extractors)
+        several = jobs(grid, catalogue, features, size, seed, extractors, **more)
         for label, (job, streams) in several.items():
             begun, plain = time.monotonic(), (job.model, grid[label].get("modalities", ""))
             name = job.model if label in plain else f"{job.model}, {label}"
@@ -307,6 +308,7 @@ def jobs(
     size: runs.Profile,
     seed: int,
     extractors: str = "",
+    **more,
 ) -> dict[str, tuple[runs.Job, Streams]]:
     """The jobs of a grid with their streams, by label, all before the first is run, so that a
     mistyped setting costs no training.
@@ -315,8 +317,7 @@ def jobs(
     products that lack some (Table 10) where none does: it would be the same run again.
 
     Raises:
-        ValueError: a setting that jobs do not have; the message names the label and lists those
-            they have.
+        ValueError: jobs have no such setting; the message names the label and lists theirs.
     """
     fields, result = {field.name for field in dataclasses.fields(runs.Job)}, {}
     for label, settings in grid.items():
@@ -330,8 +331,8 @@ def jobs(
             raise ValueError(f"{label}: a job has no {names}; it has {known}")
         own = {name: value for name, value in settings.items() if name in fields}
         shared = {"profile": size.name, "seed": seed, "extractors": extractors}
-        job = runs.Job(**shared | own)
-        streams = runs.streams_of(catalogue, features, size, modalities)
+        job = runs.Job(**shared | more | own)
+        streams = runs.streams_of(catalogue, features, size, modalities, job.tokenizer or job.bert)
         about_missing = job.products == "complete" or dict(job.changes).get("missing") == "impute"
         if about_missing and catalogue.presence[list(streams.modalities)].to_numpy().all():
             print(f"{said} no product of {catalogue.name} lacks a modality")

@@ -1,7 +1,6 @@
-"""Weights from elsewhere: the authors' checkpoints by their parameter names, and BERT's.
+"""The authors' checkpoints by their parameter names.
 
 >>> model = load_released("model.safetensors", heads=12)  # a Model, or a Classifier
->>> start_from_bert(Model(scale(width=768, bert=True).fit(streams)), "bert-base-uncased")
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,8 @@ _LAYERS = {"text+table": "layer", "image+video": "v_layer", "audio": "audio_laye
 _POOLERS = {"text": "t", "table": "pv", "image": "v", "video": "video", "audio": "audio"}
 _PREDICTIONS = ("predictions", "imagePredictions", "videoPredictions", "audioPredictions")
 _HEADS = dict(zip(_OWNERS, _PREDICTIONS, strict=True))
-_BERT_LAYER = {
+#: Parts of one of our blocks, and what makes them up in a BERT.
+BERT_LAYER = {
     "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
     "out": ("attention.output.dense",),
     "norm_attention": ("attention.output.LayerNorm",),
@@ -63,7 +63,7 @@ def released_names(name: str) -> tuple[str, ...]:
             return (f"bert.{_EMBEDDINGS[owner]}.LayerNorm.{kind}",)
         case ["stages", "0", "blocks", owner, layer, part, kind]:
             place = f"bert.encoder.{_LAYERS[owner]}.{layer}"
-            return tuple(f"{place}.{piece}.{kind}" for piece in _BERT_LAYER[part])
+            return tuple(f"{place}.{piece}.{kind}" for piece in BERT_LAYER[part])
         case ["stages", "1", "blocks", _, layer, "qkv", kind]:
             return (f"{_JOINT}.{layer}.attn.in_proj_{kind}",)
         case ["stages", "1", "blocks", _, layer, part, kind]:
@@ -203,51 +203,3 @@ def load_released(
         module = Classifier(module, labels, hidden=len(state["dense1.bias"]))
     import_released(module, state, lengths)
     return module.eval()
-
-
-def start_from_bert(model: Model, source: str | Path) -> None:
-    """Start the title's path from a BERT, by name or path, in place: embeddings, and the first
-    layers, as many as fit.
-
-    The layers go into the ``solo`` blocks that titles run through, in order, or into the ``joint``
-    ones of a model that starts with these; a fusion that follows encoders stays random (section
-    4.1). Needs BERT's form of layer: ``scale(bert=True)`` and the baselines.
-
-    Raises:
-        ValueError: the widths differ, the vocabulary does, or a layer of ours is not BERT's.
-    """
-    from transformers import BertModel
-
-    source = BertModel.from_pretrained(str(source))
-    spec, name = model.spec, "text"
-    words, ours = source.embeddings.word_embeddings.weight, model.embeddings[spec.owner(name)]
-    if words.shape != ours.words.weight.shape:
-        raise ValueError(
-            f"BERT's word embeddings are {tuple(words.shape)}, the model's "
-            f"{tuple(ours.words.weight.shape)}"
-        )
-    with torch.no_grad():
-        ours.words.weight.copy_(words)
-        known = source.embeddings.position_embeddings.weight[: len(ours.position.weight)]
-        ours.position.weight[: len(known)] = known
-        if ours.kind is not None:
-            ours.kind.weight.copy_(source.embeddings.token_type_embeddings.weight[:1])
-        ours.norm.load_state_dict(source.embeddings.LayerNorm.state_dict())
-        stages = [stack for stack in model.stages if name in stack.stage.takes(spec.modalities)]
-        kind = stages[0].stage.kind
-        stages = stages[:1] if kind == "joint" else [s for s in stages if s.stage.kind == kind]
-        blocks = [block for s in stages for block in s.blocks[s.stage.owner(name)]]
-        for block, layer in zip(blocks, source.encoder.layer, strict=False):
-            _copy_layer(block, layer.state_dict())
-
-
-def _copy_layer(block, layer: State) -> None:
-    if block.block.norm != "post" or len(block.up.bias) != len(layer["intermediate.dense.bias"]):
-        raise ValueError(
-            "not BERT's form of layer (norm after each part, the same feed-forward width): use "
-            "scale(bert=True) or a baseline"
-        )
-    for part, sources in _BERT_LAYER.items():
-        for kind in ("weight", "bias"):
-            weights = torch.cat([layer[f"{source}.{kind}"] for source in sources])
-            getattr(getattr(block, part), kind).copy_(weights)

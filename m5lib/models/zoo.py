@@ -47,7 +47,7 @@ def sized(row: Callable[..., Spec]) -> Callable[..., Spec]:
 
 
 @sized
-def scale(size: Size, bert: bool = False, text_table: str = "two", **settings) -> Spec:
+def scale(size: Size, text_table: str = "two", **settings) -> Spec:
     """SCALE (section 4.1): a transformer per modality, then one over all tokens. The paper has 768
     wide, 6 + 6 layers.
 
@@ -57,28 +57,20 @@ def scale(size: Size, bert: bool = False, text_table: str = "two", **settings) -
     the released code.
 
     Args:
-        bert: the title's encoder and embedding have BERT's form, to start from its weights
-            (:func:`m5lib.models.released.start_from_bert`).
         text_table: ``two`` encoders (T/Tab), or ``one`` over the concatenation (T+Tab, Table 8),
             whose tokens then read each other before the fusion, or ``shared``: apart, with one set
             of weights (released code).
     """
     layers, block, words = size.layers, size.block(), ("text", "table")
-    own = (("text", size.bert()),) if bert else ()
     rest = tuple(name for name in MODALITIES if name not in words)
     solo = {
-        "two": (Stage("solo", layers, block, own),),
-        "shared": (Stage("solo", layers, block, own, share=(words,)),),
-        "one": (
-            Stage("solo", layers, block, only=rest),
-            Stage("joint", layers, size.bert() if bert else block, only=words),
-        ),
+        "two": (Stage("solo", layers, block),),
+        "shared": (Stage("solo", layers, block, share=(words,)),),
+        "one": (Stage("solo", layers, block, only=rest), Stage("joint", layers, block, only=words)),
     }
     if text_table not in solo:
         raise ValueError(f"unknown text_table {text_table!r}: known are {list(solo)}")
     stages = (*solo[text_table], Stage("joint", layers, block))
-    if bert:
-        settings = {"types": "words", "eps": 1e-12} | settings
     return Spec("scale", stages, width=size.width, dropout=size.dropout, **settings)
 
 

@@ -9,16 +9,15 @@ import pytest
 import torch
 from conftest import ROOT, make_five_batch
 from torch import nn
-from transformers import BertConfig, BertModel
 
 from m5lib import objectives
 from m5lib.lab import runs
 from m5lib.masking import Vocabulary, mask
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model
-from m5lib.models import anatomy, released, zoo
+from m5lib.models import anatomy, zoo
 from m5lib.models.zoo import MODELS
-from m5lib.spec import Block, Spec, Stage, change
+from m5lib.spec import Spec, Stage, change
 
 WIDTHS = {"image": 12, "video": 10, "audio": 8}
 
@@ -181,93 +180,6 @@ def test_single_stream_rows_differ_as_their_papers_say():
         "boxes": (True, False),
         "objective.masked": (True, ("text",)),
     }
-
-
-def bert_like(width=32, layers=3, heads=2, vocabulary=50) -> BertModel:
-    torch.manual_seed(1)
-    config = BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        max_position_embeddings=70,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    model = BertModel(config).eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-def test_a_joint_stage_is_an_ordinary_bert_over_the_concatenation():
-    theirs = bert_like(layers=2)
-    spec = replace(
-        fitted("scale"),
-        stages=(Stage("joint", 2, Block(heads=2, norm="post", eps=1e-12, dropout=0.0)),),
-    )
-    model, batch = build(spec), make_five_batch()
-    with torch.no_grad():
-        for block, layer in zip(model.stages[0].blocks["joint"], theirs.encoder.layer, strict=True):
-            released._copy_layer(block, layer.state_dict())
-    output = model(batch)
-    together, valid = (
-        torch.cat(list(output.embedded.values()), 1),
-        torch.cat(list(output.valid.values()), 1),
-    )
-    readable = torch.zeros(valid.shape).masked_fill(~valid, torch.finfo(torch.float32).min)[
-        :, None, None
-    ]
-    for layer in theirs.encoder.layer:
-        together = layer(together, attention_mask=readable)
-        together = together[0] if isinstance(together, tuple) else together
-    ours = torch.cat(list(output.fused.values()), 1)
-    torch.testing.assert_close(ours[valid], together[valid], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "layers", "settings"), [("scale", 2, {"bert": True}), ("bert", 1, {}), ("clip", 1, {})]
-)
-def test_titles_start_from_bert(name, layers, settings, tmp_path):
-    """Its embeddings and first layers: before the fusion a title is what BERT makes of it."""
-    theirs = bert_like()
-    theirs.save_pretrained(tmp_path)
-    model, batch = build(fitted(name, layers=layers, **settings)), make_five_batch()
-    if name == "clip":
-        with pytest.raises(ValueError, match="not BERT's form of layer"):
-            released.start_from_bert(model, tmp_path)
-        return
-    fused = [p.clone() for p in model.stages[-1].parameters()]
-    released.start_from_bert(model, tmp_path)
-    stream = batch.streams["text"]
-    expected = theirs(
-        stream.tokens, attention_mask=stream.valid.long(), output_hidden_states=True
-    ).hidden_states[2]
-    found = model(batch).encoded["text"]
-    there = stream.valid & stream.valid[:, :1]
-    torch.testing.assert_close(found[there], expected[there], atol=2e-5, rtol=1e-5)
-    if name == "scale":
-        assert all(
-            p.equal(q) for p, q in zip(model.stages[-1].parameters(), fused, strict=True)
-        )  # the rest stays random
-
-
-def test_a_single_stream_starts_from_bert_and_another_width_is_refused(tmp_path):
-    bert_like().save_pretrained(tmp_path / "narrow")
-    model = build(fitted("uniter"))
-    released.start_from_bert(model, tmp_path / "narrow")
-    source = BertModel.from_pretrained(tmp_path / "narrow")
-    assert (
-        model.stages[0]
-        .blocks["joint"][1]
-        .down.weight.equal(source.encoder.layer[1].output.dense.weight)
-    )
-    bert_like(width=16).save_pretrained(tmp_path / "wide")
-    with pytest.raises(
-        ValueError, match=r"BERT's word embeddings are \(50, 16\), the model's \(50, 32\)"
-    ):
-        released.start_from_bert(model, tmp_path / "wide")
 
 
 def test_title_and_table_in_one_encoder():
