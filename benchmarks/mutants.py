@@ -116,6 +116,23 @@ harmony over all products | test_mean_harmony_is_over_the_products_that_have_bot
 # m5lib/streams.py test_streams.py
 summaries over the padded length | test_features_are_hidden_from_the_summary_too
     there.sum(1).clamp(min=1) ==> there.shape[1]
+# m5lib/models/pretrained.py models/test_pretrained.py
+decay upside down | test_what_was_pretrained_learns_at_its_own_rate
+    decay ** (len(places) - 1 - n) ==> decay**n
+positions of padding | test_every_family_and_its_positions
+    [bert.offset :] ==> [0:]
+no type in titles | test_a_title_is_what_bert_makes_of_it_in_every_row
+    position + kind if ours.kind is None ==> position if ours.kind is None
+four heads for twelve | test_a_job_that_asks_for_other_sizes_says_so
+    Block(config.num_attention_heads, ==> Block(4,
+layers left random | test_layers_and_positions_that_bert_has_not
+    max(first, bert.layers), mend) ==> bert.layers, mend)
+any word pieces | test_streams_with_other_word_pieces_are_refused
+    if theirs != ours:
+        mend = f"make ==> if False:
+        mend = f"make
+weights by place | test_a_run_is_named_by_the_weights_not_by_where_they_lie
+    "".join(map(checksum, files)) ==> str(folder)
 # m5lib/pretrain.py test_pretrain.py
 hides is ignored | test_what_a_row_hides_is_hidden
     rate, hides, tasks, ==> rate, {}, tasks,
@@ -132,7 +149,11 @@ never in training mode | test_an_epoch_is_every_product_once_in_training_mode_wi
 the first skipped | test_an_epoch_is_every_product_once_in_training_mode_with_masks_of_its_own
     [first : (place + 1) ==> [first + 1 : (place + 1)
 one rate for all steps | test_each_step_is_taken_at_the_scheduled_rate
-    group["lr"] = rate ==> group["lr"] = training.learning_rate
+    group["peak"] * share ==> group["peak"]
+frozen is slow | models/test_pretrained.py::test_frozen_means_frozen_and_the_rest_trains
+    p.requires_grad and rate > 0 ==> p.requires_grad
+one rate for all weights | models/test_pretrained.py::test_what_was_pretrained_learns_at_its_own_rate
+    rate = next(own, training.learning_rate) ==> rate = training.learning_rate
 one mask rate for all rows | test_a_row_masks_at_its_own_rate
     objective.mask_rate, dict( ==> 0.15, dict(
 gradients add up | test_a_killed_run_resumes_to_the_same_losses_and_weights

@@ -126,8 +126,7 @@ def load(
 
 
 def pixels(catalogue: Catalogue) -> dict[str, Ragged]:
-    """What a control without learning sees of the pictures: their pixels
-    (:class:`~m5lib.data.extractors.Pixels`)."""
+    """The pictures' pixels: what a control without learning sees."""
     where = home("cache", f"{catalogue.name}-{catalogue.fingerprint}-pixels")
     return store.extract(catalogue, {next(iter(MODALITIES)): Pixels()}, where)[1]
 
@@ -159,7 +158,7 @@ class Job:
     paper's 6), which learn at ``bert_rate`` (0: frozen) times ``bert_decay`` per layer down.
 
     Raises:
-        ValueError: ``products`` is none of these, or a rate or the decay is out of range.
+        ValueError: ``products`` is none of these, or a rate is negative.
     """
 
     profile: str = "tiny"
@@ -182,8 +181,6 @@ class Job:
         for name, rest in (("learning_rate", "the profile's"), ("bert_rate", "frozen")):
             if (rate := getattr(self, name)) < 0:
                 raise ValueError(f"{name} {rate} is below 0; 0 means {rest}")
-        if not 0 < self.bert_decay <= 1:
-            raise ValueError(f"bert_decay {self.bert_decay}: give one above 0, at most 1")
 
     def plan(self, streams: Streams) -> "Plan":
         """All that follows from the job for these streams.
@@ -349,10 +346,7 @@ def value(numbers: Iterable[dict], metric: str, convention: str) -> float:
 
 def pretrained(job: Job, streams: Streams) -> Run:
     """Pre-train, resume, or only load: whatever is left to do. The folder then holds config,
-    history and ``model.safetensors``.
-
-    Two processes never train the same run: the second waits, then loads.
-    """
+    history and ``model.safetensors``. Of two processes the second waits, then loads."""
     plan = job.plan(streams)
     weights, past = plan.folder / "model.safetensors", plan.folder / "history.jsonl"
     with locked(plan.folder / ".lock"):
@@ -377,10 +371,7 @@ def pretrained(job: Job, streams: Streams) -> Run:
 
 def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
     """The run's model fine-tuned with the profile's settings: trained, resumed or only loaded, in
-    ``finetuned`` of its folder.
-
-    Two processes never train the same classifier: the second waits, then loads.
-    """
+    ``finetuned`` of its folder. Of two processes the second waits, then loads."""
     folder = run.folder / "finetuned"
     with locked(folder / ".lock"):
         if (folder / "classifier.safetensors").exists():

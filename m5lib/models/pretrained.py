@@ -113,12 +113,14 @@ def starting(
         decay: what it is multiplied by from layer to layer, down to the embeddings.
 
     Raises:
-        ValueError: width or depth do not fit; the message has both and the mend.
+        ValueError: width or depth do not fit (the message has both and the mend), or the decay.
     """
     if TITLE not in spec.modalities:
         return spec
     _same("width", bert.width, spec.width, "leave it to BERT: no setting or change of it")
     first, stage = next((n, s) for n, s in enumerate(spec.stages) if _reads(s))
+    if not 0 < decay <= 1:
+        raise ValueError(f"bert_decay {decay}: give one above 0, at most 1")
     depth, block = layers or stage.layers, stage.block_of(TITLE)
     if depth > bert.layers:
         mend = f"give bert_layers={bert.layers} or a deeper BERT"

@@ -327,7 +327,7 @@ def test_a_job_that_asks_for_other_sizes_says_so(stream_set, source):
         runs.Job(bert=source, bert_layers=8).plan(stream_set)
     for field, value in (("bert_rate", -1.0), ("bert_decay", 0.0), ("bert_decay", 1.5)):
         with pytest.raises(ValueError, match=f"{field} {value}"):
-            runs.Job(**{field: value})
+            runs.Job(bert=source, **{field: value}).plan(stream_set)
 
 
 def test_a_run_is_named_by_the_weights_not_by_where_they_lie(stream_set, source, tmp_path):
