@@ -152,7 +152,7 @@ one rate for all steps | test_each_step_is_taken_at_the_scheduled_rate
     group["peak"] * share ==> group["peak"]
 frozen is slow | models/test_pretrained.py::test_frozen_means_frozen_and_the_rest_trains
     p.requires_grad and rate > 0 ==> p.requires_grad
-one rate for all weights | models/test_pretrained.py::test_what_was_pretrained_learns_at_its_own_rate
+one rate for all | models/test_pretrained.py::test_what_was_pretrained_learns_at_its_own_rate
     rate = next(own, training.learning_rate) ==> rate = training.learning_rate
 one mask rate for all rows | test_a_row_masks_at_its_own_rate
     objective.mask_rate, dict( ==> 0.15, dict(
