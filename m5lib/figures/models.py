@@ -1,6 +1,6 @@
-"""Figures of what a model is (notebook 03), and of what sets the released form apart (14)."""
+"""Figures of what a model is: stages, who reaches whom, parameters."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,34 +10,17 @@ from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from m5lib.figures.style import (
-    PALETTE,
-    QUIET,
-    canvas,
-    codes_of,
-    colour,
-    dots,
-    heading,
-    heat,
-    legend_beside,
-    styled,
-)
+from m5lib.figures.style import PALETTE, QUIET, canvas, codes_of, colour, heat, styled
 from m5lib.modalities import MODALITIES
 from m5lib.spec import Spec, Stage
 
 BOX, GAP = 0.76, 0.46  # height of a box, and between two rows of boxes
 NOTHING = 1e-9  # 0 on a logarithmic scale
-PAINT = {"released": PALETTE[1], "scale": PALETTE[0]}
 
 
 def _pale(name: str) -> tuple[float, ...]:
     """A tint of the modality's colour that black words can be read on."""
     return tuple(1 - 0.32 * (1 - part) for part in to_rgb(colour(name)))
-
-
-def _paint(name: str):
-    """A colour map that leaves what is nothing white and what does not exist grey."""
-    return colormaps[name].with_extremes(under="white", bad="#e8e8e8")
 
 
 # --- stages
@@ -163,30 +146,37 @@ def stages(rows: Sequence[Mapping[str, Spec]]) -> Figure:
 # --- who reaches whom, parameters
 
 
-def _maps(
-    panels: Mapping[str, pd.DataFrame], width: float, title: str, said: Callable, **look
-) -> Iterator[Axes]:
-    """A figure with a heat map on a logarithmic scale per panel. What is 0 stays white, what does
-    not exist grey."""
-    figure, axes = canvas(1, len(panels), (width * len(panels) + 0.25, 3.0), sharey=True)
-    written = lambda value: said(0.0 if value == NOTHING else value)  # noqa: E731
-    for place, (name, table) in zip(axes[0], panels.items(), strict=True):
-        shown = np.maximum(table.to_numpy(dtype=float), NOTHING)  # a logarithm has no 0
-        heat(place, shown, table.index, table.columns, said=written, **look)
-        place.set_title(name, fontsize=9.5)
-        place.tick_params(length=0)
-        place.spines[:].set(visible=True, color="#cccccc")
-        yield place
-    figure.suptitle(title, fontsize=10)
-
-
 def _per_cent(value: float) -> str:
     if not value > 0:
         return "–" if value == 0 else ""
-    return f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
+    return f"{value:.2g}" if value < 9.95 else f"{value:.0f}"
 
 
 @styled
+def shares(
+    panels: Mapping[str, pd.DataFrame],
+    title: str,
+    label: str,
+    ends: tuple[float, float],
+    cmap: str = "Blues",
+) -> Figure:
+    """Heat maps of per cents side by side, their colours on a logarithmic scale between ``ends``. A
+    dash is exactly 0; what does not exist (NaN) is grey. ``label``: of the columns."""
+    figure, axes = canvas(1, len(panels), (2.9 * len(panels) + 0.25, 3.0), sharey=True)
+    paint = colormaps[cmap].with_extremes(under="white", bad="#e8e8e8")
+    said = lambda value: _per_cent(0.0 if value == NOTHING else value)  # noqa: E731
+    for place, (name, table) in zip(axes[0], panels.items(), strict=True):
+        shown = np.maximum(table.to_numpy(dtype=float), NOTHING)  # a logarithm has no 0
+        look = {"cmap": paint, "norm": LogNorm(*ends), "said": said, "size": 8.5}
+        heat(place, shown, table.index, table.columns, **look)
+        place.set_title(name, fontsize=9.5)
+        place.set_xlabel(label)
+        place.tick_params(length=0)
+        place.spines[:].set(visible=True, color="#cccccc")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
 def reach(matrices: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> Figure:
     """Who reaches whom: a heat map per model and state, rows are outputs, columns inputs; a dash
     where no gradient goes.
@@ -199,38 +189,8 @@ def reach(matrices: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence
     for title, (reached, moved) in matrices.items():
         share = np.where(reached, 100 * np.asarray(moved, dtype=float), 0.0)
         panels[title] = pd.DataFrame(share, index=codes, columns=codes)
-    title = "Change of an output per change of an input, %  (–: not reached)"
-    look = {"cmap": _paint("Blues"), "norm": LogNorm(0.01, 300), "said": _per_cent, "size": 8.5}
-    places = list(_maps(panels, 2.7, title, **look))
-    for place in places:
-        place.set_xlabel("input")
-    places[0].set_ylabel("output")
-    return places[0].figure
-
-
-@styled
-def removal(changes: Mapping[str, pd.DataFrame]) -> Figure:
-    """What taking a modality away does to the masked losses: a heat map per model of the mean
-    absolute change per token, in % of the loss.
-
-    Args:
-        changes: title -> lines with ``task``, ``removed``, ``loss`` and ``moved`` (notebook 14).
-    """
-    panels = {}
-    for title, lines in changes.items():
-        share = lines.assign(share=100 * lines["moved"] / lines["loss"])
-        wide = share.pivot(index="task", columns="removed", values="share")
-        rows = [row for row in MODALITIES.values() if row.name in wide.columns]
-        wide = wide.reindex(columns=[row.name for row in rows])
-        wide = wide.reindex(index=[row.task for row in rows if row.task in wide.index])
-        panels[title] = wide.set_axis([row.code for row in rows], axis=1)
-    said = lambda x: f"{x:.2g}" if 0 < x < 1000 else f"{x:.0f}" if x == x else ""  # noqa: E731
-    title = "How much each masked loss moves when another modality is taken away, %"
-    look = {"cmap": _paint("Oranges"), "norm": LogNorm(1e-3, 30), "said": said, "size": 8}
-    places = list(_maps(panels, 3.5, title, **look))
-    for place in places:
-        place.set_xlabel("taken away")
-    return places[0].figure
+    title = "Change of an output (row) per change of an input, %  (–: not reached)"
+    return shares(panels, title, "input", (0.01, 300))
 
 
 @styled
@@ -261,101 +221,4 @@ def ledger(parts: Mapping[str, pd.DataFrame]) -> Figure:
         place.locator_params("x", nbins=4)
         place.xaxis.set_major_formatter("{x:,.0f}")
         place.set_ylim(len(part) - 0.4, -0.6)
-    return figure
-
-
-# --- scores
-
-
-@styled
-def temperatures(scores: Mapping[str, np.ndarray], fixed: Mapping[str, float]) -> Figure:
-    """Effective temperatures τ/s of all pairs, one panel per model on a logarithmic axis, with τ
-    and the share of pairs at s = 0.
-
-    Args:
-        scores: model -> scores s of the pairs; ``fixed``: model -> τ.
-    """
-    figure, axes = canvas(len(scores), 1, (6.4, 1.7 * len(scores)), sharex=True)
-    low = np.log10(min(fixed.values())) - 0.1
-    ends, bins = (10**low, 10.0), np.logspace(low, 1.0, 60)
-    for place, (model, s) in zip(axes[:, 0], scores.items(), strict=True):
-        tau, none = fixed[model], float((s == 0).mean())
-        values = np.clip(tau / np.maximum(s[s > 0], 1e-12), *ends)
-        place.hist(values, bins=bins, color=PAINT.get(model, PALETTE[2]))
-        place.axvline(tau, color="black", ls=":", lw=1.2)
-        zero = f"; s = 0, no gradient: {none:.1%} of the pairs" if none else ""
-        place.set(xscale="log", ylabel="pairs", xlim=ends)
-        place.set_title(f"{model}: τ = {tau:.3f} (dotted){zero}", fontsize=9.5)
-    axes[-1, 0].set_xlabel("effective temperature τ/s (10: and above)")
-    return figure
-
-
-@styled
-def harmony(mean: np.ndarray, diagonals: Mapping[str, np.ndarray], title: str) -> Figure:
-    """S over a batch: the mean matrix as a heat map, and beside it the spread of its diagonal over
-    the products.
-
-    Args:
-        mean: (M, M); ``diagonals``: modality -> the scores of the products that have it.
-    """
-    names, codes = list(diagonals), codes_of(list(diagonals))
-    figure, ((matrix, spread),) = canvas(1, 2, (7.6, 3.4), width_ratios=(1, 1.15))
-    heat(matrix, mean, codes, codes, cmap="cividis", norm=(min(0.0, float(mean.min())), 1.0))
-    matrix.set_title("mean of S")
-    look = {"whis": (0, 100), "patch_artist": True, "medianprops": {"color": "black"}}
-    drawn = spread.boxplot(list(diagonals.values()), widths=0.55, **look)
-    for box, name in zip(drawn["boxes"], names, strict=True):
-        box.set(facecolor=_pale(name), edgecolor=colour(name))
-    level = 1 / np.sqrt(len(names))
-    spread.axhline(level, color=QUIET, ls=":", lw=1.2)
-    at = {"textcoords": "offset points", "fontsize": 8, "color": "#555555"}
-    spread.annotate("all modalities agree", (0.55, level), (0, 3), **at)
-    spread.set(xticks=range(1, len(names) + 1), xticklabels=codes, ylim=(0.35, 1.03))
-    spread.set(ylabel="score", title="diagonal, over products")
-    heading(figure, title)
-    return figure
-
-
-@styled
-def toy(histories: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
-    """The paper's S taken literally: what is minimised, the lowest score of a pair and R@1 over the
-    steps; a line per seed.
-
-    Args:
-        histories: case -> frames with ``step``, ``total``, ``lowest``, ``recall``, one per seed.
-    """
-    figure, axes = canvas(1, 3, (11.0, 3.3))
-    panels = {"total": "what is minimised", "lowest": "lowest score of a pair", "recall": "R@1"}
-    for place, (column, title) in zip(axes[0], panels.items(), strict=True):
-        for number, (case, seeds) in enumerate(histories.items()):
-            line = {"color": PALETTE[number], "ls": "--" if number == len(histories) - 1 else "-"}
-            for seed, part in enumerate(seeds):
-                more = {"label": case if seed == 0 else None, "alpha": 1 - 0.4 * (seed > 0)}
-                place.plot(part["step"], part[column], lw=1.4, **line, **more)
-        place.set(title=title, xlabel="step")
-        if column != "recall":
-            place.axhline(0, color=QUIET, lw=0.8)
-    axes[0, 2].set_ylim(0, 1.02)
-    lines = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=9)
-    return figure
-
-
-@styled
-def against(values: pd.DataFrame, metric: str, title: str) -> Figure:
-    """Two models side by side for each index entry: mean over seeds, its deviation, and a dot per
-    seed.
-
-    Args:
-        values: columns (model, seed).
-    """
-    models = list(values.columns.get_level_values(0).unique())
-    figure, ((axes,),) = canvas(size=(6.8, 1.3 + 0.5 * len(values)))
-    height, ends = 0.8 / len(models), []
-    for number, model in enumerate(models):
-        shift = (number - (len(models) - 1) / 2) * height
-        look = {"shift": shift, "height": 0.92 * height, "label": model, "point": "black"}
-        ends.append(dots(axes, values[model], PAINT.get(model, PALETTE[number]), **look))
-    axes.set(xlabel=metric, title=title, xlim=(0, 1.2 * max(ends)))
-    legend_beside(axes)
     return figure

@@ -133,13 +133,15 @@ def panels(values: Mapping[str, pd.DataFrame], title: str, ground: str = "") -> 
 @styled
 def bars(values: pd.DataFrame, metric: str, title: str) -> Figure:
     """Horizontal bars: a group per row, a bar per column (``untrained``, ``pretrained``,
-    ``control``); blanks stay blank."""
-    figure, ((axes,),) = canvas(size=(7.0, 1.3 + 0.24 * values.size))
-    height = 0.8 / len(values.columns)
-    for number, column in enumerate(values):
-        shift = (number - (len(values.columns) - 1) / 2) * height
-        paint = STATES.get(column, PALETTE[number % len(PALETTE)])
-        dots(axes, values[[column]], paint, shift=shift, height=0.92 * height, label=column)
+    ``control``); blanks stay blank. Of columns (name, seed) each name is one bar with its
+    deviation, and a dot per seed."""
+    names = list(dict.fromkeys(values.columns.get_level_values(0)))
+    figure, ((axes,),) = canvas(size=(7.0, 1.3 + 0.24 * len(values) * len(names)))
+    height = 0.8 / len(names)
+    for number, name in enumerate(names):
+        look = {"shift": (number - (len(names) - 1) / 2) * height, "height": 0.92 * height}
+        paint = STATES.get(name, PALETTE[number % len(PALETTE)])
+        dots(axes, values[[name]], paint, point="black", label=name, **look)
     end = min(1.0, 1.15 * float(np.nanmax(values.to_numpy())))
     axes.set(xlabel=metric, title=title, xlim=(0, end))
     legend_beside(axes)

@@ -74,6 +74,18 @@ def test_panels_share_their_labels_and_show_every_seed():
     assert figures.panels({"one seed": values[[0]]}, "t").axes
 
 
+def test_bars_stand_side_by_side_with_a_dot_per_seed():
+    both = pd.MultiIndex.from_product([("released", "scale"), (0, 1)])
+    values = pd.DataFrame([[0.1, 0.3, 0.4, 0.6]], index=["layered"], columns=both)
+    axes = figures.bars(values, "mAP@10", "title").axes[0]
+    assert texts(axes.figure) == ["0.200", "0.500"]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.2, 0.5])
+    seeds = [c.get_offsets()[0, 0] for c in axes.collections if isinstance(c, PathCollection)]
+    assert seeds == [0.1, 0.3, 0.4, 0.6]
+    states = pd.DataFrame({"untrained": [0.1, 0.2], "control": [0.3, np.nan]}, index=["T", "I"])
+    assert texts(figures.bars(states, "m", "t")) == ["0.100", "0.200", "0.300"]
+
+
 def test_costs_name_every_row():
     frame = pd.DataFrame(
         {"size": [1.0, 2.0], "quality": [3.0, 4.0], "quality ±": [0.1, 0.2]},

@@ -59,7 +59,7 @@ def test_reach_shows_a_dash_where_nothing_goes():
     said = texts(
         model_figures.reach({"encoded": (reached, moved), "fused": (reached | True, moved)}, NAMES)
     )
-    assert said.count("–") == 20 and said.count("100") == 10 and said.count("0.10") == 20
+    assert said.count("–") == 20 and said.count("100") == 10 and said.count("0.1") == 20
 
 
 def test_ledger_names_never_trained_only_where_something_is():
@@ -74,47 +74,8 @@ def test_ledger_names_never_trained_only_where_something_is():
     assert "50% trained" in axes.get_title()
 
 
-def test_removal_tells_zero_from_nothing():
-    lines = [("MLM", "image", 2.0, 0.0), ("MRP", "text", 1.0, 0.01)]
-    frame = pd.DataFrame(
-        [dict(zip(("task", "removed", "loss", "moved"), line, strict=True)) for line in lines]
-    )
-    figure = model_figures.removal({"scale": frame})
-    assert sorted(texts(figure)) == ["", "", "0", "1"]
+def test_shares_tell_zero_from_nothing():
+    table = pd.DataFrame({"I": [np.nan, 0.0], "T": [1.04, 57.3]}, index=["MRP", "MLM"])
+    figure = model_figures.shares({"scale": table}, "t", "taken away", (1e-3, 30))
+    assert texts(figure) == ["", "1", "–", "57"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["MRP", "MLM"]
-
-
-def test_temperatures_say_how_many_pairs_have_none():
-    scores = {"released": np.array([0.0, 0.0, 0.5, 1.0]), "scale": np.zeros(3)}
-    figure = model_figures.temperatures(scores, {"released": 0.07, "scale": 0.015})
-    above, below = figure.axes
-    assert "50.0% of the pairs" in above.get_title() and "100.0% of the pairs" in below.get_title()
-    assert (
-        sum(bar.get_height() for bar in above.patches) == 2
-        and sum(bar.get_height() for bar in below.patches) == 0
-    )
-
-
-def test_harmony_toy_and_comparison_draw_everything():
-    drawn = model_figures.harmony(
-        np.eye(5), {name: np.array([0.5, 0.7, 1.0]) for name in NAMES}, "S"
-    )
-    assert texts(drawn).count("1.00") == 5 and len(drawn.axes) == 2
-    history = pd.DataFrame(
-        {"step": [0, 1], "total": [1.0, -1.0], "lowest": [0.0, -0.1], "recall": [0.0, 0.5]}
-    )
-    drawn = model_figures.toy({"literal": [history, history], "none": [history]})
-    assert [len(axes.lines) for axes in drawn.axes] == [4, 4, 3]
-    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["literal", "none"]
-    values = pd.DataFrame(
-        [[0.1, 0.3, 0.4, 0.6]],
-        index=["layered"],
-        columns=pd.MultiIndex.from_product([("released", "scale"), (0, 1)]),
-    )
-    axes = model_figures.against(values, "mAP@10", "title").axes[0]
-    assert texts(axes.figure) == ["0.200", "0.500"] and [
-        bar.get_width() for bar in axes.patches
-    ] == pytest.approx([0.2, 0.5])
-    assert model_figures.against(
-        values.xs(0, axis=1, level=1, drop_level=False), "mAP@10", "one seed"
-    ).axes
