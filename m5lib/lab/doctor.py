@@ -8,15 +8,16 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import m5lib
 
@@ -29,8 +30,8 @@ except ImportError:  # nothing is installed
 #: 100,000 listings and the paper's 250 M parameters.
 NEEDS = {"tiny": 0.1, "small": 0.4, "full": 15}
 TORCH = ("torch", "torchvision", "torchaudio")
-ANEW = "rm -r .venv; make environment"
-TOGETHER = '--force-reinstall  (all three at once, from one index: a "+cpu" build fits no other)'
+#: Of an extra: what an absent package of it costs.
+EXTRAS = {"dev": "; only `make test` needs it", "cluster": "; only sweeps on a cluster need it"}
 
 
 class Finding(NamedTuple):
@@ -42,21 +43,23 @@ class Finding(NamedTuple):
     mend: str = ""
 
 
-def _project() -> dict:
-    """The project's requirements: of ``pyproject.toml``, or of the installed package."""
-    path = m5lib.ROOT / "pyproject.toml"
-    if path.exists():
-        return tomllib.loads(path.read_text(encoding="utf-8"))["project"]
-    specs = [spec for spec in metadata.requires("m5lib") or [] if "extra ==" not in spec]
-    return {"requires-python": metadata.metadata("m5lib")["Requires-Python"], "dependencies": specs}
+def _wanted() -> dict[str, tuple]:
+    """Package -> its requirement, and the extra that asks for it, empty where it is always
+    needed."""
+    specs = [Requirement(spec) for spec in metadata.requires("m5lib")]
+    extras = (re.search(r'extra == "(\w+)"', str(spec.marker)) for spec in specs)
+    return {r.name: (r, extra[1] if extra else "") for r, extra in zip(specs, extras, strict=True)}
 
 
 def _pip(*names: str) -> str:
     """The command that installs these with the Python that runs now, as the project wants them."""
-    groups = _project().get("optional-dependencies", {})
-    specs = [*_project()["dependencies"], *(spec for group in groups.values() for spec in group)]
-    specs = [spec for name in names for spec in specs if spec.startswith((f"{name}>", f"{name}["))]
+    specs = (f"{name}{_wanted()[name][0].specifier}" for name in names)
     return f"{sys.executable} -m pip install {' '.join(map(json.dumps, specs))}"
+
+
+def _pip_torch() -> str:
+    together = 'all three at once, from one index: a "+cpu" build fits no other'
+    return f"{_pip(*TORCH)} --force-reinstall  ({together})"
 
 
 def _installed(name: str) -> str:
@@ -68,33 +71,27 @@ def _installed(name: str) -> str:
 
 
 def versions() -> Iterator[Finding]:
-    """Python and every package against the bounds of ``pyproject.toml``; those of ``dev`` are
-    missed by ``make test`` only, those of ``cluster`` by sweeps on clusters."""
+    """Python and every package against the bounds of ``pyproject.toml``, as it was installed."""
     if Requirement is None:
         yield Finding("packages", "fault", "the project's packages are absent", "make environment")
         return
-    project, good = _project(), 0
-    have, bounds = platform.python_version(), Requirement(f"python{project['requires-python']}")
-    if have not in bounds.specifier:
-        mend = "rm -r .venv, then say which Python: make PYTHON=python3.12 environment"
-        yield Finding(
-            "python", "fault", f"{have} in {sys.prefix}; {bounds.specifier} is needed", mend
-        )
+    have, good = platform.python_version(), 0
+    bounds = Requirement(f"python{metadata.metadata('m5lib')['Requires-Python']}").specifier
+    said = f"{have} in {sys.prefix}"
+    if have in bounds:
+        yield Finding("python", "ok", said)
     else:
-        yield Finding("python", "ok", f"{have} in {sys.prefix}")
-    groups = {"": project["dependencies"], **project.get("optional-dependencies", {})}
-    for group, wanted in [(g, Requirement(spec)) for g, specs in groups.items() for spec in specs]:
-        name, have = wanted.name, _installed(wanted.name)
+        mend = "rm -r .venv, then say which Python: make PYTHON=python3.12 environment"
+        yield Finding("python", "fault", f"{said}; {bounds} is needed", mend)
+    for name, (wanted, extra) in _wanted().items():
+        have = _installed(name)
         if have and wanted.specifier.contains(have, prereleases=True):
             good += 1
-        elif have or group != "cluster":
+        elif have or extra != "cluster":
             said = f"{have} is installed" if have else "absent"
-            said += (
-                f"; only `make {'test' if group == 'dev' else 'results'}` needs it" if group else ""
-            )
-            mend = f"{_pip(*TORCH)} {TOGETHER}" if name in TORCH else _pip(name)
-            status = "warning" if group else "fault"
-            yield Finding(name, status, f"{said}; {wanted.specifier} is needed", mend)
+            said += f"{EXTRAS.get(extra, '')}; {wanted.specifier} is needed"
+            mend = _pip_torch() if name in TORCH else _pip(name)
+            yield Finding(name, "warning" if extra else "fault", said, mend)
     yield Finding("packages", "ok", f"{good} within the bounds of pyproject.toml")
 
 
@@ -104,20 +101,19 @@ def builds() -> Iterator[Finding]:
     if not all(have.values()):
         return  # said by `versions`
     tags, said = {v.partition("+")[2] for v in have.values()}, []
-    plain = {name: version.partition("+")[0] for name, version in have.items()}
+    torch, vision, audio = (version.partition("+")[0] for version in have.values())
     for spec in map(Requirement, metadata.requires("torchvision") or []):
-        if spec.name == "torch" and not spec.specifier.contains(plain["torch"], prereleases=True):
+        if spec.name == "torch" and not spec.specifier.contains(torch, prereleases=True):
             exact = str(spec.specifier).removeprefix("==")
-            said.append(f"torchvision {plain['torchvision']} was built for torch {exact}")
-    own, torch = (plain[name].rpartition(".")[0] for name in ("torchaudio", "torch"))
-    if own != torch:
-        said.append(f"torchaudio {plain['torchaudio']} was built for torch {own}")
+            said.append(f"torchvision {vision} was built for torch {exact}")
+    if (own := audio.rpartition(".")[0]) != torch.rpartition(".")[0]:
+        said.append(f"torchaudio {audio} was built for torch {own}")
     if "cpu" in tags and len(tags) > 1:
         said.append("builds for processors beside others")
     status = "fault" if said else "warning" if len(tags) > 1 else "ok"
     said += ["from several indexes; below is whether they run together"] * (status == "warning")
     text = "; ".join([", ".join(f"{name} {v}" for name, v in have.items()), *said])
-    yield Finding("builds", status, text, "" if status == "ok" else f"{_pip(*TORCH)} {TOGETHER}")
+    yield Finding("builds", status, text, "" if status == "ok" else _pip_torch())
 
 
 #: What is tried -> the package that it tries, and code that prints what it found, or raises.
@@ -175,11 +171,11 @@ def trials() -> Iterator[Finding]:
             continue
         said = "" if child.returncode == 1 else f"took Python down ({child.returncode}) "
         said += (child.stderr.strip().splitlines() or [""])[-1]
-        mend = f"{_pip(*TORCH)} {TOGETHER}"
-        if name == "cuda":
-            mend = f"update the NVIDIA driver, or install builds for yours: {mend}"
-        elif name == "ffmpeg":
+        if name == "ffmpeg":
             mend = f"{_pip('av')} --force-reinstall --only-binary av  (FFmpeg is in its wheel)"
+        else:
+            driver = "update the NVIDIA driver, or install builds for yours: "
+            mend = driver * (name == "cuda") + _pip_torch()
         yield Finding(name, "fault", said, mend)
 
 
@@ -195,16 +191,14 @@ def _prefix_of(kernel: str) -> tuple[str, str]:
         spec = KernelSpecManager().get_kernel_spec(kernel)
     except NoSuchKernel:
         return "", "no such kernel"
-    file, command = str(Path(spec.resource_dir, "kernel.json")), spec.argv[0]
-    command = sys.executable if command.startswith("python") else command  # as Jupyter starts it
+    command = sys.executable if spec.argv[0].startswith("python") else spec.argv[0]  # as Jupyter
     code = [command, "-c", "import sys, ipykernel, m5lib; print(sys.prefix)"]
+    settings = {"cwd": m5lib.ROOT / "notebooks", "capture_output": True, "text": True}
     try:
-        child = subprocess.run(
-            code, cwd=m5lib.ROOT / "notebooks", capture_output=True, text=True, timeout=60
-        )
-        return child.stdout.strip(), file
+        prefix = subprocess.run(code, **settings, timeout=60).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return "", file
+        prefix = ""
+    return prefix, str(Path(spec.resource_dir, "kernel.json"))
 
 
 def kernel() -> Iterator[Finding]:
@@ -220,26 +214,20 @@ def kernel() -> Iterator[Finding]:
         yield Finding("kernel", "ok", f"python3, which the notebooks name, is this Python ({file})")
         return
     said = f"python3, which the notebooks name, is {prefix or 'one that cannot run them'} ({file})"
-    before = os.environ.get("JUPYTER_PREFER_ENV_PATH")
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    preferred = _prefix_of("python3")[0] == sys.prefix
-    del os.environ["JUPYTER_PREFER_ENV_PATH"]
-    os.environ |= {} if before is None else {"JUPYTER_PREFER_ENV_PATH": before}
+    status, install = "fault", f"{sys.executable} -m ipykernel install --sys-prefix --name python3"
+    mend = f"{install}; {sys.executable} -m pip install --no-deps -e {m5lib.ROOT}; delete {file}"
+    with patch.dict(os.environ, JUPYTER_PREFER_ENV_PATH="1"):
+        preferred = _prefix_of("python3")[0] == sys.prefix
     if preferred:
         mend = "export JUPYTER_PREFER_ENV_PATH=1, as `make` and `python -m m5lib notebooks` do"
-        yield Finding("kernel", "warning" if before is None else "fault", said, mend)
-    else:
-        mend = (
-            f"{sys.executable} -m ipykernel install --sys-prefix --name python3; {sys.executable}"
-        )
-        mend += f" -m pip install --no-deps -e {m5lib.ROOT}; and delete {file}"
-        yield Finding("kernel", "fault", said, mend)
+        status = "fault" if "JUPYTER_PREFER_ENV_PATH" in os.environ else "warning"
+    yield Finding("kernel", status, said, mend)
 
 
 def home() -> Iterator[Finding]:
     """Whether ``M5_HOME`` can be written and files in it locked, and its free space against what
     profiles need."""
-    place, said = m5lib.home().absolute(), str(m5lib.home())
+    said, place = str(m5lib.home()), m5lib.home().absolute()
     place = next(folder for folder in (place, *place.parents) if os.path.lexists(folder))
     elsewhere = "export M5_HOME=a folder that you may write to, on a disk with locks and room"
     try:
@@ -256,8 +244,7 @@ def home() -> Iterator[Finding]:
         yield Finding("home", "fault", f"{said}: {error.strerror or error}", elsewhere)
         return
     free = shutil.disk_usage(place).free / 1e9
-    fits = [profile for profile, need in NEEDS.items() if free >= need]
-    status = "ok" if "small" in fits else "warning" if fits else "fault"
+    status = "fault" if free < NEEDS["tiny"] else "warning" if free < NEEDS["small"] else "ok"
     needs = ", ".join(f"{profile} {need:g}" for profile, need in NEEDS.items())
     text = f"{free:.1f} GB free below {said}; a run needs about (GB): {needs}"
     yield Finding("disk", status, text, "" if status == "ok" else f"free some, or {elsewhere}")
@@ -274,7 +261,7 @@ def examine() -> list[Finding]:
             findings.extend(check())
         except Exception as error:  # a broken installation breaks in ways nobody thought of
             said = f"{type(error).__name__}: {error}"
-            findings.append(Finding(check.__name__, "fault", said, ANEW))
+            findings.append(Finding(check.__name__, "fault", said, "rm -r .venv; make environment"))
     return findings
 
 

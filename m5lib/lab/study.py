@@ -5,7 +5,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,13 +14,12 @@ import pandas as pd
 from m5lib import ROOT
 from m5lib.catalogue import Catalogue
 from m5lib.data import code_version, whole_file, write_json
-from m5lib.embeddings import DEFAULT, PAPER
+from m5lib.embeddings import PAPER
 from m5lib.evaluation import evaluate
 from m5lib.evaluation.separation import modality_cosines
 from m5lib.lab import recording, runs
 from m5lib.lab.recording import HIDDEN, VALIDATION, pick, said
 from m5lib.modalities import codes, from_codes, ordered
-from m5lib.models.finetune import Classifier
 from m5lib.streams import Ragged, Streams
 
 #: Task, metric and convention of Figure 5; and of the plain cosine, which the paper shows.
@@ -109,94 +108,6 @@ def choosing(catalogue: Catalogue, vectors: np.ndarray) -> list[dict]:
     numbers = evaluate.retrieval(catalogue, vectors, "validation")
     chosen = [n for n in numbers if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r")]
     return [n | {"convention": VALIDATION} for n in chosen]
-
-
-def milestones(run: runs.Run) -> pd.DataFrame:
-    """What :func:`m5lib.lab.runs.glance` saw: columns ``share``, ``readout``, ``value``."""
-    seen = [(0.0, run.history[0]["before"]["validation"])]
-    for entry in run.history:
-        if "validation" in entry:
-            seen.append(((entry["step"] + 1) / len(run.history), entry["validation"]))
-    points = [(round(share, 2), *item) for share, values in seen for item in values.items()]
-    return pd.DataFrame(points, columns=["share", "readout", "value"])
-
-
-def milestone_rows(points: pd.DataFrame, context: dict) -> list[dict]:
-    """:func:`milestones` as result rows; the variant says read-out and share of the steps."""
-    numbers = []
-    for point in points.itertuples():
-        number = {"task": "retrieval", "metric": "mAP@10", "convention": VALIDATION}
-        number["state"] = "pretrained" if point.share else "untrained"
-        number["variant"] = f"{point.readout}, {point.share:.0%} of the steps"
-        numbers.append(number | {"value": point.value})
-    return recording.rows(numbers, context)
-
-
-def measured(
-    run: runs.Run, job: runs.Job, streams: Streams, context: dict, split: str = "query"
-) -> list[dict]:
-    """Result rows of a pre-trained model and of the same model untrained, given the modalities that
-    the model reads.
-
-    Every read-out: mAP@10 of validation products, for choosing, and retrieval of ``split``; the
-    default and the paper's: all tasks; the paper's: retrieval by the released protocol too.
-    """
-    catalogue, rows = streams.catalogue, []
-    needed = np.union1d(evaluate.needed_rows(catalogue, split), catalogue.split("validation"))
-    for state, model in (("untrained", runs.untrained(job, streams)), ("pretrained", run.model)):
-        for readout, vectors in runs.vectors(model, streams, needed).items():
-            tasks = evaluate.TASKS if readout in (DEFAULT, PAPER) else evaluate.TASKS[:2]
-            protocols = ("usual", "released")[: 1 + (readout == PAPER)]
-            numbers = evaluate.evaluate(
-                catalogue, vectors, tasks, split, seed=job.seed, protocols=protocols
-            )
-            numbers += choosing(catalogue, vectors)
-            rows += recording.rows(numbers, context, state=state, variant=readout)
-    return rows
-
-
-def tuned(
-    classifier: Classifier,
-    streams: Streams,
-    context: dict,
-    modalities: Iterable[str] | None = None,
-    split: str = "query",
-) -> list[dict]:
-    """Result rows of a fine-tuned model (state ``finetuned``, variant ``hidden``): all tasks by its
-    hidden vector, accuracy by its head."""
-    needed = evaluate.needed_rows(streams.catalogue, split)
-    hidden, labels = runs.tuned_vectors(classifier, streams, needed, modalities)
-    more = {} if modalities is None else {"modalities": codes(modalities)}
-    numbers = evaluate.evaluate(streams.catalogue, hidden, split=split, predicted=labels)
-    return recording.rows(numbers, context, state="finetuned", variant=HIDDEN, **more)
-
-
-def crossed(
-    embed: Callable[[tuple[str, ...]], np.ndarray],
-    catalogue: Catalogue,
-    pairs: Iterable[evaluate.Given],
-    context: dict,
-    state: str,
-    variant: str,
-    split: str = "query",
-) -> list[dict]:
-    """Result rows of retrieval with some modalities asked and others answering; ``modalities`` then
-    reads ``I→T``.
-
-    Args:
-        embed: modality names -> (N, D) vectors of the catalogue's products given only these; each
-            set is embedded once.
-        pairs: what the queries have, what the gallery has.
-    """
-    pairs = [tuple(tuple(side) for side in pair) for pair in pairs]
-    vectors = {names: embed(names) for names in dict.fromkeys(side for p in pairs for side in p)}
-    rows = []
-    for asked, answered in pairs:
-        sides = {"gallery": vectors[answered], "given": (asked, answered)}
-        numbers = evaluate.retrieval(catalogue, vectors[asked], split, **sides)
-        more = {"modalities": f"{codes(asked)}→{codes(answered)}"}
-        rows += recording.rows(numbers, context, state=state, variant=variant, **more)
-    return rows
 
 
 def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> Study:

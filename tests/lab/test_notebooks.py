@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from m5lib import ROOT
+from m5lib.embeddings import PAPER, READOUTS
 from m5lib.lab import notebooks, recording, sweep
 
 FOUND = notebooks.find()
@@ -147,6 +148,9 @@ def check_released(rows):
     for k in (5, 10):
         assert theirs[f"mAP@{k} of the same ranking"] >= ours[f"mAP@{k} of the same ranking"]
     assert theirs["K used for 10, mean"] < ours["K used for 10, mean"] == 10
+    validated = rows[rows["convention"] == recording.VALIDATION]
+    assert set(validated["variant"]) == set(READOUTS)
+    assert set(rows[rows["convention"] == "released"]["variant"]) == {PAPER}
     toy = rows[rows["task"] == "literal S"]
     toy = toy.pivot(index="variant", columns="metric", values="value")
     start, literal = "encoder gradient at the start", "literal, on losses"

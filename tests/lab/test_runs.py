@@ -8,7 +8,7 @@ from m5lib import figures, simcl
 from m5lib.catalogue import split_of
 from m5lib.embeddings import DEFAULT
 from m5lib.figures import style
-from m5lib.lab import claims, notebooks, recording, runs, study
+from m5lib.lab import claims, notebooks, recording, runs
 
 CONTEXT = {
     "notebook": "05_downstream",
@@ -103,11 +103,9 @@ def test_a_finished_run_is_loaded_and_another_seed_is_another_run(
         assert one.equal(two)
     assert runs.Job(profile="tiny", epochs=1, seed=1).plan(stream_set).folder != first.folder
     assert runs.Job(profile="tiny", epochs=2).plan(stream_set).folder != first.folder
-    points = study.milestones(first)
-    assert set(points["share"]) == {0.0, 0.25, 0.5, 0.75, 1.0}
-    assert len(
-        study.milestone_rows(points, first.context("04_pretrain", job, stream_set.catalogue))
-    ) == len(points)
+    steps = [entry["step"] + 1 for entry in first.history if "validation" in entry]
+    shares = [round(step / len(first.history), 2) for step in steps]
+    assert shares == [0.25, 0.5, 0.75, 1.0] and first.history[0]["before"]["validation"]
 
 
 def test_an_interrupted_run_resumes(stream_set, tmp_path, monkeypatch):
@@ -130,7 +128,8 @@ def test_an_interrupted_run_resumes(stream_set, tmp_path, monkeypatch):
         runs.pretrained(job, stream_set)
     resumed = runs.pretrained(job, stream_set)
     assert [x["loss"] for x in resumed.history] == [x["loss"] for x in whole.history]
-    assert study.milestones(resumed).equals(study.milestones(whole))
+    seen = [[entry.get("validation") for entry in run.history] for run in (resumed, whole)]
+    assert seen[0] == seen[1] and any(seen[0])
 
 
 def test_products_without_labels_pretrain_but_are_not_measured(extracted, tmp_path, monkeypatch):
@@ -148,7 +147,8 @@ def test_products_without_labels_pretrain_but_are_not_measured(extracted, tmp_pa
         runs.Job(profile="tiny", epochs=1),
         streams.Streams(bare, extracted[1], streams.train_tokenizer(bare, 300)),
     )
-    assert study.milestones(run).empty and figures.milestones(study.milestones(run), "mAP").axes
+    assert not run.history[0]["before"]["validation"] and not run.history[-1].get("validation")
+    assert figures.milestones(pd.DataFrame(columns=["share", "readout", "value"]), "mAP").axes
     assert figures.long_tail(bare.labels).axes and "harmony" in run.history[-1]
     with pytest.raises(DataError, match="give the category of each product in a column 'label'"):
         evaluate.require_labels(bare)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m5lib import embeddings, home
+from m5lib import home
 from m5lib.catalogue import Catalogue, Product
 from m5lib.embeddings import PAPER, READOUTS
 from m5lib.evaluation import evaluate
@@ -179,79 +179,6 @@ def run(stream_set, tmp_path_factory):
     job = runs.Job(profile="tiny", epochs=1)
     yield job, runs.pretrained(job, stream_set)
     patch.undo()
-
-
-def test_measured_gives_every_readout_and_validation_beside(run, stream_set):
-    job, found = run
-    rows = study.measured(
-        found, job, stream_set, found.context("05_downstream", job, stream_set.catalogue)
-    )
-    frame = pd.DataFrame(rows)
-    assert set(frame["variant"]) == set(embeddings.READOUTS) and set(frame["state"]) == {
-        "untrained",
-        "pretrained",
-    }
-    chosen = frame[frame["convention"] == "min_k_r, validation queries"]
-    assert len(chosen) == 2 * len(embeddings.READOUTS)
-    best = chosen[chosen["state"] == "pretrained"].set_index("variant")["value"].idxmax()
-    assert recording.chosen(frame) == best
-    assert set(frame[frame["convention"] == "released"]["variant"]) == {embeddings.PAPER}
-    catalogue, values = stream_set.catalogue, []
-    for state, model in (
-        ("untrained", runs.untrained(job, stream_set)),
-        ("pretrained", found.model),
-    ):
-        vectors = runs.vectors(model, stream_set, np.arange(len(catalogue)))[PAPER]
-        numbers = evaluate.retrieval(catalogue, vectors)
-        wanted = study.number("mAP@10_pretrain") | {"state": state}
-        values.append(recording.pick(frame, wanted)["value"].item())
-        assert values[-1] == pytest.approx(runs.value(numbers, "mAP@10", "min_k_r"), abs=1e-6)
-    assert values[0] != values[1], "else the control would be the model itself"
-
-
-def test_one_modality_asks_and_another_answers(run, stream_set):
-    job, found = run
-    catalogue, rows, read = stream_set.catalogue, evaluate.needed_rows(stream_set.catalogue), []
-
-    def embed(names):
-        read.append(names)
-        return runs.vectors(found.model, stream_set, rows, names, [embeddings.ACROSS])[
-            embeddings.ACROSS
-        ]
-
-    pairs = [(["image"], ["text"]), (["text"], ["image"]), (["image"], ["image"])]
-    context = found.context("t", job, catalogue)
-    frame = pd.DataFrame(
-        study.crossed(embed, catalogue, pairs, context, "pretrained", embeddings.ACROSS)
-    )
-    assert list(frame["modalities"].unique()) == ["I→T", "T→I", "I→I"] and read == [
-        ("image",),
-        ("text",),
-    ]
-    within = recording.pick(frame, {"metric": "mAP@10", "convention": "min_k_r"})
-    within = within.set_index("modalities")["value"]
-    for (asked, answered), code in zip(pairs, ("I→T", "T→I", "I→I"), strict=True):
-        sides = {"gallery": embed(tuple(answered)), "given": (asked, answered)}
-        slow = evaluate.retrieval(catalogue, embed(tuple(asked)), **sides)
-        assert within[code] == runs.value(slow, "mAP@10", "min_k_r"), code
-    assert len(set(within)) == 3
-
-
-def test_fine_tuned_models_are_measured_by_vector_and_by_head(run, stream_set):
-    job, found = run
-    classifier = runs.finetuned(found, job, stream_set)
-    frame = pd.DataFrame(
-        study.tuned(
-            classifier, stream_set, found.context("t", job, stream_set.catalogue), ["image", "text"]
-        )
-    )
-    assert set(frame["state"]) == {"finetuned"} and set(frame["modalities"]) == {"I+T"}
-    assert {"accuracy", "accuracy@5", "mAP@1", "NMI", "purity"} <= set(frame["metric"])
-    every = np.arange(len(stream_set.catalogue))
-    vectors = runs.tuned_vectors(classifier, stream_set, every, ["image", "text"])[0]
-    slow = runs.value(evaluate.retrieval(stream_set.catalogue, vectors), "mAP@10", "min_k_r")
-    shown = recording.pick(frame, study.number("mAP@10_finetune"))["value"].item()
-    assert shown == pytest.approx(slow, abs=1e-6), "of pictures and titles alone"
 
 
 def test_fine_queries_look_for_other_listings_of_the_same_product():
