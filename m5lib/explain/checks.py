@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from m5lib.evaluation.stats import paired_bootstrap
 from m5lib.explain import attention, attribution, faithfulness
 from m5lib.explain.attribution import Target, Tokens
 from m5lib.explain.faithfulness import Curves
@@ -43,37 +42,6 @@ def removed(target: Target, batch: Batch, scores: Tokens, draws: int = 3) -> dic
         sides = (Curves(*(x[enough] for x in side)) for side in (ours, mean))
         studies[codes(chosen)] = Removed(*sides, gains)
     return studies
-
-
-def pooled(seeds: Sequence[Mapping[str, Removed]]) -> dict[str, dict[str, np.ndarray]]:
-    """Curves of all seeds together, for :func:`m5lib.figures.attribution.deletion_insertion`."""
-    curves = {}
-    for label in seeds[0]:
-        here = [studies[label] for studies in seeds if label in studies]
-        curves[label] = {
-            prefix + kind: np.concatenate([getattr(getattr(x, side), kind) for x in here])
-            for prefix, side in (("", "scored"), ("random ", "random"))
-            for kind in Curves._fields
-        }
-    return curves
-
-
-def tested(seeds: Sequence[Mapping[str, Removed]]) -> pd.DataFrame:
-    """Paired test of the areas against random order, over seeds and products: by how much is
-    deletion lower, insertion higher."""
-    against_none = lambda gains: paired_bootstrap(gains, [0 * x for x in gains])  # noqa: E731
-    rows = []
-    for label in seeds[0]:
-        for kind in Curves._fields:
-            gains = [studies[label].gains[kind] for studies in seeds if label in studies]
-            test, alone = against_none(gains), sum(against_none([x]).low > 0 for x in gains)
-            worse = "worse than random" if test.high < 0 else "undecided"
-            rows.append({"tokens of": label, "curve": kind, "gain": test[0]})
-            rows[-1] |= {"low": test.low, "high": test.high, "p": test.p}
-            rows[-1] |= {"seeds alone": f"{alone} of {len(gains)}"}
-            rows[-1] |= {"products": sum(map(len, gains))}
-            rows[-1] |= {"verdict": "beats random" if test.low > 0 else worse}
-    return pd.DataFrame(rows).set_index(["tokens of", "curve"])
 
 
 def cascade(
@@ -121,19 +89,3 @@ def pointed(
             if contest.any():
                 hits[name, method], chance[name] = hit[contest], level[contest]
     return hits, chance
-
-
-def pointing_table(seeds: Sequence[tuple[dict, dict]]) -> pd.DataFrame:
-    """Pointing accuracy beside chance with a paired test over seeds and products: modality x
-    method."""
-    rows = []
-    for name, method in seeds[0][0]:
-        here = [
-            (hits[name, method], chance[name]) for hits, chance in seeds if (name, method) in hits
-        ]
-        sides = list(zip(*here, strict=True))
-        test = paired_bootstrap(*map(list, sides))
-        means = [np.mean([x.mean() for x in side]) for side in sides]
-        rows.append((name, method, *means, test.low, test.high, test.p, sum(map(len, sides[0]))))
-    columns = ["modality", "method", "hits", "chance", "low", "high", "p", "products"]
-    return pd.DataFrame(rows, columns=columns).set_index(["modality", "method"])

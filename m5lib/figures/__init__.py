@@ -6,11 +6,9 @@ import figures``. Those of one subject stay in ``tokens``, ``models``, ``maps`` 
 """
 
 from m5lib.figures.catalogue import (
-    cosines,
     front,
     gallery,
     histograms,
-    lengths,
     long_tail,
     neighbours,
     player,

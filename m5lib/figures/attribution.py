@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -16,16 +15,12 @@ from matplotlib.patches import Rectangle
 from m5lib.data import MediaFile, decoding
 from m5lib.data.extractors import HOP, RATE, LogMel, seconds_of
 from m5lib.figures.style import (
-    PALETTE,
     QUIET,
     RIGHT,
     TRUE,
     WRONG,
     canvas,
     codes_of,
-    colour,
-    dots,
-    heading,
     legend_beside,
     plain,
     short,
@@ -310,25 +305,6 @@ def spread_out(boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> 
 
 
 @styled
-def modality_shares(values: pd.DataFrame, label: str) -> Figure:
-    """Mean Shapley values by category, stacked: category x modality; what speaks against stands
-    left of 0."""
-    figure, ((axes,),) = canvas(size=(8.2, 1.3 + 0.28 * len(values)))
-    ends, lines = {sign: np.zeros(len(values)) for sign in (1, -1)}, np.arange(len(values))
-    for name in values:
-        part = values[name].fillna(0).to_numpy()
-        look = {"color": colour(name), "label": f"{name} ({MODALITIES[name].code})"}
-        axes.barh(lines, part, 0.75, left=np.where(part >= 0, ends[1], ends[-1]), **look)
-        ends = {sign: end + np.where(np.sign(part) == sign, part, 0) for sign, end in ends.items()}
-    axes.axvline(0, color="#222222", lw=0.8)
-    title = "What each modality adds (Shapley values, mean over products)"
-    axes.set(yticks=lines, xlabel=label, title=title, ylim=(len(values) - 0.4, -0.6))
-    axes.set_yticklabels([short(text, 1, 34) for text in values.index])
-    legend_beside(axes, fontsize=9)
-    return figure
-
-
-@styled
 def deletion_insertion(
     curves: Mapping[str, Mapping[str, np.ndarray]], shares: Sequence[float], label: str
 ) -> Figure:
@@ -338,7 +314,7 @@ def deletion_insertion(
 
     Args:
         curves: title -> ``deletion``, ``insertion``, ``random deletion``, ``random insertion``,
-            each (N, K) (:func:`m5lib.explain.checks.pooled`).
+            each (N, K) (of all seeds together).
     """
     size, x = (1.9 + 1.7 * len(curves), 4.0), 100 * np.asarray(shares)
     figure, axes = canvas(2, len(curves), size, sharex=True, sharey="col")
@@ -359,40 +335,4 @@ def deletion_insertion(
     for line, kind in zip(axes, ("deleted", "inserted"), strict=True):
         line[0].set_ylabel(f"change of {label},\nbest {kind}", fontsize=8.5)
         legend_beside(line[-1], fontsize=8)
-    return figure
-
-
-@styled
-def pointing(seeds: Sequence[tuple[Mapping, Mapping]], title: str) -> Figure:
-    """Pointing accuracy: a panel per modality, a bar per method, a dot per seed; dotted: chance.
-
-    Args:
-        seeds: of each, (modality, method) -> hits of its products, and modality -> chance
-            (:func:`m5lib.explain.checks.pointed`).
-    """
-    names, methods = (list(dict.fromkeys(part)) for part in zip(*seeds[0][0], strict=True))
-    size = (1.5 + 1.75 * len(names), 1.1 + 0.3 * len(methods))
-    figure, axes = canvas(1, len(names), size, sharey=True)
-    for place, name in zip(axes[0], names, strict=True):
-        means = [{m: x.mean() for (n, m), x in hits.items() if n == name} for hits, _ in seeds]
-        level = np.mean([chance[name].mean() for _, chance in seeds if name in chance])
-        table = pd.DataFrame(means).T.reindex(methods)
-        dots(place, table, colour(name), point="black", digits=2, chance=level)
-        place.set(xlim=(0, 1.15), title=name, xlabel="share of products")
-    heading(figure, title)
-    return figure
-
-
-@styled
-def cascade(values: pd.DataFrame) -> Figure:
-    """Rank correlation with the trained model's attribution, while ever more weights are drawn
-    anew; columns are kinds of it."""
-    figure, ((axes,),) = canvas(size=(8.4, 3.0))
-    for name, mark, paint in zip(values, "os^", PALETTE, strict=False):
-        axes.plot(range(len(values)), values[name], marker=mark, color=paint, label=name)
-    axes.axhline(0, color=QUIET, ls=":")
-    axes.set(xticks=range(len(values)), ylim=(-0.3, 1.05), ylabel="Spearman's rank correlation")
-    axes.set_title("Weights drawn anew, from the top down")
-    axes.set_xticklabels(values.index, rotation=20, ha="right", fontsize=9)
-    legend_beside(axes, fontsize=8.5)
     return figure

@@ -23,7 +23,6 @@ from m5lib.figures.style import (
     codes_of,
     colour,
     heading,
-    legend_beside,
     nothing,
     page,
     plain,
@@ -79,19 +78,6 @@ def presence(table: pd.DataFrame) -> Figure:
 
 
 @styled
-def lengths(by_modality: Mapping[str, np.ndarray]) -> Figure:
-    """Tokens per product and stream, with the limit of the modality's row."""
-    figure, axes = canvas(1, len(by_modality), (2.6 * len(by_modality), 2.6))
-    for place, (name, values) in zip(axes[0], by_modality.items(), strict=True):
-        values = np.asarray(values)
-        bins = np.arange(values.min(initial=1), values.max(initial=2) + 2) - 0.5
-        place.hist(values, bins=bins, color=colour(name))
-        place.set(title=f"{name} (≤ {MODALITIES[name].max_tokens})")
-        place.set(xlabel="tokens", ylabel="products")
-    return figure
-
-
-@styled
 def histograms(values: Mapping[str, Iterable], counted: str = "products") -> Figure:
     """A histogram for each set of values, whose name labels the axis (Figure 9). The longest
     hundredth is drawn at the end."""
@@ -103,35 +89,6 @@ def histograms(values: Mapping[str, Iterable], counted: str = "products") -> Fig
         bins = np.arange(low, np.ceil(end) + 2) - 0.5 if whole else 30
         place.hist(np.minimum(numbers, end), bins=bins, color=PALETTE[0])
         place.set(xlabel=name, ylabel=counted)
-    return figure
-
-
-@styled
-def cosines(nearest: np.ndarray, copies: np.ndarray, threshold: float) -> Figure:
-    """Cosine of each product with its nearest, and with a copy of itself that lacks something; a
-    line at the threshold."""
-    figure, ((axes,),) = canvas(size=(6.4, 3.2))
-    bins = np.linspace(min(nearest.min(), copies.min()), 1.0, 50)
-    shown = {"its nearest product": (nearest, QUIET)}
-    shown["a copy of itself that lacks a quarter"] = (copies, PALETTE[0])
-    for label, (values, shade) in shown.items():
-        share = np.full(len(values), 100 / len(values))
-        axes.hist(values, bins=bins, weights=share, color=shade, alpha=0.7, label=label)
-    axes.axvline(threshold, color=PALETTE[1])
-    axes.annotate(
-        f"threshold {threshold:.2f}",
-        (threshold, 1.0),
-        (-4, -4),
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        color=PALETTE[1],
-        fontsize=9,
-    )
-    axes.set(xlabel="cosine of a product with …", ylabel="products (%)")
-    axes.set_title("How near is a near-duplicate?")
-    legend_beside(axes, fontsize=9)
     return figure
 
 

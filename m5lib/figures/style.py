@@ -47,9 +47,10 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.2), **settings):
-    """A figure of ``size`` inches and its (rows, columns) axes. The caller shows or saves it:
-    nothing is drawn twice in a notebook."""
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **settings)
+    """A figure of ``size`` inches and its (rows, columns) axes, in the project's style. The caller
+    shows or saves it: nothing is drawn twice in a notebook."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **settings)
     plt.close(figure)
     return figure, axes
 

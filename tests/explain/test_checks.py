@@ -1,5 +1,5 @@
-"""Checks of attributions: each set of modalities is tested against random orders; tests are over
-seeds and products; weights drawn anew start from what was there."""
+"""Checks of attributions: each set of modalities against random orders; weights drawn anew start
+from what was there."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,6 @@ import torch
 from m5lib.catalogue import DataError
 from m5lib.embeddings import DEFAULT, embeddings
 from m5lib.explain import attention, attribution, checks
-from m5lib.explain.faithfulness import Curves
 from m5lib.model import Model
 from m5lib.models import zoo
 from m5lib.models.finetune import Classifier, labels_of
@@ -71,29 +70,6 @@ def test_weights_drawn_anew_start_from_the_model_itself(stream_set, classifier, 
     assert cascade.loc["nothing"].tolist() == pytest.approx([1, 1, 1])
     assert cascade.loc["out", "rollout"] == pytest.approx(1)  # attention does not see the head
     assert cascade.loc["embeddings", "integrated gradients"] < 0.99
-
-
-def test_tests_are_over_seeds_and_products():
-    flat, rng = Curves(np.zeros((4, 6)), np.zeros((4, 6))), np.random.default_rng(0)
-    gains = [{"deletion": 1 + rng.random(4), "insertion": -1 - rng.random(4)} for _ in range(3)]
-    seeds = [{"I": checks.Removed(flat, flat, gain)} for gain in gains]
-    table = checks.tested(seeds)
-    assert table["verdict"].tolist() == ["beats random", "worse than random"]
-    assert table["seeds alone"].tolist() == ["3 of 3", "0 of 3"] and (table["products"] == 12).all()
-    means = [np.mean([gain[kind].mean() for gain in gains]) for kind in ("deletion", "insertion")]
-    assert table["gain"].tolist() == pytest.approx(means)
-    assert checks.pooled(seeds)["I"]["random deletion"].shape == (12, 6)
-    ramps = [Curves(np.full((2, 6), n), np.full((2, 6), n + 4)) for n in range(4)]
-    seeds = [{"I": checks.Removed(a, b, {})} for a, b in (ramps[:2], ramps[2:])]
-    curves = {key: x[:, 0].tolist() for key, x in checks.pooled(seeds)["I"].items()}
-    assert curves["deletion"] == [0, 0, 2, 2] and curves["random insertion"] == [5, 5, 7, 7]
-
-
-def test_pointing_beside_chance():
-    point = {("image", "a"): np.array([1.0, 1, 1, 0])}, {"image": np.full(4, 0.25)}
-    line = checks.pointing_table([point] * 3).loc["image", "a"]
-    assert (line["hits"], line["chance"], line["products"]) == (0.75, 0.25, 12)
-    assert line["low"] < 0.5 < line["high"]
 
 
 def test_products_without_a_choice_are_left_out(stream_set, classifier, rows):

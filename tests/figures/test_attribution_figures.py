@@ -1,7 +1,6 @@
 """The figures of attributions draw every token that has a score, in its colour."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from m5lib.figures import attribution as figures
@@ -63,16 +62,7 @@ def test_photographs_and_film_and_sound(stream_set, tmp_path):
     assert len(figure.axes) == 6 and sum(len(axes.patches) for axes in figure.axes) == 2
 
 
-def test_modalities_stack_from_zero_on_both_sides():
-    values = pd.DataFrame(
-        {"image": [1.0, -1.0], "text": [2.0, -0.5], "table": [-1.0, np.nan]}, index=["mug", "shoe"]
-    )
-    bars = figures.modality_shares(values, "part").axes[0].patches
-    ends = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars if bar.get_y() < 0.5)
-    assert ends == [(0.0, -1.0), (0.0, 1.0), (1.0, 3.0)]
-
-
-def test_curves_pointing_and_cascade_draw_each_line():
+def test_curves_draw_each_line():
     rng = np.random.default_rng(0)
     part = {
         side + kind: rng.normal(size=(5, 6))
@@ -86,13 +76,3 @@ def test_curves_pointing_and_cascade_draw_each_line():
     assert len(lines) == 8 and np.allclose(
         lines[1].get_ydata(), (part["deletion"] - part["deletion"][:, :1]).mean(0)
     )
-    seeds = []
-    for seed in (0, 1):
-        hits = {("image", name): np.array([0.2, 0.6]) + 0.2 * seed for name in "ab"}
-        hits["image", "b"] = hits["image", "b"] + 0.2
-        seeds.append((hits, {"image": np.array([0.3, 0.3])}))
-    pointing = figures.pointing(seeds, "title").axes[0]
-    assert pointing.lines[0].get_xdata()[0] == pytest.approx(0.3)
-    assert [bar.get_width() for bar in pointing.patches] == pytest.approx([0.5, 0.7])
-    cascade = figures.cascade(pd.DataFrame({"x": [1.0, 0.2]}, index=["nothing", "out"])).axes[0]
-    assert list(cascade.lines[0].get_ydata()) == [1.0, 0.2]
