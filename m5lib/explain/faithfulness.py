@@ -17,7 +17,19 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
-from m5lib.explain.attribution import STEPS, Path, Target, Tokens, content, fitting, integrated
+from m5lib.explain.attention import attention_scores
+from m5lib.explain.attribution import (
+    STEPS,
+    Path,
+    Target,
+    Tokens,
+    class_logit,
+    content,
+    fitting,
+    integrated,
+    integrated_gradients,
+)
+from m5lib.modalities import codes
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier
 from m5lib.streams import Batch, Streams, with_summary, word_numbers
@@ -108,6 +120,35 @@ def gains(scored: Curves, drawn: Sequence[Curves]) -> dict[str, np.ndarray]:
     random = [np.mean(x, axis=0) for x in zip(*(curve.areas() for curve in drawn), strict=True)]
     deletion, insertion = scored.areas()
     return {"deletion": random[0] - deletion, "insertion": insertion - random[1]}
+
+
+class Removed(NamedTuple):
+    """Curves of one set of modalities over the products that have at least two of its tokens, and
+    by how much they beat random orders."""
+
+    scored: Curves
+    random: Curves
+    gains: dict[str, np.ndarray]
+
+
+def removed(target: Target, batch: Batch, scores: Tokens, draws: int = 3) -> dict[str, Removed]:
+    """Deletion and insertion of the tokens of each modality, the others held, and of all: codes ->
+    what happened. ``draws``: how many random orders."""
+    names, studies = tuple(scores), {}
+    sets = [(name,) for name in names] + ([names] if len(names) > 1 else [])
+    for chosen in sets:
+        part = {name: scores[name] for name in chosen}
+        enough = (ranks(part, batch)[1] > 1).cpu().numpy()
+        if not enough.any():
+            continue
+        orders = [random_scores(batch, chosen, seed) for seed in range(draws)]
+        drawn = [curves(target, batch, order) for order in orders]
+        ours = curves(target, batch, part)
+        mean = Curves(*(np.mean(x, axis=0) for x in zip(*drawn, strict=True)))
+        beaten = {kind: x[enough] for kind, x in gains(ours, drawn).items()}
+        sides = (Curves(*(x[enough] for x in side)) for side in (ours, mean))
+        studies[codes(chosen)] = Removed(*sides, beaten)
+    return studies
 
 
 # --- infidelity, sensitivity, randomisation
@@ -236,40 +277,61 @@ def rank_correlation(
     return np.where(known.any(0), mean, np.nan)
 
 
+def cascade(
+    classifier: Classifier,
+    labels: Sequence[str] | np.ndarray,
+    batch: Batch,
+    mean: Mapping | None,
+    steps: int,
+) -> pd.DataFrame:
+    """Rank correlation with the trained classifier's own scores while ever more of its weights are
+    drawn anew (:func:`randomised`).
+
+    Returns:
+        what was drawn anew x kind of correlation.
+    """
+
+    def scored(classifier: Classifier) -> dict[str, Tokens]:
+        target = class_logit(classifier, labels)
+        along = integrated_gradients(target, batch, mean or None, steps)
+        others = attention_scores(classifier.model, batch)
+        return {"integrated gradients": along.tokens, "rollout": others["rollout"]}
+
+    before, rows = scored(classifier), {}
+    after = {"nothing": before} | {label: scored(anew) for label, anew in randomised(classifier)}
+    for label, scores in after.items():
+        pairs = {method: (before[method], scores[method], batch) for method in before}
+        size = rank_correlation(*pairs["integrated gradients"], absolute=True)
+        signed = {method: rank_correlation(*pair) for method, pair in pairs.items()}
+        all_kinds = {"integrated gradients, magnitude": size} | signed
+        rows[label] = {kind: float(np.nanmean(x)) for kind, x in all_kinds.items()}
+    return pd.DataFrame(rows).T
+
+
 # --- the known answer
 
 
-def _regions(streams: Streams, name: str, row: int, batch: Batch, place: int, box) -> np.ndarray:
-    """A region points at its middle: it carries the category where that lies on the product."""
-    x1, y1, x2, y2 = batch.streams[name].boxes[place, :, :4].cpu().numpy().T
-    x, y = (x1 + x2) / 2, (y1 + y2) / 2
-    return (box[0] <= x) & (x <= box[2]) & (box[1] <= y) & (y <= box[3])
-
-
-def _words(streams: Streams, name: str, row: int, batch: Batch, place: int, words) -> np.ndarray:
-    """Pieces of the words that name the category."""
-    numbers = word_numbers(streams.catalogue.products[row].contents[name], streams.tokenizer)
-    named = np.zeros(batch.streams[name].valid.shape[1], dtype=bool)
-    keep = min(len(numbers), len(named) - 1)
-    named[1 : keep + 1] = np.isin(numbers[:keep], list(words))
-    return named
-
-
-def _pairs(streams: Streams, name: str, row: int, batch: Batch, place: int, pairs) -> np.ndarray:
-    """Pieces of property and value of the pairs that name the category."""
-    return np.isin(batch.streams[name].entity[place].cpu().numpy() // 2, list(pairs))
-
-
-def _spans(streams: Streams, name: str, row: int, batch: Batch, place: int, spans) -> np.ndarray:
-    """Tokens whose middle lies in the seconds in which making or using is shown or heard; none
-    where a token is no stretch of time."""
-    length, step = batch.streams[name].valid.shape[1], streams.features[name].step or np.nan
-    middle = step * (np.arange(length) - 0.5)  # the summary stands first
-    return np.any([(a <= middle) & (middle < b) for a, b in spans], axis=0)
-
-
-#: Ending of the truth's column -> what it says of tokens.
-TRUTHS = {"box": _regions, "words": _words, "pairs": _pairs, "spans": _spans}
+def _told(streams: Streams, batch: Batch, name: str, place: int, ending: str, true) -> np.ndarray:
+    """Which tokens of a product, its place in the batch, carry the category, by what a column of
+    the truth says of it; ``ending`` is that of the column."""
+    stream = batch.streams[name]
+    length = stream.valid.shape[1]
+    if ending == "box":  # a region points at its middle
+        x1, y1, x2, y2 = stream.boxes[place, :, :4].cpu().numpy().T
+        x, y = (x1 + x2) / 2, (y1 + y2) / 2
+        return (true[0] <= x) & (x <= true[2]) & (true[1] <= y) & (y <= true[3])
+    if ending == "words":  # pieces of the words that name it
+        row = int(batch.rows[place])
+        content_of = streams.catalogue.products[row].contents[name]
+        numbers = word_numbers(content_of, streams.tokenizer)[: length - 1]
+        named = np.zeros(length, dtype=bool)
+        named[1 : len(numbers) + 1] = np.isin(numbers, list(true))
+        return named
+    if ending == "pairs":  # pieces of property and value
+        return np.isin(stream.entity[place].cpu().numpy() // 2, list(true))
+    # spans of seconds: tokens whose middle lies in one; none where a token is no stretch of time
+    middle = (streams.features[name].step or np.nan) * (np.arange(length) - 0.5)  # summary first
+    return np.any([(start <= middle) & (middle < end) for start, end in true], axis=0)
 
 
 def carriers(
@@ -283,20 +345,17 @@ def carriers(
     the category too, and do not count; a product whose title or table does not name it, or names
     another, carries it in no token of that modality.
     """
-    sides = (
-        (name, f"{name}_{end}", read) for name in batch.streams for end, read in TRUTHS.items()
-    )
     carrying = {}
-    for name, column, read in sides:
-        if column not in truth:
-            continue
-        own = content(batch.streams[name]).cpu().numpy()
-        carrying[name] = np.zeros_like(own)
-        for place, row in enumerate(batch.rows):
-            told = truth.at[streams.catalogue.ids[row], column]
-            if own[place].any() and len(told):
-                right = read(streams, name, int(row), batch, place, told)
-                carrying[name][place] = right & own[place]
+    for name in batch.streams:
+        endings = [e for e in ("box", "words", "pairs", "spans") if f"{name}_{e}" in truth]
+        for ending in endings:
+            own = content(batch.streams[name]).cpu().numpy()
+            carrying[name] = np.zeros_like(own)
+            for place, row in enumerate(batch.rows):
+                true = truth.at[streams.catalogue.ids[row], f"{name}_{ending}"]
+                if own[place].any() and len(true):
+                    right = _told(streams, batch, name, place, ending, true)
+                    carrying[name][place] = right & own[place]
     return carrying
 
 
@@ -320,3 +379,17 @@ def pointing(
         contest = (chance > 0) & (chance < 1)
         games[name] = np.where(contest, hit, np.nan), np.where(contest, chance, np.nan)
     return games
+
+
+def pointed(
+    streams: Streams, batch: Batch, truth: pd.DataFrame, methods: Mapping[str, Tokens]
+) -> tuple[dict[tuple[str, str], np.ndarray], dict[str, np.ndarray]]:
+    """The pointing game on a shop, over products with something to choose: (modality, method) ->
+    hits, and modality -> chance."""
+    carrying, hits, chance = carriers(streams, batch, truth), {}, {}
+    for method, scores in methods.items():
+        for name, (hit, level) in pointing(scores, carrying, batch).items():
+            contest = np.isfinite(level)
+            if contest.any():
+                hits[name, method], chance[name] = hit[contest], level[contest]
+    return hits, chance

@@ -208,37 +208,16 @@ def losses(paths: Mapping[str, Path]) -> pd.DataFrame:
     return table.set_axis(names).rename_axis("pre-trained with")
 
 
-#: Items of the audit: what it is about, the paper, the released code; the number that shows it.
-DIFFERENCES = """\
-1 | mask of the joint encoder | not said | another product's
-    change of it with the places in the batch
-2 | masked tasks read | all modalities | one modality
-    change of the title's masked loss without the picture
-3 | joint encoder learns from | masked tasks | diagonal of S only
-    gradient on the fusion without the diagonal scores
-4 | scores S | free, from zero | cosines after a ReLU
-    effective temperature: without gradient
-7 | title and table | an encoder each | the same one
-    difference of the same tokens as text and as table
-8 | sound in pre-training | MFCC | zeros
-    products with the same audio vector, no sound loaded
-10 | missing modality | zeros | zeros, compared too
-    products that share the vector of what they lack
-11 | AP@K is divided by | not said | hits within K
-    mAP@10 of the same ranking"""
-
-
 def released(path: Path) -> pd.DataFrame:
-    """Where paper and released code part ways, with a number of each."""
-    rows, table, texts = load_results(path), [], DIFFERENCES.splitlines()
-    for text, metric in zip(texts[::2], texts[1::2], strict=True):
-        item, *words = text.split(" | ")
-        wanted = {"task": "audit", "variant": f"item {item}", "metric": metric.strip()}
-        means = pick(rows, wanted).groupby("model")["value"].mean()
-        numbers = [f"{means[m]:.3g}" if m in means else "" for m in ("released", "scale")]
-        table.append((*words, wanted["metric"], *numbers))
-    columns = ("what", "paper", "released code", "measured", "released", "ours")
-    return pd.DataFrame(table, columns=columns).set_index("what")
+    """Where paper and released code part ways (``paper/differences.csv``), with a number of each of
+    the audit's items."""
+    table = pd.read_csv(ROOT / "paper" / "differences.csv", index_col="what")
+    audit = load_results(path).query("task == 'audit'")
+    means = audit.groupby(["variant", "metric", "model"])["value"].mean()
+    for column, model in (("released", "released"), ("ours", "scale")):
+        keys = [(f"item {row.item}", row.measured, model) for row in table.itertuples()]
+        table[column] = [f"{means[key]:.3g}" if key in means else "" for key in keys]
+    return table.drop(columns="item")
 
 
 def attributed(path: Path) -> pd.DataFrame:

@@ -9,9 +9,7 @@ the shell::
 
 import argparse
 import ast
-import base64
 import html
-import io
 import json
 import logging
 import os
@@ -22,7 +20,6 @@ import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote
 
 import nbformat
@@ -196,48 +193,27 @@ def to_html(notebook: Path) -> Path:
     return path
 
 
-class Outcome(NamedTuple):
-    """What an executed notebook says of itself; its first figure is a data address. Empty (seconds:
-    None) where it has no figure, no error, or does not say."""
-
-    title: str
-    question: str
-    parameters: dict[str, object]
-    seconds: float | None
-    error: str
-    picture: str
-
-
-def outcome(notebook: Path, width: int = 480) -> Outcome:
-    """Read an executed notebook; the figure is scaled down to ``width`` pixels."""
+def outcome(notebook: Path) -> dict:
+    """What an executed notebook says of itself: ``title``, ``question``, ``parameters``,
+    ``seconds`` (None: not said), the first ``error`` and the first ``picture``, a PNG in base64,
+    each empty where there is none."""
     book = nbformat.read(notebook, as_version=4)
     text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
     title = re.search(r"^# (.+)$", text, re.M)
     question = re.search(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|$)", text, re.S)
-    error = picture = ""
-    for output in (output for cell in book.cells for output in cell.get("outputs", [])):
-        if output.output_type == "error":
-            first = output.evalue.strip().partition("\n")[0]
-            error = error or f"{output.ename}: {first}"
-        picture = picture or output.get("data", {}).get("image/png", "")
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    errors = (o for o in outputs if o.output_type == "error")
+    errors = (f"{o.ename}: {o.evalue.strip().partition(chr(10))[0]}" for o in errors)
+    pictures = (o.get("data", {}).get("image/png", "") for o in outputs)
     about = book.metadata.get("papermill", {})
-    return Outcome(
-        title[1] if title else notebook.stem,
-        question[1].replace("\n", " ") if question else "",
-        dict(about.get("parameters", {})),
-        about.get("duration"),
-        error,
-        picture and _thumbnail(picture, width),
-    )
-
-
-def _thumbnail(png: str, width: int) -> str:
-    from PIL import Image
-
-    image, small = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
-    image.thumbnail((width, 4 * width))
-    image.save(small, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(small.getvalue()).decode()
+    return {
+        "title": title[1] if title else notebook.stem,
+        "question": question[1].replace("\n", " ") if question else "",
+        "parameters": dict(about.get("parameters", {})),
+        "seconds": about.get("duration"),
+        "error": next(errors, ""),
+        "picture": next(filter(None, pictures), ""),
+    }
 
 
 #: ``index.html`` and a card of it.
@@ -257,13 +233,16 @@ CARD = """<div class="card"><h3><a href="{page}">{title}</a></h3><p>{question}</
 
 def _card(notebook: Path) -> str:
     about, page = outcome(notebook), quote(notebook.with_suffix(".html").name)
-    given = " ".join(f"{name}={value}" for name, value in about.parameters.items() if value != "")
-    state = f"failed: {about.error}" if about.error else "finished"
-    state += "" if about.seconds is None else f" · {about.seconds:.0f} s"
-    texts = {"title": about.title, "question": about.question, "state": state, "parameters": given}
-    texts = {name: html.escape(text) for name, text in texts.items()}
-    picture = f'<a class="shot" href="{page}"><img src="{about.picture}" alt="first figure"></a>'
-    shot = picture if about.picture else ""
+    state = f"failed: {about['error']}" if about["error"] else "finished"
+    state += "" if about["seconds"] is None else f" · {about['seconds']:.0f} s"
+    given = " ".join(
+        f"{name}={value}" for name, value in about["parameters"].items() if value != ""
+    )
+    texts = {"title": about["title"], "question": about["question"], "state": state}
+    texts = {name: html.escape(text) for name, text in (texts | {"parameters": given}).items()}
+    picture = f"data:image/png;base64,{about['picture']}"
+    shot = f'<a class="shot" href="{page}"><img src="{picture}" alt="first figure"></a>'
+    shot = shot if about["picture"] else ""
     return CARD.format(**texts, page=page, file=quote(notebook.name), shot=shot)
 
 

@@ -27,7 +27,6 @@ COLUMNS = tuple(
     " value".split()
 )
 STATES = ("untrained", "pretrained", "finetuned", "control")
-VERDICTS = ("confirmed", "not confirmed", "contradicted", "not testable")
 #: Variant of the rows of a fine-tuned model: its hidden vector.
 HIDDEN = "hidden"
 #: Convention of mAP@10 of validation products: what choices are made by.

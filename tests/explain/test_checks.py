@@ -8,7 +8,7 @@ import torch
 
 from m5lib.catalogue import DataError
 from m5lib.embeddings import DEFAULT, embeddings
-from m5lib.explain import attention, attribution, checks
+from m5lib.explain import attention, attribution, faithfulness
 from m5lib.model import Model
 from m5lib.models import zoo
 from m5lib.models.finetune import Classifier, labels_of
@@ -52,7 +52,7 @@ def test_each_modality_and_all_are_removed(stream_set, classifier, rows):
     batch = stream_set.batch(rows)
     target = attribution.class_logit(classifier, stream_set.catalogue.labels[rows])
     scores = attribution.integrated_gradients(target, batch, steps=8).tokens
-    gone = checks.removed(target, batch, scores, draws=2)
+    gone = faithfulness.removed(target, batch, scores, draws=2)
     assert list(gone) == ["I", "T", "Tab", "I+T+Tab"]
     for part in gone.values():
         count = len(part.scored.deletion)
@@ -64,7 +64,7 @@ def test_each_modality_and_all_are_removed(stream_set, classifier, rows):
 
 def test_weights_drawn_anew_start_from_the_model_itself(stream_set, classifier, rows):
     labels, batch = stream_set.catalogue.labels[rows[:4]], stream_set.batch(rows[:4])
-    cascade = checks.cascade(classifier, labels, batch, None, steps=4)
+    cascade = faithfulness.cascade(classifier, labels, batch, None, steps=4)
     parts = ["nothing", "out", "hidden", "joint 1", "solo 1", "embeddings"]
     assert list(cascade.index) == parts
     assert cascade.loc["nothing"].tolist() == pytest.approx([1, 1, 1])
@@ -79,7 +79,7 @@ def test_products_without_a_choice_are_left_out(stream_set, classifier, rows):
     truth = pd.DataFrame({"text_words": [[0], [0], []]}, index=ids)
     first = torch.zeros(batch.streams["text"].valid.shape)
     first[:, 1] = 1.0
-    hits, chance = checks.pointed(stream_set, batch, truth, {"a": {"text": first}})
+    hits, chance = faithfulness.pointed(stream_set, batch, truth, {"a": {"text": first}})
     assert hits["text", "a"].tolist() == [1, 1] and len(chance["text"]) == 2
     assert (chance["text"] > 0).all() and (chance["text"] < 1).all()
     assert set(attention.attention_scores(classifier.model, batch)) == {"attention", "rollout"}

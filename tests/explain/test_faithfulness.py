@@ -257,14 +257,14 @@ def test_spans_are_seconds_of_whatever_extractor_made_the_tokens(stream_set, fiv
     streams = copy(stream_set)
     streams.features = features
     assert (
-        faithfulness._spans(streams, "video", 0, batch, 0, [[1, 3]]).tolist()
+        faithfulness._told(streams, batch, "video", 0, "spans", [[1, 3]]).tolist()
         == [False, False, True, True] + [False] * 5
     )
-    heard = faithfulness._spans(streams, "audio", 0, batch, 0, [[0, 1]])
+    heard = faithfulness._told(streams, batch, "audio", 0, "spans", [[0, 1]])
     assert heard.tolist() == [False] + [(n + 0.5) * 0.16 < 1 for n in range(8)]
     for other, step in ((LogMel(group=25), 0.4), (ReleasedMel(), np.nan)):  # bands have no time
         features["audio"] = Ragged(empty, empty, settings=described(other))
-        heard = faithfulness._spans(streams, "audio", 0, batch, 0, [[0, 1]])
+        heard = faithfulness._told(streams, batch, "audio", 0, "spans", [[0, 1]])
         assert heard.tolist() == [False] + [(n + 0.5) * step < 1 for n in range(8)]
 
 
