@@ -102,18 +102,30 @@ def test_runs_on_tiny(path, folder, home, monkeypatch):
     if path.stem == "14_released":
         check_released(rows)
     if path.stem == "05_downstream":
-        assert {"untrained", "pretrained", "finetuned", "control"} == set(rows["state"])
-        assert {"T", "I", "Tab", "I+T", "I+T+Tab", "I→T", "Tab→I"} <= set(rows["modalities"])
-        assert {"retrieval", "classification", "clustering"} == set(rows["task"])
-        assert {
-            "fused_first",
-            "fused_mean",
-            "encoded_first",
-            "encoded_mean",
-            "concat",
-            "whitened",
-            "layered",
-        } <= set(rows["variant"])
+        check_downstream(rows)
+
+
+def check_downstream(rows):
+    assert {"untrained", "pretrained", "finetuned", "control"} == set(rows["state"])
+    assert {"T", "I", "Tab", "I+T", "I+T+Tab", "I→T", "Tab→I"} <= set(rows["modalities"])
+    assert {"retrieval", "classification", "clustering"} == set(rows["task"])
+    assert {
+        "fused_first",
+        "fused_mean",
+        "encoded_first",
+        "encoded_mean",
+        "concat",
+        "whitened",
+        "layered",
+    } <= set(rows["variant"])
+    best = rows.query("metric == 'mAP@10' and convention == 'min_k_r' and task == 'retrieval'")
+    states = best.query("modalities == 'I+T'").groupby("state")["value"].first()
+    assert states["untrained"] != states["pretrained"] != states["finetuned"]
+    tuned = best.query("variant == 'hidden'").set_index("modalities")["value"]
+    assert tuned["I+T"] != tuned["T"] != tuned["I→T"], "each is given its own modalities"
+    assert tuned["T→T"] == pytest.approx(tuned["T"]), "all of these products have a title"
+    across = best.query("variant == 'pooled'").set_index("modalities")["value"]
+    assert len(set(across[["I→I", "I→T", "T→I", "T→T"]])) == 4, "who asks, and who answers"
 
 
 def check_attribution(rows):
@@ -148,6 +160,9 @@ def check_released(rows):
     for k in (5, 10):
         assert theirs[f"mAP@{k} of the same ranking"] >= ours[f"mAP@{k} of the same ranking"]
     assert theirs["K used for 10, mean"] < ours["K used for 10, mean"] == 10
+    best = rows.query("metric == 'mAP@10' and convention == 'min_k_r' and task == 'retrieval'")
+    both = best.pivot(index=["model", "variant"], columns="state", values="value")
+    assert (both["untrained"] != both["pretrained"]).any(), "the control is another model"
     validated = rows[rows["convention"] == recording.VALIDATION]
     assert set(validated["variant"]) == set(READOUTS)
     assert set(rows[rows["convention"] == "released"]["variant"]) == {PAPER}

@@ -172,15 +172,6 @@ def test_a_grid_leaves_out_what_the_products_cannot_tell(stream_set, capsys):
     assert list(study.jobs(grid, lacking, features, size, 0)) == ["all", "complete", "zeros", "T"]
 
 
-@pytest.fixture(scope="module")
-def run(stream_set, tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("M5_HOME", str(tmp_path_factory.mktemp("home")))
-    job = runs.Job(profile="tiny", epochs=1)
-    yield job, runs.pretrained(job, stream_set)
-    patch.undo()
-
-
 def test_fine_queries_look_for_other_listings_of_the_same_product():
     products = [
         Product(f"q{n}", {"text": "x"}, "mug", "fine_query", instance=str(n)) for n in range(3)
