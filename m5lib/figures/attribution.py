@@ -21,6 +21,7 @@ from m5lib.figures.style import (
     WRONG,
     canvas,
     codes_of,
+    inset,
     legend_beside,
     plain,
     short,
@@ -45,12 +46,6 @@ def _shade(value: float, reach: float):
 
 def _sides(values) -> list[str]:
     return [RIGHT if value > 0 else WRONG for value in values]
-
-
-def _place(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
-    """Axes at a place in inches, from the top left."""
-    w, h = figure.get_size_inches()
-    return figure.add_axes((x / w, 1 - (y + height) / h, width / w, height / h))
 
 
 def _note(figure: Figure, x: float, y: float, text: str, **settings) -> None:
@@ -86,7 +81,7 @@ class Panel(NamedTuple):
 def _chips(panel: Panel, rows: Sequence[Sequence[tuple]], reach: float, lead: float = 0.0) -> None:
     """Lines of (text, score, true), coloured; the first of each line is a label in front where
     ``lead`` is its width."""
-    axes, (width, height), y = _place(panel.figure, *panel.at), panel.at[2:], 0.16
+    axes, (width, height), y = inset(panel.figure, *panel.at), panel.at[2:], 0.16
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
     for row in rows:
@@ -111,7 +106,7 @@ def _regions(panel: Panel) -> None:
     groups = levels if sum(levels) == len(boxes) else [len(boxes)]
     wide, start = (width - 0.1 * (len(groups) - 1)) / len(groups), 1
     for number, count in enumerate(groups):
-        axes = _place(panel.figure, x + number * (wide + 0.1), y, wide, height)
+        axes = inset(panel.figure, x + number * (wide + 0.1), y, wide, height)
         own = np.arange(start, start + count)
         start += count
         own = own[np.argsort(np.abs(scores[own]))][-9:]  # the strongest, drawn last
@@ -125,9 +120,9 @@ def _on_photograph(axes: Axes, picture, boxes, scores, reach: float, told: Seque
     height, width = picture.shape[:2]
     axes.imshow(picture)
     axes.axis("off")
-    whole, inset = np.array([width, height, width, height]), 0.008 * width
+    whole, margin = np.array([width, height, width, height]), 0.008 * width
     for box, value, edge in zip(boxes, scores, _sides(scores), strict=True):
-        x1, y1, x2, y2 = box[:4] * whole + inset * np.array([1, 1, -1, -1])
+        x1, y1, x2, y2 = box[:4] * whole + margin * np.array([1, 1, -1, -1])
         strength = min(1.0, abs(float(value)) / reach)
         fill = {"fc": edge, "ec": "none", "alpha": 0.6 * strength, "gid": "token"}
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **fill))
@@ -179,11 +174,11 @@ def _film(panel: Panel) -> None:
     side = width / max(len(values), 5)
     tall = min(side * frames.shape[1] / frames.shape[2], 0.55 * height)
     for n, pixels in enumerate(frames[: len(values)]):
-        axes = _place(panel.figure, x + n * side, y, 0.96 * side, tall)
+        axes = inset(panel.figure, x + n * side, y, 0.96 * side, tall)
         axes.imshow(pixels, aspect="auto")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=True, color=_shade(values[n], _reach(values)), linewidth=3)
-    axes = _place(panel.figure, x, y + tall + 0.05, side * len(values), height - tall - 0.05)
+    axes = inset(panel.figure, x, y + tall + 0.05, side * len(values), height - tall - 0.05)
     _bars(axes, values, panel.told, "seconds of the film")
     axes.set_xlim(0, len(values))
 
@@ -195,12 +190,12 @@ def _sound(panel: Panel) -> None:
     samples = decoding.sound(panel.content, RATE, longest)
     mel = LogMel(bands).spectrogram(torch.from_numpy(samples))
     end, half = len(mel) * HOP / RATE, 0.5 * height
-    axes = _place(panel.figure, x, y, width, half)
+    axes = inset(panel.figure, x, y, width, half)
     axes.imshow(mel.T, origin="lower", aspect="auto", extent=(0, end, 0, bands), cmap="cividis")
     axes.set(xticks=[], yticks=[])
     second = ((np.arange(len(values)) + 0.5) * (panel.step or end / len(values))).astype(int)
     summed = np.bincount(second, weights=values, minlength=int(np.ceil(end)))
-    axes = _place(panel.figure, x, y + half + 0.05, width, half - 0.05)
+    axes = inset(panel.figure, x, y + half + 0.05, width, half - 0.05)
     _bars(axes, summed, panel.told, "seconds of the sound")
     axes.set_xlim(0, end)
 
@@ -246,7 +241,7 @@ def product(
             made, feature = streams.settings.get(name, {}), streams.features.get(name)
             more = streams.tokenizer, made, getattr(feature, "step", None)
             draw(Panel(figure, at, contents[name], tokens[name], own, true, *more))
-    axes = _place(figure, 8.35, 3.25, 1.55, 1.5)
+    axes = inset(figure, 8.35, 3.25, 1.55, 1.5)
     _note(figure, 8.0, 3.11, "Shapley values")
     axes.barh(codes_of(list(worth)), list(worth.values()), color=_sides(worth.values()))
     axes.axvline(0, color="#222222", lw=0.7)

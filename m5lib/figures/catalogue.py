@@ -23,6 +23,7 @@ from m5lib.figures.style import (
     codes_of,
     colour,
     heading,
+    inset,
     nothing,
     page,
     plain,
@@ -238,13 +239,6 @@ DRAWN = {
 }
 
 
-def _inset(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    bottom = 1 - (top + height) / HEIGHT
-    axes = figure.add_axes((left / WIDTH, bottom, width / WIDTH, height / HEIGHT))
-    axes.set(xticks=[], yticks=[])
-    return axes
-
-
 def _arrow(axes: Axes, left: float, right: float, y: float = MIDDLE, paint="#444444") -> None:
     look = {"arrowstyle": "-|>", "mutation_scale": 11, "color": paint, "lw": 1.6}
     axes.add_patch(FancyArrowPatch((left, y), (right, y), shrinkA=0, shrinkB=0, **look))
@@ -285,6 +279,7 @@ def _strip(axes: Axes, vector: np.ndarray) -> None:
     reach = np.nanpercentile(np.abs(cells), 98) or 1.0
     paint = {"cmap": "PuOr", "vmin": -reach, "vmax": reach, "interpolation": "nearest"}
     axes.imshow(cells.reshape(-1, columns), aspect="auto", **paint)
+    axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(True)
 
 
@@ -318,16 +313,17 @@ def front(
         left, top, _, _ = PLACES[name]
         look = {"ha": "left", "fontweight": "bold", "color": colour(name)}
         _say(axes, left, top - 0.13, name, **look)
-        inset = _inset(figure, *PLACES[name])
-        inset.spines[:].set(visible=True, color=colour(name), linewidth=2)
+        place = inset(figure, *PLACES[name])
+        place.set(xticks=[], yticks=[])
+        place.spines[:].set(visible=True, color=colour(name), linewidth=2)
         if name in product.contents:
-            DRAWN[name](inset, product.contents[name])
+            DRAWN[name](place, product.contents[name])
         else:
-            _say(inset, 0.5, 0.5, "absent", color=QUIET, transform=inset.transAxes)
+            _say(place, 0.5, 0.5, "absent", color=QUIET, transform=place.transAxes)
     _model(axes, names, list(product.contents), 4.78)
     for left, right in ((4.48, 4.66), (5.99, 6.15), (6.67, 6.88)):
         _arrow(axes, left, right)
-    _strip(_inset(figure, 6.17, 0.5, 0.42, 4.0), vector)
+    _strip(inset(figure, 6.17, 0.5, 0.42, 4.0), vector)
     for x, text in ((5.32, model), (6.38, "one vector"), (8.25, "its nearest products")):
         _say(axes, x, 0.2, text, **bold)
     _say(axes, 6.38, 4.62, f"{len(vector):,} numbers", fontsize=9, color=QUIET)
@@ -339,9 +335,9 @@ def front(
         cosine = vector @ vectors[other] / max(lengths.prod(), 1e-12)
         label = short(catalogue.labels[other], 1, 18)
         _say(axes, left + 0.59, top - 0.12, label, fontsize=9, color=paint)
-        inset = _inset(figure, left, top, 1.18, 1.12)
-        picture(inset, catalogue, other, paint)
+        place = inset(figure, left, top, 1.18, 1.12)
+        picture(place, catalogue, other, paint)
         note = {"fc": "white", "ec": "none", "pad": 1.5, "alpha": 0.85}
-        place = {"transform": inset.transAxes, "bbox": note, "color": "#222222"}
-        inset.text(0.06, 0.07, f"{cosine:.2f}", fontsize=8, **place)
+        look = {"transform": place.transAxes, "bbox": note, "color": "#222222"}
+        place.text(0.06, 0.07, f"{cosine:.2f}", fontsize=8, **look)
     return figure

@@ -64,6 +64,12 @@ def page(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def inset(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place of a figure, in inches from the top left."""
+    w, h = figure.get_size_inches()
+    return figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+
+
 # --- text
 
 
