@@ -11,7 +11,7 @@ import pytest
 from make_products import spoiled
 from PIL import Image
 
-from m5lib import figures, search
+from m5lib import search
 from m5lib.catalogue import DataError
 from m5lib.data import MediaFile, readers
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings
@@ -269,8 +269,6 @@ def test_figures(index):
     assert [
         explain(index, hits, 0, side).picture("why").axes != [] for side in ("query", "hit")
     ] == [True, True]
-    texts = figures.cosines(np.linspace(0, 1, 50), np.ones(9), 0.9).axes[0].texts
-    assert [text.get_text() for text in texts] == ["threshold 0.90"]
     with pytest.raises(ValueError, match="known are hit, query"):
         explain(index, hits, 0, "both")
 
