@@ -11,7 +11,6 @@ from m5lib.figures.catalogue import (
     histograms,
     long_tail,
     neighbours,
-    player,
     presence,
 )
 from m5lib.figures.training import (

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from m5lib.catalogue import Catalogue
-from m5lib.data import MediaFile
 from m5lib.data.decoding import frames, open_image, probe, sound
 from m5lib.data.extractors import RATE, LogMel
 from m5lib.figures.style import (
@@ -91,18 +90,6 @@ def histograms(values: Mapping[str, Iterable], counted: str = "products") -> Fig
         place.hist(np.minimum(numbers, end), bins=bins, color=PALETTE[0])
         place.set(xlabel=name, ylabel=counted)
     return figure
-
-
-def player(file: MediaFile, limit: int = 8 << 20):
-    """Something that plays a video or audio file in a notebook, kept inside it; a sentence for a
-    file over ``limit`` bytes."""
-    from IPython.display import Audio, Markdown, Video
-
-    if file.size is not None and file.size > limit:
-        return Markdown(f"{file.name}: {file.size / 1e6:.0f} MB, too large to keep in a notebook")
-    if probe(file).video is not None:
-        return Video(file.read(), embed=True, mimetype="video/mp4", width=224)
-    return Audio(sound(file, RATE), rate=RATE)
 
 
 # --- pictures
