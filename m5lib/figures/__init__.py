@@ -15,7 +15,6 @@ from m5lib.figures.catalogue import (
 )
 from m5lib.figures.training import (
     bars,
-    costs,
     losses,
     milestones,
     panels,

@@ -1,4 +1,4 @@
-"""Figures of training and of the numbers that come of it: losses, milestones, seeds, costs."""
+"""Figures of training and of the numbers that come of it: losses, milestones, seeds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -145,19 +145,4 @@ def bars(values: pd.DataFrame, metric: str, title: str) -> Figure:
     end = min(1.0, 1.15 * float(np.nanmax(values.to_numpy())))
     axes.set(xlabel=metric, title=title, xlim=(0, end))
     legend_beside(axes)
-    return figure
-
-
-@styled
-def costs(frame: pd.DataFrame, cost: str, quality: str, title: str) -> Figure:
-    """Quality against cost, a point for each row of the frame; a column ``<quality> ±`` gives its
-    deviation."""
-    figure, ((axes,),) = canvas(size=(6.4, 3.6))
-    for number, (label, row) in enumerate(frame.iterrows()):
-        mark = {"fmt": "osD^v<>P"[number % 8], "color": PALETTE[number % len(PALETTE)]}
-        error = row.get(f"{quality} ±")
-        axes.errorbar(row[cost], row[quality], yerr=error, capsize=3, label=label, **mark)
-    axes.set(xlabel=cost, ylabel=quality, title=title)
-    axes.margins(0.1)
-    legend_beside(axes, fontsize=8)
     return figure

@@ -81,18 +81,6 @@ def test_bars_stand_side_by_side_with_a_dot_per_seed():
     assert texts(figures.bars(states, "m", "t")) == ["0.100", "0.200", "0.300"]
 
 
-def test_costs_name_every_row():
-    frame = pd.DataFrame(
-        {"size": [1.0, 2.0], "quality": [3.0, 4.0], "quality ±": [0.1, 0.2]},
-        index=["CLIP", "SCALE"],
-    )
-    axes = figures.costs(frame, "size", "quality", "t").axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "CLIP",
-        "SCALE",
-    ] and axes.get_xlabel() == "size"
-
-
 def test_front_shows_product_model_vector_and_neighbours(tmp_path):
     catalogue = listings.make(40, 0, tmp_path, workers=1)
     whole = next(n for n, p in enumerate(catalogue.products) if len(p.contents) == 5)
