@@ -47,14 +47,16 @@ a study reports validation | test_a_study_reports_the_query_split
     hidden, by_query, predicted=labels) ==> hidden, by_query, "validation", predicted=labels)
 choices made on queries | test_a_study_reports_the_query_split
     (catalogue, vectors, "validation") ==> (catalogue, vectors)
-the asked answer themselves | test_one_modality_asks_and_another_answers
-    "gallery": vectors[answered] ==> "gallery": vectors[asked]
-fine-tuned, given everything | test_fine_tuned_models_are_measured_by_vector_and_by_head
-    streams, needed, modalities) ==> streams, needed)
-the control is the model | test_measured_gives_every_readout_and_validation_beside
-    ("untrained", runs.untrained(job, streams)) ==> ("untrained", run.model)
 conventions averaged | test_tables_beside_the_papers
     " and convention == @convention" ==> ""
+# notebooks/05_downstream.ipynb lab/test_notebooks.py
+the asked answer themselves | test_runs_on_tiny[05_downstream]
+    gallery=v[answers] ==> gallery=v[asks]
+fine-tuned, given everything | test_runs_on_tiny[05_downstream]
+    streams, needed, from_codes(s)) ==> streams, needed)
+# notebooks/14_released.ipynb lab/test_notebooks.py
+the control is the model | test_runs_on_tiny[14_released]
+    runs.untrained(job, those)) ==> run.model)
 # m5lib/evaluation/evaluate.py evaluation/test_evaluate.py
 a probe learns what it is tested on | test_a_probe_learns_nothing_from_the_products_it_is_tested_on
     train[labelled[train]], test
