@@ -14,7 +14,7 @@ import numpy as np
 
 from m5lib.catalogue import Catalogue, DataError
 from m5lib.data.m5features import ROWS
-from m5lib.data.m5product import ANNOTATIONS, MEDIA, format_pv
+from m5lib.data.readers import ANNOTATIONS, MEDIA, format_pv
 from m5lib.streams import Ragged
 
 

@@ -114,7 +114,7 @@ def read_features(
 
     Args:
         folder: the data root. Where a product is in an LMDB and in a TSV, the LMDB is read.
-        catalogue: from :func:`m5lib.data.m5product.read_m5product`; None: :func:`listed`.
+        catalogue: from :func:`m5lib.data.readers.read_m5product`; None: :func:`listed`.
         store: folder of a :mod:`m5lib.data.store` to put them into, for more than memory holds;
             None keeps them in memory.
         readers: modality -> reader, for features of other widths as ``{"image":

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from m5lib import home
 from m5lib.catalogue import Catalogue, DataError
-from m5lib.data import locked, m5product, whole_file
+from m5lib.data import locked, readers, whole_file
 from m5lib.shop import facets as shelf
 from m5lib.shop import films, pictures, sounds
 from m5lib.shop.facets import Facets
@@ -136,7 +136,7 @@ def write_listing(
         truth["text_words"] = list(words.words)
     if "table" in there:
         rows = shelf.table(thing, kinds, rng)
-        record["pv"], truth["table_pairs"] = m5product.format_pv(rows.pairs), list(rows.naming)
+        record["pv"], truth["table_pairs"] = readers.format_pv(rows.pairs), list(rows.naming)
     if "image" in there:
         second = rng.random() < 0.3  # an object that is not for sale
         other = shelf.draw(kinds, int(rng.integers(len(kinds))), rng) if second else None
@@ -247,7 +247,7 @@ def _prepare(folder: Path, what: dict) -> None:
         shutil.rmtree(folder)
     elif found is None and folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: is not empty and holds no shop; give another folder")
-    for place in ("parts", m5product.ANNOTATIONS, "images", "videos", "audios"):
+    for place in ("parts", readers.ANNOTATIONS, "images", "videos", "audios"):
         (folder / place).mkdir(parents=True, exist_ok=True)
     sign.write_text(json.dumps(what), encoding="utf-8")
 
@@ -267,7 +267,7 @@ def _write(folder: Path, products: int, count: int, seed: int, workers: int | No
         pass
     parts = sorted((folder / "parts").glob("*.json"))
     rows = [row for path in parts for row in json.loads(path.read_text(encoding="utf-8"))]
-    place = folder / m5product.ANNOTATIONS
+    place = folder / readers.ANNOTATIONS
     text = json.dumps({i: record for i, record, _ in rows}, ensure_ascii=False, indent=0)
     (place / "id_label.json").write_text(text, encoding="utf-8")
     truth = pd.DataFrame([row for *_, row in rows], columns=list(TRUTH))
@@ -289,7 +289,7 @@ def truth(folder: str | Path) -> pd.DataFrame:
 def read(folder: str | Path) -> Catalogue:
     """A finished shop as a catalogue: the official layout's, with the instance of each listing."""
     facts = truth(folder)
-    found = m5product.read_m5product(folder)
+    found = readers.read_m5product(folder)
     products = tuple(replace(p, instance=facts.at[p.id, "instance"]) for p in found.products)
     return Catalogue("shop", products, found.skipped)
 

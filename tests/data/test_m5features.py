@@ -25,7 +25,7 @@ from m5lib.data.m5features import (
     tsv_records,
     unpack,
 )
-from m5lib.data.m5product import read_m5product
+from m5lib.data.readers import read_m5product
 
 # ---- region records
 
@@ -356,7 +356,7 @@ def test_regions_are_located_as_in_the_golden_batch():
 
 def test_neither_av_nor_lmdb_is_imported_before_it_is_used():
     heavy = "{'av', 'ijson', 'lmdb', 'torchvision', 'torchaudio'}"
-    code = f"import sys, m5lib.data.m5features, m5lib.data.m5product, m5lib.data.store, m5lib.data.backbones; print({heavy} & set(sys.modules))"  # noqa: E501
+    code = f"import sys, m5lib.data.m5features, m5lib.data.readers, m5lib.data.store, m5lib.data.backbones; print({heavy} & set(sys.modules))"  # noqa: E501
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -11,7 +11,7 @@ from make_release import export
 
 from m5lib.catalogue import Catalogue, DataError, Product
 from m5lib.data import MediaFile, store
-from m5lib.data.m5product import (
+from m5lib.data.readers import (
     entries,
     format_pv,
     parse_pv,
