@@ -164,3 +164,22 @@ def test_embeddings_in_batches_are_those_of_the_processor(stream_set):
             np.testing.assert_allclose(
                 found[readout], expected[readout], atol=2e-3, rtol=2e-3, err_msg=readout
             )
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "whisper"])
+def test_a_backbone_in_half_precision_is_close(name, tmp_path):
+    """Several files together on the device, one by one on the processor."""
+    import make_backbones
+
+    from m5lib.data.backbones import Backbone, Prepared
+
+    folder = make_backbones.save(name, tmp_path / name)
+    torch.manual_seed(0)
+    shape = (1, 80, 3000) if name == "whisper" else (1, 16_000)
+    key = "input_features" if name == "whisper" else "input_values"
+    files = [Prepared({key: torch.randn(shape)}, seconds=1.0) for _ in range(5)]
+    device, processor = Backbone(folder, device="cuda"), Backbone(folder)
+    assert device.together > processor.together == 1
+    for file, made in zip(files, device.features(files), strict=True):
+        expected = processor.features([file])[0].values
+        np.testing.assert_allclose(made.values, expected, atol=3e-2)

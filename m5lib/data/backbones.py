@@ -1,231 +1,302 @@
-"""Which extractor makes a modality's features: chosen by words, or made again from its settings.
-And the extractors with pre-trained weights: Faster R-CNN for regions of a picture, S3D for clips.
+"""Pre-trained networks of ``transformers`` as extractors, one class for all; and which extractor
+makes a modality's features: chosen by words, or made again from its settings.
 
 :func:`choose` reads the parameter ``extractors`` of notebooks and jobs, such as
-``image=regions:weights.pt,audio=logmel``; :func:`extractor_of` reads what travels with a model.
-
-Weights come by torchvision's own download, or from a file of yours (``weights``, a state dict; read
-with ``weights_only``). torchvision is imported where it is used. The paper's own networks
-(ResNet-101 Faster R-CNN trained on Visual Genome; S3D-G trained on HowTo100M) are not among
-torchvision's: these are their nearest kin there, trained on COCO and Kinetics-400.
+``image=hf:facebook/dinov2-base,audio=logmel``; :func:`extractor_of` reads what travels with a
+model. What a family needs beside its ``Auto…`` classes is a row of :data:`FAMILIES`.
 """
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
 from pathlib import Path
-from threading import Lock
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from m5lib.catalogue import DataError
 from m5lib.data import MediaFile
-from m5lib.data.decoding import MediaError, frames, open_image, probe
-from m5lib.data.extractors import (
-    PLAIN,
-    Crops,
-    Features,
-    Frames,
-    LogMel,
-    Mfcc,
-    Pixels,
-    ReleasedMel,
-    checksum,
-    described,
-    locations,
-)
+from m5lib.data import extractors as plain
+from m5lib.data.decoding import MediaError, frames, open_image, probe, sound
+from m5lib.data.extractors import PLAIN, Features, checksum, described, locations, means
 from m5lib.data.m5features import OFFICIAL
+from m5lib.data.networks import Clips, Lite0, Regions, Weighted, cells, located, pretrained
 from m5lib.streams import computed, named
 
-_LOADING = Lock()
 
+class Prepared(NamedTuple):
+    """A file that was decoded and processed: the network's ``inputs``, tensors (1, …); the corners
+    (1, 4) of what they show of a picture, as shares of it; the seconds of a sound."""
 
-def _state(weights: Path | None, published, owner: str) -> dict:
-    """A state dict, from a file or the library's download. Raises
-    :class:`~m5lib.catalogue.DataError` that says how to mend it."""
-    import torch
-
-    try:
-        safe = {"map_location": "cpu", "weights_only": True}
-        if weights is None:
-            return published.get_state_dict(progress=False, check_hash=True, **safe)
-        return torch.load(weights, **safe)
-    # no network, no file, a pickle: all end the extraction, none is a fault of the media
-    except Exception as error:
-        where = published.url if weights is None else weights
-        mend = "give weights=<path of a state dict>"
-        raise DataError(f"{owner}: weights {where} cannot be read ({error}); {mend}") from error
-
-
-@lru_cache(maxsize=2)
-def _build(make: Callable, published, weights: Path | None, device: str):
-    model = make()
-    model.load_state_dict(_state(weights, published, make.__name__))
-    return model.eval().requires_grad_(False).to(device)
-
-
-def _network(extractor, make: Callable, published):
-    """An extractor's network in eval mode, loaded once per process, by whichever thread comes
-    first. Raises :class:`~m5lib.catalogue.DataError` where the weights cannot be had."""
-    with _LOADING:
-        weights = extractor.weights and Path(extractor.weights)
-        return _build(make, published, weights, extractor.device)
+    inputs: dict
+    corners: np.ndarray | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
-class Regions:
-    """Region features of torchvision's Faster R-CNN: 10 to 36 boxes by score, 1,024 numbers each,
-    and 5-d locations.
+class Backbone(Weighted):
+    """A network of ``transformers`` with its own processor: DINOv2, DINOv3, CLIP and SigLIP (their
+    vision towers) for pictures, VideoMAE for video, wav2vec2, HuBERT, CLAP (its audio tower) and
+    Whisper (its encoder) for sound.
 
-    As bottom-up attention does (section 5; the released code keeps exactly 36): a box is a
-    proposal, refined for its most likely class; suppression starts at an overlap of 0.3 and is
-    loosened in steps of 0.1 until ``most`` boxes are left; those that score at least ``score`` are
-    kept, no fewer than ``fewest`` and no more than ``most``. The vector is the box head's (the
-    paper's pooled ResNet has 2,048). The shorter side of the picture is brought to ``side`` pixels,
-    the longer to 5/3 of it at most.
+    ``weights`` is a folder written by ``save_pretrained``, or a model of the hub
+    (:func:`~m5lib.data.networks.located`). Tokens are last hidden states, those of class and
+    registers left out. ``pool=grid``: of a picture, means of patches over at most ``cells`` x
+    ``cells`` boxes (what the processor crops away has none); of a video, as many frames as the
+    network takes, spread over the first ``seconds``, one token for each of its steps in time; of
+    the first ``seconds`` of a sound, means over ``span`` seconds, or one state where that is
+    longer. ``pool=mean``: their mean. ``pool=own``: the network's own pooled output. On CUDA it
+    runs in half precision, ``files`` of them together.
     """
 
-    fewest: int = 10
-    most: int = 36
-    score: float = 0.2
-    side: int = 600
-    weights: Path | None = None
+    weights: str | Path | None = None
+    pool: str = "grid"
+    cells: int = 6
+    span: float = 0.16
+    seconds: float | int = 12.0
     device: str = field(default="cpu", compare=False)
-    width: ClassVar[int] = 1024
+    files: int = field(default=32, compare=False)
     version: ClassVar[int] = 1
 
-    def __call__(self, file: MediaFile) -> Features:
-        """Regions of a picture, best first."""
-        import torch
-        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights
-        from torchvision.models.detection.transform import GeneralizedRCNNTransform
-        from torchvision.transforms.functional import pil_to_tensor
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pool not in ("grid", "mean", "own"):
+            raise DataError(f"pool={self.pool} is unknown; known are grid, mean and own")
 
-        picture = pil_to_tensor(open_image(file)).float().div(255).to(self.device)
-        net = _network(self, _faster_rcnn, FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1)
-        resize = GeneralizedRCNNTransform(
-            self.side, self.side * 5 // 3, net.transform.image_mean, net.transform.image_std
+    @property
+    def family(self) -> "Family":
+        """Its row. Raises ``DataError``: no model, or none that is known."""
+        if self.weights is None:
+            raise DataError("which model? Give its folder or name: image=hf:facebook/dinov2-base")
+        kind = pretrained(self.weights, "AutoConfig").model_type
+        if (row := FAMILIES.get(kind.removesuffix("_vision_model"))) is None:
+            raise DataError(f"{self.weights} is a {kind}; known are {', '.join(FAMILIES)}")
+        return row
+
+    @property
+    def reads(self) -> str:
+        """The modality."""
+        return self.family.reads
+
+    @property
+    def config(self):
+        """The configuration of what is run."""
+        config, tower = pretrained(self.weights, "AutoConfig"), self.family.tower
+        return getattr(config, tower.replace("model", "config"), config)
+
+    @property
+    def process(self):
+        """The processor."""
+        return pretrained(self.weights, self.family.processor)
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return self.family.width(self.config)
+
+    @property
+    def group(self) -> tuple[int, float] | None:
+        """States in a token of sound, and the seconds of a state."""
+        hop = self.family.hop(self.config, self.process)
+        return hop and (max(1, round(self.span / hop)), hop)
+
+    @property
+    def step(self) -> float | None:
+        """Seconds of a token of sound."""
+        return math.prod(self.group) if self.group and self.pool == "grid" else None
+
+    @property
+    def together(self) -> int:
+        """How many files to compute at once: on a processor one in each thread."""
+        return 1 if self.device == "cpu" else self.files
+
+    def __call__(self, file: MediaFile) -> Features:
+        """Features of one file."""
+        return self.batch([file])[0]
+
+    def batch(self, files: Sequence[MediaFile]) -> list[Features]:
+        """Features of some files, each as if alone, up to rounding."""
+        return self.features([self.prepare(file) for file in files])
+
+    def prepare(self, file: MediaFile) -> Prepared:
+        """Decode and process one file, without the device. Raises :class:`MediaError`."""
+        given, how, known = self.family.opened(self, file)
+        try:
+            inputs = dict(self.process(given, return_tensors="pt", **how))
+        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+            raise MediaError(f"the processor refuses it ({error})") from None
+        if "is_longer" in inputs:  # CLAP's says so of one in each batch, drawn at random
+            inputs["is_longer"] = inputs["input_features"].new_zeros(1, 1).bool()
+        return Prepared(inputs, **known)
+
+    def features(self, prepared: Sequence[Prepared]) -> list[Features]:
+        """Features of files, those of one shape at once: nothing is padded."""
+        import torch
+
+        groups, found = {}, {}
+        for place, file in enumerate(prepared):
+            groups.setdefault(tuple(x.shape for x in file.inputs.values()), []).append(place)
+        kind, network = (
+            torch.device(self.device).type,
+            pretrained(self.weights, "AutoModel", self.device),
         )
-        with torch.inference_mode():
-            images, _ = resize([picture])
-            height, width = images.image_sizes[0]
-            maps = net.backbone(images.tensors)
-            proposals, _ = net.rpn(images, maps)
-            heads = net.roi_heads
-            vectors = heads.box_head(heads.box_roi_pool(maps, proposals, images.image_sizes))
-            logits, deltas = heads.box_predictor(vectors)
-            scores, classes = logits.softmax(dim=1)[:, 1:].max(dim=1)  # 0 is the background
-            refined = heads.box_coder.decode(deltas, proposals)
-            boxes = refined[torch.arange(len(scores)), classes + 1]
-            keep = self._keep(boxes, scores, height, width)
-            vectors, boxes = vectors[keep].float().cpu().numpy(), boxes[keep].cpu().numpy()
-        if not len(vectors):
-            raise MediaError("no region found")
-        boxes = np.clip(boxes, 0, [width, height, width, height])
-        return Features(vectors, locations(boxes, width, height))
+        network = getattr(network, self.family.tower, network)
+        for places in groups.values():
+            rows = [prepared[place].inputs for place in places]
+            inputs = {key: torch.cat([row[key] for row in rows]).to(self.device) for key in rows[0]}
+            with torch.inference_mode(), torch.autocast(kind, torch.float16, kind == "cuda"):
+                output = network(**inputs)
+            states, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
+            if self.pool == "own" and pooled is None:
+                raise DataError(f"{self.weights} has no pooled output of its own; take pool=mean")
+            states = (pooled[:, None] if self.pool == "own" else states).float().cpu()
+            for place, rows in zip(places, states, strict=True):
+                found[place] = self._tokens(rows, prepared[place])
+        return [found[place] for place in range(len(prepared))]
 
-    def _keep(self, boxes, scores, height: int, width: int):
-        """Positions of the boxes to keep, best first."""
-        from torchvision.ops import clip_boxes_to_image, nms, remove_small_boxes
-
-        boxes = clip_boxes_to_image(boxes, (height, width))
-        big = remove_small_boxes(boxes, 1.0)
-        for overlap in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
-            keep = big[nms(boxes[big], scores[big], overlap)]
-            if len(keep) >= self.most:
-                break
-        count = int((scores[keep] >= self.score).sum())
-        return keep[: min(max(count, self.fewest), self.most)]
+    def _tokens(self, states, file: Prepared) -> Features:
+        """Features of one file from its states, or from the one pooled output."""
+        values, boxes = states.numpy(), None
+        if self.pool != "own":
+            values, boxes = self.family.tokens(self, states, file)
+        if self.pool != "grid":
+            values, boxes = values.mean(axis=0, keepdims=True), file.corners
+        return Features(values, None if boxes is None else locations(boxes.clip(0, 1)))
 
 
-def _faster_rcnn():
-    from torchvision.models import detection
+def _picture(backbone: Backbone, file: MediaFile) -> tuple:
+    """A picture, and the corners of what the processor keeps of it."""
+    picture, process = open_image(file), backbone.process
+    size, share = np.array(picture.size), np.ones(2)
+    if getattr(process, "do_center_crop", False):
+        short = process.size.shortest_edge
+        whole = (process.size.width, process.size.height)
+        size = size * short / size.min() if short else np.array(whole)
+        share = np.array([process.crop_size.width, process.crop_size.height]) / size
+    return picture, {}, {"corners": np.concatenate([0.5 - share / 2, 0.5 + share / 2])[None]}
 
-    # The batch norm that the published weights were trained with, and no download of a backbone
-    # besides.
-    return detection.fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+
+def _patches(backbone: Backbone, states, file: Prepared) -> tuple:
+    """(N, F) states of a picture -> means (L, F) of its patches, and boxes (L, 4)."""
+    config, inputs = backbone.config, file.inputs
+    if "spatial_shapes" in inputs:  # a picture in its own proportions, padded at the end
+        sides = inputs["spatial_shapes"][0].tolist()
+    else:
+        sides = [side // config.patch_size for side in inputs["pixel_values"].shape[-2:]]
+        registers = getattr(config, "num_register_tokens", 0)
+        states = states[backbone.family.special + registers :]
+    grid = states[: math.prod(sides)].T.reshape(-1, *sides)
+    values, boxes = cells(grid, backbone.cells)
+    first, last = np.split(file.corners, 2, axis=1)
+    return values, np.tile(first, 2) + boxes * np.tile(last - first, 2)
 
 
-@dataclass(frozen=True)
-class Clips:
-    """Clip features of torchvision's S3D: 1,024 numbers for each 16 frames at 16 frames a second,
-    at most ``limit`` clips.
+def _film(backbone: Backbone, file: MediaFile) -> tuple:
+    """Frames of a video."""
+    track, count, size = probe(file).video, backbone.config.num_frames, backbone.process.size
+    if track is None:
+        raise MediaError("no video track in it")
+    times = (np.arange(count) + 0.5) / count * min(backbone.seconds, track.seconds or math.inf)
+    return list(frames(file, times, size.shortest_edge or (size.height, size.width))[0]), {}, {}
 
-    As the released extractor: shorter side ``side``, centre crop, one vector per second scaled to
-    unit length. It differs in the weights, in the colours (normalised as these weights expect), and
-    in the last clip: what it lacks is its last frame again, not black frames, which would look like
-    a cut. A clip of less than half a second is left out unless it is the only one.
+
+def _steps(backbone: Backbone, states, file: Prepared) -> tuple:
+    """(N, F) states of a video -> means (L, F) of each step in time."""
+    steps = backbone.config.num_frames // backbone.config.tubelet_size
+    return states.reshape(steps, -1, states.shape[1]).mean(dim=1).numpy(), None
+
+
+def _heard(backbone: Backbone, file: MediaFile) -> tuple:
+    """Samples at the processor's rate, no longer than it takes."""
+    process, longest = backbone.process, backbone.seconds
+    rate = process.sampling_rate
+    for limit in ("nb_max_samples", "n_samples"):
+        longest = min(longest, getattr(process, limit, math.inf) / rate)
+    samples = sound(file, rate, longest)
+    if (seconds := len(samples) / rate) < 0.025:
+        raise MediaError(f"{seconds:.3f} s of sound; one window is 0.025 s")
+    return samples, {"sampling_rate": rate}, {"seconds": seconds}
+
+
+def _spans(backbone: Backbone, states, file: Prepared) -> tuple:
+    """(N, F) states of a sound, or (F, bands, N) of CLAP -> means (L, F), where there is sound."""
+    states, (group, hop) = states.mean(dim=1).T if states.ndim == 3 else states, backbone.group
+    there = max(1, math.ceil(file.seconds / hop - 1e-6))
+    return means(states[:there].numpy(), group), None
+
+
+class Family(NamedTuple):
+    """What a family of models needs beside its ``Auto…`` classes.
+
+    ``reads``: the modality; ``processor``: its class, and what is ``opened`` for it; ``tokens``:
+    of states; ``tower``: the part that is run, where there is one; ``special``: tokens before the
+    patches, registers not counted; ``hop``: seconds of sound in a state; ``width``: of a state.
     """
 
-    limit: int = 12
-    side: int = 224
-    weights: Path | None = None
-    device: str = field(default="cpu", compare=False)
-    width: ClassVar[int] = 1024
-    version: ClassVar[int] = 1
-    step: ClassVar[float] = 1.0
-    rate: ClassVar[int] = 16
-
-    def __call__(self, file: MediaFile) -> Features:
-        """Clips of a video, one per second."""
-        import torch
-        from torchvision.models.video import S3D_Weights
-
-        track = probe(file).video
-        if track is None:
-            raise MediaError("no video track in it")
-        length = min(self.limit, track.seconds or self.limit)
-        count = max(1, int(length + 0.5))  # a last clip of half a second or more counts
-        times = (np.arange(count * self.rate) + 0.5) / self.rate
-        pixels, stamps = frames(file, times, self.side)
-        top, left = (pixels.shape[1] - self.side) // 2, (pixels.shape[2] - self.side) // 2
-        pixels = pixels[:, top : top + self.side, left : left + self.side]
-        net = _network(self, _s3d, S3D_Weights.KINETICS400_V1)
-        recipe = S3D_Weights.KINETICS400_V1.transforms()
-        colours = torch.tensor([recipe.mean, recipe.std], device=self.device)
-        mean, std = colours[:, :, None, None, None]
-        vectors = []
-        with torch.inference_mode():
-            for clip in torch.from_numpy(pixels).split(self.rate):
-                clip = (clip.to(self.device).permute(3, 0, 1, 2) / 255 - mean) / std
-                vectors.append(net.features(clip[None]).mean(dim=(2, 3, 4))[0])
-            vectors = torch.nn.functional.normalize(torch.stack(vectors), dim=1).cpu().numpy()
-        # Of a video that does not say how long it is, no clip that is nothing but its last frame.
-        known, last = track.seconds, stamps[-1]
-        keep = [n for n in range(count) if known or not n or stamps[n * self.rate] < last]
-        return Features(vectors[keep])
+    reads: str
+    processor: str
+    opened: Callable
+    tokens: Callable
+    tower: str = "all of it"
+    special: int = 0
+    hop: Callable = lambda config, processor: None
+    width: Callable = lambda config: config.hidden_size
 
 
-def _s3d():
-    from torchvision.models import video
+def _swin_hop(config, processor) -> float:
+    """CLAP folds its longest sound into a square, whose sides all stages but the last halve."""
+    side = config.spec_size // (config.patch_stride[0] * 2 ** (len(config.depths) - 1))
+    states = side * (config.spec_size // config.num_mel_bins)
+    return processor.nb_max_samples / processor.sampling_rate / states
 
-    return video.s3d(weights=None)
+
+_PICTURES = Family("image", "AutoImageProcessor", _picture, _patches)
+_FIRST = _PICTURES._replace(special=1)
+_SOUNDS = Family("audio", "AutoFeatureExtractor", _heard, _spans)
+_WAVES = _SOUNDS._replace(hop=lambda c, p: math.prod(c.conv_stride) / p.sampling_rate)
+_SWIN = {"hop": _swin_hop, "width": lambda c: c.patch_embeds_hidden_size << (len(c.depths) - 1)}
+#: ``model_type`` of the configuration -> its row.
+FAMILIES = {
+    "dinov2": _FIRST,
+    "dinov2_with_registers": _FIRST,
+    "dinov3_vit": _FIRST,
+    "clip": _FIRST._replace(tower="vision_model"),
+    "siglip": _PICTURES._replace(tower="vision_model"),
+    "siglip2": _PICTURES._replace(tower="vision_model"),
+    "videomae": Family("video", "AutoImageProcessor", _film, _steps),
+    "wav2vec2": _WAVES,
+    "hubert": _WAVES,
+    "whisper": _SOUNDS._replace(
+        tower="encoder", hop=lambda c, p: p.chunk_length / c.max_source_positions
+    ),
+    "clap": _SOUNDS._replace(tower="audio_model", **_SWIN),
+}
 
 
 #: Modality -> word -> extractor. ``official``: the features of the M5Product release, already
 #: extracted (:mod:`m5lib.data.m5features`).
 CHOICES = {
-    "image": {"crops": Crops(), "pixels": Pixels(), "regions": Regions()},
-    "video": {"frames": Frames(), "clips": Clips()},
-    "audio": {"mfcc": Mfcc(), "logmel": LogMel(), "releasedmel": ReleasedMel()},
+    "image": {"crops": plain.Crops(), "pixels": plain.Pixels(), "regions": Regions()},
+    "video": {"frames": plain.Frames(), "clips": Clips()},
+    "audio": {"mfcc": plain.Mfcc(), "logmel": plain.LogMel(), "releasedmel": plain.ReleasedMel()},
 }
+CHOICES["image"]["lite0"] = Lite0()
 for _name, _reader in OFFICIAL.items():
-    CHOICES[_name]["official"] = _reader
+    CHOICES[_name] |= {"hf": Backbone(), "official": _reader}
 
 
 def choose(words: str | Mapping[str, object], others: Mapping[str, object] = PLAIN) -> dict:
     """Extractors by words: ``image=crops,audio=logmel``.
 
     After the word stand, each after a colon, settings of the extractor and the path of its weights:
-    ``audio=mfcc:coefficients=13``, ``image=regions:weights.pt:side=400:device=cuda``. Without a
-    path, torchvision downloads the weights. Modalities that are not named get ``others``.
-    Extractors by modality pass as they are.
+    ``audio=mfcc:coefficients=13``, ``image=regions:weights.pt:side=400:device=cuda``,
+    ``image=hf:facebook/dinov2-base@main:pool=mean``. Without a path, torchvision downloads the
+    weights. Modalities that are not named get ``others``. Extractors by modality pass as they are.
 
     Raises:
         DataError: an unknown modality, word or setting (the message lists the known ones), a
-            modality twice, or weights that are not there.
+            modality twice, weights that are not there, or a model of another modality.
     """
     if not isinstance(words, str):
         return dict(words)
@@ -238,7 +309,9 @@ def choose(words: str | Mapping[str, object], others: Mapping[str, object] = PLA
             raise DataError(f"extractors: {part!r} is unknown; known are {known}")
         if name in chosen:
             raise DataError(f"extractors: {name} is chosen twice in {words!r}; choose it once")
-        chosen[name] = _changed(CHOICES[name][word], more, part)
+        chosen[name] = extractor = _changed(CHOICES[name][word], more, part)
+        if (reads := getattr(extractor, "reads", name)) != name:
+            raise DataError(f"extractors: {part!r} is a model of {reads}, not of {name}")
     return {**others, **chosen}
 
 
@@ -263,10 +336,7 @@ def _changed(extractor, more: list[str], part: str):
             f"{type(extractor).__name__}, which has {', '.join(known)} and no weights"
         )
     if path:
-        changed["weights"] = weights = Path(":".join(path)).expanduser()
-        if not weights.is_file():
-            what = f"{weights}: no such file; {part!r} needs a state dict there"
-            raise DataError(f"extractors: {what}")
+        changed["weights"] = ":".join(path)
     return replace(extractor, **changed)
 
 
@@ -275,7 +345,7 @@ def absolute(words: str) -> str:
 
     def resolved(text: re.Match) -> str:
         file = Path(text[0]).expanduser()
-        return str(file.resolve()) if file.is_file() else text[0]
+        return str(file.resolve()) if file.exists() else text[0]
 
     return re.sub("(?<=:)[^,:]+", resolved, words)
 
@@ -288,8 +358,7 @@ def extractor_of(settings: Mapping[str, object]):
         DataError: it is none of the library's, computes something else now (another version), or
             its weights are not where they were, or others lie there.
     """
-    choices = (extractor for words in CHOICES.values() for extractor in words.values())
-    kinds = {type(extractor).__name__: type(extractor) for extractor in choices}
+    kinds = {type(e).__name__: type(e) for words in CHOICES.values() for e in words.values()}
     if (kind := kinds.get(settings["extractor"])) is None:
         raise DataError(
             f"{settings['extractor']} is not one of the library's extractors ({', '.join(kinds)}); "
@@ -301,12 +370,14 @@ def extractor_of(settings: Mapping[str, object]):
     given = {f.name: settings[f.name] for f in fields(kind) if f.compare and f.name in settings}
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     if known := given.get("weights"):
-        given["weights"] = file = Path(settings.get("hints", {}).get("weights", ""))
-        if not file.is_file():
+        hints = settings.get("hints", {})
+        file = Path(hints.get("weights") or "nowhere")
+        if not file.exists() and "name" not in hints:
             raise DataError(
-                f"{kind.__name__} needs weights of checksum {known}; they were at {file}, where no "
-                "file is now; say where they are: extractors=image=regions:weights.pt"
+                f"{kind.__name__} needs weights of checksum {known}; they were at {file}, where "
+                "nothing is now; say where they are: extractors=image=regions:weights.pt"
             )
+        given["weights"] = file = file if file.exists() else located(hints["name"])
         if (found := checksum(file)) != known:
             what = f"weights of checksum {found}, but {kind.__name__} was used with {known}"
             raise DataError(f"{file}: {what}; say where those are by the parameter extractors")

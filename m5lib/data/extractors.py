@@ -3,12 +3,14 @@
 An extractor is a frozen dataclass, so that its settings can be saved beside a model, with a
 ``width`` (F), where tokens are stretches of time a ``step`` (seconds), and a callable::
 
-    extractor(file: MediaFile) -> Features(values (L, F) float32, boxes (L, 5) float32 or None)
+    extractor(file: MediaFile) -> Features(values (L, F) float32, boxes (L, 5) float32 or None,
+                                           classes (L, K) float32 or None)
 
 that raises :class:`~m5lib.data.decoding.MediaError` with a reason where the file cannot be used. A
 field with ``compare=False`` says how to compute, not what (a device). ``version`` counts changes of
 what a class computes; stored features of another version are made again. ``decodes = False`` marks
-one that reads finished features and no media (:mod:`m5lib.data.m5features`).
+one that reads finished features and no media (:mod:`m5lib.data.m5features`). One with a method
+``batch`` computes several files together (:mod:`m5lib.data.store`).
 
 ==================== ====================================================== =======================
 plain, no weights    token                                                  F
@@ -21,8 +23,8 @@ plain, no weights    token                                                  F
 :class:`ReleasedMel` a mel band over 12 s of sound (released layout)        751
 ==================== ====================================================== =======================
 
-Pre-trained ones are in :mod:`m5lib.data.backbones`. torch and torchaudio are imported where they
-are used.
+Pre-trained ones are in :mod:`m5lib.data.networks` and :mod:`m5lib.data.backbones`. torch and
+torchaudio are imported where they are used.
 """
 
 import hashlib
@@ -43,11 +45,12 @@ from m5lib.data.decoding import MediaError, frames, open_image, probe, sound
 
 
 class Features(NamedTuple):
-    """Feature vectors of one file: ``values`` (L, F) float32, and ``boxes`` (L, 5) float32 for
-    regions of a picture."""
+    """Feature vectors of one file: ``values`` (L, F) float32, ``boxes`` (L, 5) float32 for regions
+    of a picture, and ``classes`` (L, K) float32, their class probabilities."""
 
     values: np.ndarray
     boxes: np.ndarray | None = None
+    classes: np.ndarray | None = None
 
 
 def locations(boxes: np.ndarray, width: float | int = 1.0, height: float | int = 1.0) -> np.ndarray:
@@ -144,7 +147,7 @@ class Frames:
     F = cells² (3 + directions). The frame is the one in the middle of each second (the first of a
     video is often black): token ``n`` shows second ``n`` + 0.5. A video shorter than that gives its
     middle frame, so one of a single frame gives one token. The
-    released code differs: clips of 16 frames through S3D-G (:class:`m5lib.data.backbones.Clips`).
+    released code differs: clips of 16 frames through S3D-G (:class:`m5lib.data.networks.Clips`).
     """
 
     cells: int = 6
@@ -210,10 +213,15 @@ class _Pooled:
     def __call__(self, file: MediaFile) -> Features:
         """Sound of an audio or video file."""
         frames = self.scaled(self.spectrogram(_samples(file, self.seconds)))
-        starts = np.arange(0, len(frames), self.group)
-        counts = np.diff([*starts, len(frames)])[:, None]
-        means = np.add.reduceat(frames, starts, axis=0) / counts
-        return Features(means.astype(np.float32))
+        return Features(means(frames, self.group))
+
+
+def means(frames: np.ndarray, group: int) -> np.ndarray:
+    """(T, F) -> (ceil(T / group), F) float32, means of ``group`` frames, the last of what is
+    left."""
+    starts = np.arange(0, len(frames), group)
+    counts = np.diff([*starts, len(frames)])[:, None]
+    return (np.add.reduceat(frames, starts, axis=0) / counts).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -315,17 +323,29 @@ def settings(extractor) -> dict:
 
 def described(extractor) -> dict:
     """:func:`settings` with ``hints`` that say nothing of what is computed: seconds of a token
-    (``step``), and where the weights lay."""
+    (``step``), where the weights lay, and the name and revision of those of a hub."""
     hints, weights = {}, getattr(extractor, "weights", None)
     if weights is not None:
-        hints["weights"] = str(Path(weights).resolve())
+        hints["weights"] = str(weights.resolve())
+        if weights.parent.name == "snapshots":  # of the hub's cache: models--owner--name
+            name = weights.parents[1].name.removeprefix("models--").replace("--", "/")
+            hints["name"] = f"{name}@{weights.name}"
     if getattr(extractor, "step", None):
         hints["step"] = extractor.step
     return settings(extractor) | {"hints": hints}
 
 
+#: What decides what a model in a folder computes, beside its weights.
+CONFIGURATIONS = ("config.json", "preprocessor_config.json", "processor_config.json")
+
+
 def checksum(path: Path) -> str:
-    """16 hex digits of all bytes of a file of weights."""
+    """16 hex digits of all bytes of a file of weights, or of a folder's configurations and
+    weights."""
+    if path.is_dir():
+        weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+        files = [*filter(Path.is_file, (path / name for name in CONFIGURATIONS)), *weights]
+        return hashlib.blake2b("".join(map(checksum, files)).encode(), digest_size=8).hexdigest()
     seen = path.stat()
     return _checksum(path.resolve(), seen.st_size, seen.st_mtime_ns)
 

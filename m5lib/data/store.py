@@ -11,6 +11,7 @@ put zeros, section 4.1).
     <folder>/<modality>/<key>.json        a shard: ids, lengths, what was not read; written last
     <folder>/<modality>/<key>.npy         (T, F) float16, the features of its products
     <folder>/<modality>/<key>.boxes.npy   (T, 5) float16, for regions
+    <folder>/<modality>/<key>.classes.npy (T, K) float16, for regions with class probabilities
 
 ``key`` is a hash of the extractor's settings and of the ids and checksums of the shard's products.
 Work that is done is found by its key, so nothing is made twice, a killed extraction goes on where
@@ -23,7 +24,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from m5lib.catalogue import Catalogue, Product, Skip
-from m5lib.data import MediaFile, locked, whole_file, write_json
+from m5lib.data import locked, whole_file, write_json
 from m5lib.data.decoding import MediaError, probe
 from m5lib.data.extractors import PLAIN, Features, described, settings
 from m5lib.modalities import MODALITIES
@@ -94,18 +96,20 @@ class _Extracted(NamedTuple):
     skipped: list[Skip]
     values: "np.ndarray | Mapped"
     boxes: "np.ndarray | Mapped | None"
+    classes: "np.ndarray | Mapped | None" = None
 
     @classmethod
     def joined(cls, ids: list[str], results: list[Features | Skip], width: int) -> "_Extracted":
         """The results of some products, in half precision."""
         read = [result for result in results if not isinstance(result, Skip)]
         values = np.concatenate([np.empty((0, width), np.float32), *(f.values for f in read)])
-        boxes = None
-        if read and read[0].boxes is not None:
-            boxes = np.concatenate([f.boxes for f in read]).astype(np.float16)
+        more = (
+            np.concatenate(parts).astype(np.float16) if parts and parts[0] is not None else None
+            for parts in ([f.boxes for f in read], [f.classes for f in read])
+        )
         lengths = [0 if isinstance(result, Skip) else len(result.values) for result in results]
         skipped = [result for result in results if isinstance(result, Skip)]
-        return cls(ids, lengths, skipped, values.astype(np.float16), boxes)
+        return cls(ids, lengths, skipped, values.astype(np.float16), *more)
 
     def of(self, catalogue: Catalogue, name: str, made: dict) -> Ragged:
         """The features of a catalogue's products, in its order."""
@@ -116,37 +120,61 @@ class _Extracted(NamedTuple):
         counts = np.where(np.array(here) >= 0, lengths[here], 0)
         offsets = np.concatenate([[0], np.cumsum(counts)])
         rows = np.repeat(starts[here] - offsets[:-1], counts) + np.arange(offsets[-1])
-        values, boxes = self.values, self.boxes
-        if not np.array_equal(rows, np.arange(len(values))):
-            values, boxes = values.take(rows, 0), None if boxes is None else boxes.take(rows, 0)
-        return Ragged(values, offsets, boxes, settings=made)
+        arrays = (self.values, self.boxes, self.classes)
+        if not np.array_equal(rows, np.arange(len(self.values))):
+            arrays = (None if array is None else array.take(rows, 0) for array in arrays)
+        values, boxes, classes = arrays
+        return Ragged(values, offsets, boxes, classes, made)
 
 
 def _in_memory(catalogue: Catalogue, name: str, extractor, workers: int | None) -> _Extracted:
     products = [product for product in catalogue.products if name in product.contents]
-    results = in_parallel(lambda p: features_of(extractor, p, name), products, workers)
+    results = _results(extractor, products, name, workers)
     results = list(tqdm(results, f"{name} features", len(products), unit=" files"))
     return _Extracted.joined([p.id for p in products], results, extractor.width)
 
 
-def features_of(
-    extractor: Callable[[MediaFile], Features], product: Product, name: str
-) -> Features | Skip:
-    """Features of one content of a product, or why there are none. Checks shape and numbers: what
-    goes on is (L, F), finite."""
+def _results(
+    extractor, products: Sequence[Product], name: str, workers: int | None
+) -> Iterator[Features | Skip]:
+    """Features of one content of each product, or why there are none: in threads, or decoded in
+    threads and computed together on one device where the extractor says so."""
+    whole = getattr(extractor, "together", 1) == 1
+    work = (lambda f: _checked(extractor(f), extractor.width)) if whole else extractor.prepare
+    results = in_parallel(lambda p: _tried(work, p.contents[name], p, name), products, workers)
+    if whole:
+        yield from results
+        return
+    with closing(results):
+        pairs = zip(products, results, strict=True)
+        while some := list(islice(pairs, extractor.together)):
+            ready = iter(extractor.features([r for _, r in some if not isinstance(r, Skip)]))
+            for product, result in some:
+                skipped = isinstance(result, Skip)
+                check = partial(_checked, width=extractor.width)
+                yield result if skipped else _tried(check, next(ready), product, name)
+
+
+def _tried(work: Callable, given, product: Product, name: str):
+    """What some work makes, or the :class:`Skip` that says why it cannot."""
     try:
-        values, boxes = extractor(product.contents[name])
-        if values.ndim != 2 or not len(values) or values.shape[1] != extractor.width:
-            expected = f"expected (at least 1, {extractor.width})"
-            raise MediaError(f"features of shape {values.shape}, {expected}")
-        finite = np.isfinite(values.astype(np.float16)).all()
-        if not finite or (boxes is not None and not np.isfinite(boxes).all()):
-            raise MediaError("features that are not finite in half precision")
-        return Features(values, boxes)
+        return work(given)
     except MediaError as error:
         return Skip(product.id, name, str(error))
     except OSError as error:
         return Skip(product.id, name, f"{UNREADABLE}: {error.strerror or error}")
+
+
+def _checked(features: tuple, width: int) -> Features:
+    """The same, as features. Raises :class:`MediaError` where they are not (L, F), finite."""
+    values, *_ = features = Features(*features)
+    if values.ndim != 2 or not len(values) or values.shape[1] != width:
+        what = f"features of shape {values.shape}, expected (at least 1, {width})"
+        raise MediaError(what)
+    arrays = (array for array in features if array is not None)
+    if not all(np.isfinite(array.astype(np.float16)).all() for array in arrays):
+        raise MediaError("features that are not finite in half precision")
+    return features
 
 
 def in_parallel(work: Callable, items: Iterable, workers: int | None = None) -> Iterator:
@@ -276,10 +304,13 @@ def _stored(
     records = [(stem, record) for stem, record in records if any(record["lengths"])]
     stems, sizes = [stem for stem, _ in records], [sum(r["lengths"]) for _, r in records]
     values = Mapped([_file(stem, "npy") for stem in stems], sizes, extractor.width)
-    paths = [path for stem in stems if (path := _file(stem, "boxes.npy")).exists()]
+    more = []
+    for ending in ("boxes.npy", "classes.npy"):
+        paths = [path for stem in stems if (path := _file(stem, ending)).exists()]
+        more.append(Mapped(paths, sizes, _map(paths[0]).shape[1]) if paths else None)
     ids = [i for _, record in records for i in record["ids"]]
     lengths = [n for _, record in records for n in record["lengths"]]
-    return _Extracted(ids, lengths, skipped, values, Mapped(paths, sizes, 5) if paths else None)
+    return _Extracted(ids, lengths, skipped, values, *more)
 
 
 def _file(stem: Path, ending: str) -> Path:
@@ -326,7 +357,7 @@ def _fill(shards: Mapping[Path, list], name: str, extractor, workers: int | None
     todo = {stem: pairs for stem, pairs in shards.items() if not _done(stem)}
     products = [product for pairs in todo.values() for product, _ in pairs]
     total = sum(map(len, shards.values()))
-    results = in_parallel(lambda product: features_of(extractor, product, name), products, workers)
+    results = _results(extractor, products, name, workers)
     title, ready = f"{name} features", total - len(products)
     bar = tqdm(results, title, total, initial=ready, unit=" files", disable=not todo)
     with closing(results), closing(bar):
@@ -338,8 +369,8 @@ def _fill(shards: Mapping[Path, list], name: str, extractor, workers: int | None
 
 
 def _write(stem: Path, part: _Extracted, sources: list[str]) -> None:
-    arrays = {"npy": part.values} | ({} if part.boxes is None else {"boxes.npy": part.boxes})
-    files = {_file(stem, ending): array for ending, array in arrays.items()}
+    arrays = {"npy": part.values, "boxes.npy": part.boxes, "classes.npy": part.classes}
+    files = {_file(stem, end): array for end, array in arrays.items() if array is not None}
     for path, array in files.items():
         with whole_file(path, sync=True) as temporary, open(temporary, "wb") as file:
             np.save(file, array, allow_pickle=False)

@@ -15,10 +15,11 @@ from torch import nn
 
 from m5lib import search
 from m5lib.catalogue import Catalogue, DataError, Product
-from m5lib.data import backbones, store
-from m5lib.data.backbones import Regions, absolute, agreed, choose, extractor_of
+from m5lib.data import networks, store
+from m5lib.data.backbones import absolute, agreed, choose, extractor_of
 from m5lib.data.extractors import PLAIN, Crops, LogMel, Mfcc, described, settings
 from m5lib.data.m5features import OFFICIAL
+from m5lib.data.networks import Regions
 from m5lib.lab import runs
 from m5lib.model import Model
 from m5lib.streams import Ragged, Streams, computed
@@ -39,7 +40,7 @@ class Backbone(nn.Module):
         return {"0": self.conv(x)}
 
 
-def small_detector():
+def small_detector(state: dict):
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
     from torchvision.models.detection.rpn import AnchorGenerator
@@ -49,17 +50,21 @@ def small_detector():
         num_classes=None,
         rpn_anchor_generator=AnchorGenerator(((16, 32),), ((1.0,),)),
         box_head=TwoMLPHead(8 * 7 * 7, 1024),
-        box_predictor=FastRCNNPredictor(1024, 4),
+        box_predictor=FastRCNNPredictor(1024, len(state["roi_heads.box_predictor.cls_score.bias"])),
         rpn_post_nms_top_n_test=20,
     )
+
+
+#: What a state dict says of the number of classes.
+FOUR = {"roi_heads.box_predictor.cls_score.bias": [0] * 4}
 
 
 @pytest.fixture
 def detector(tmp_path, monkeypatch) -> Path:
     """Weights of a small detector in place of the library's large one."""
-    monkeypatch.setattr(backbones, "_faster_rcnn", small_detector)
+    monkeypatch.setattr(networks, "_faster_rcnn", small_detector)
     torch.manual_seed(0)
-    torch.save(small_detector().state_dict(), tmp_path / "detector.pt")
+    torch.save(small_detector(FOUR).state_dict(), tmp_path / "detector.pt")
     return tmp_path / "detector.pt"
 
 
@@ -81,7 +86,7 @@ def test_words_choose_extractors(tmp_path):
         ("smell=nose", "known are image="),
         ("crops", "known are image="),
         ("image=crops:there", "'there' in 'image=crops:there' is no setting of Crops, which has"),
-        ("image=regions:none.pt", "none.pt: no such file; 'image=regions:none.pt' needs a state"),
+        ("image=regions:none.pt", "none.pt: no such file or folder; give the path of the weights"),
         ("audio=mfcc:bands=many", "bands in 'audio=mfcc:bands=many' must be int"),
         ("image=crops,image=pixels", "image is chosen twice"),
     ):
@@ -110,7 +115,7 @@ def test_an_extractor_is_made_again_from_its_settings(tmp_path):
     with pytest.raises(DataError, match=r"w\.pt: weights of checksum .* but Regions was used with"):
         extractor_of(made)
     weights.unlink()
-    with pytest.raises(DataError, match=r"they were at .*w\.pt, where no file is now"):
+    with pytest.raises(DataError, match=r"they were at .*w\.pt, where nothing is now"):
         extractor_of(made)
     there = agreed({"image": made, "audio": described(Mfcc())}, f"image=regions:{other}:side=64")
     assert there == {"image": Regions(side=64, weights=other), "audio": Mfcc()}
@@ -175,7 +180,7 @@ def test_a_detector_by_its_path_trains_a_model_that_is_asked_with_a_picture(
     assert hits.rows.tolist() == again.rows.tolist() and np.allclose(hits.cosines, again.cosines)
 
     moved = detector.rename(tmp_path / "moved.pt")
-    with pytest.raises(DataError, match=r"detector\.pt, where no file is now; say where"):
+    with pytest.raises(DataError, match=r"detector\.pt, where nothing is now; say where"):
         search.build(table, model=saved, profile="tiny")
     there = search.build(
         table, model=saved, profile="tiny", extractors=f"image=regions:{moved}:side=64"

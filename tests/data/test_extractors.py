@@ -10,9 +10,9 @@ from make_media import file_of, shared, tone, write_image, write_sound, write_vi
 
 from m5lib.catalogue import Catalogue, DataError, Product
 from m5lib.data import store
-from m5lib.data.backbones import Clips, Regions
 from m5lib.data.decoding import probe, sound
 from m5lib.data.extractors import HOP, RATE, LogMel, Mfcc, ReleasedMel
+from m5lib.data.networks import Clips, Regions
 from m5lib.modalities import MODALITIES
 
 
@@ -79,10 +79,10 @@ def test_released_mel_is_the_released_layout(tmp_path):
 
 
 def test_clips_of_a_video(tmp_path):
-    from m5lib.data.backbones import _s3d
+    from m5lib.data.networks import _s3d
 
     torch.manual_seed(0)
-    torch.save(_s3d().state_dict(), tmp_path / "s3d.pt")
+    torch.save(_s3d({"classifier.1.bias": [0] * 7}).state_dict(), tmp_path / "s3d.pt")
     clips = Clips(limit=2, side=64, weights=tmp_path / "s3d.pt")
     values = clips(
         file_of(write_video(tmp_path / "a.mp4", 16, 10))
@@ -94,12 +94,14 @@ def test_clips_of_a_video(tmp_path):
 
 
 def test_regions_of_a_picture(tmp_path):
-    from m5lib.data.backbones import _faster_rcnn
+    from m5lib.data.networks import _faster_rcnn
 
     torch.manual_seed(0)
-    torch.save(_faster_rcnn().state_dict(), tmp_path / "rcnn.pt")
+    state = {"roi_heads.box_predictor.cls_score.bias": [0] * 5}
+    torch.save(_faster_rcnn(state).state_dict(), tmp_path / "rcnn.pt")
     regions = Regions(side=96, weights=tmp_path / "rcnn.pt")
-    values, boxes = regions(file_of(write_image(tmp_path / "a.png", size=(200, 150))))
+    values, boxes, classes = regions(file_of(write_image(tmp_path / "a.png", size=(200, 150))))
+    assert classes.shape == (len(values), 4) and np.allclose(classes.sum(axis=1), 1, atol=1e-5)
     assert (
         1 <= len(values) <= 36
         and values.shape[1] == regions.width

@@ -177,7 +177,7 @@ def test_sound_comes_from_the_video_where_there_is_no_file(tmp_path):
 def test_what_an_extractor_returns_is_checked(tmp_path):
     class Odd(Crops):
         def __call__(self, file):
-            values, boxes = super().__call__(file)
+            values, boxes, _ = super().__call__(file)
             return Features(values * (np.nan if "nan" in file.name else 1), boxes)[:2]
 
     class Narrow(Crops):
@@ -208,7 +208,7 @@ def test_extractors_have_one_interface(tmp_path):
     }
     for name, extractor in PLAIN.items():
         assert pickle.loads(pickle.dumps(extractor)) == extractor and hash(extractor) is not None
-        values, boxes = extractor(file_of(files[name]))
+        values, boxes, _ = extractor(file_of(files[name]))
         assert values.shape[1] == extractor.width and values.dtype == np.float32
         assert (boxes is not None) == (MODALITIES[name].position == "box")
 

@@ -244,7 +244,7 @@ def test_a_damaged_store_is_mended(tmp_path):
 
 
 def test_settings_count_weights_by_content_and_leave_devices_out(tmp_path):
-    from m5lib.data.backbones import Clips
+    from m5lib.data.networks import Clips
 
     (tmp_path / "a.pt").write_bytes(b"weights")
     (tmp_path / "b.pt").write_bytes(b"weights")
