@@ -76,7 +76,7 @@ def test_linear_probe_learns_what_is_linear():
 def test_a_probe_answers_for_each_product_whatever_else_is_tested():
     """Nothing is fitted on the tested products, their scale neither."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(220, 4)) * [1, 5, 0.1, 1] + 3
+    x = rng.normal(size=(220, 4)) * [0.001, 5, 0.1, 1] + 3  # what tells is small: scale decides
     y = np.where(x[:, 0] > 3, "p", "n").astype(object)
     together = metrics.linear_probe(x[:200], y[:200], x[200:])
     alone = [metrics.linear_probe(x[:200], y[:200], x[n : n + 1])[0] for n in range(200, 220)]
