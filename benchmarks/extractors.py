@@ -27,7 +27,8 @@ from PIL import Image, ImageFilter
 from m5lib.catalogue import Catalogue, Product
 from m5lib.data import MediaFile, extractors, networks, store
 from m5lib.data.store import in_parallel
-from m5lib.streams import Streams, train_tokenizer
+from m5lib.models.words import train_tokenizer
+from m5lib.streams import Streams
 
 HERE = Path(__file__).parent
 HEAD = {"roi_heads.box_predictor.cls_score.bias": [0] * 91}  # says how many classes

@@ -17,8 +17,9 @@ import numpy as np
 
 from m5lib.data import store
 from m5lib.data.extractors import PLAIN
+from m5lib.models.words import train_tokenizer
 from m5lib.shop import listings
-from m5lib.streams import Streams, train_tokenizer
+from m5lib.streams import Streams
 
 HERE = Path(__file__).parent
 

@@ -1,16 +1,105 @@
-"""One transformer block, the two ways to a summary, and whitening. Nothing knows of modalities.
+"""What is there, packed; one transformer block; the two ways to a summary; whitening. Nothing knows
+of modalities.
 
->>> block = AttentionBlock(256, Block(heads=4))
->>> weights = []  # (B, heads, L, L), appended only where a list is given
->>> y = block(x, valid, seen=weights)  # (B, L, 256) -> (B, L, 256)
+>>> packed = Packed(valid)  # (B, L), of which N tokens are there
+>>> y = AttentionBlock(256, Block(heads=4))(packed.pack(x), packed)  # (N, 256)
+>>> packed.pad(y)  # (B, L, 256), zeros where nothing is there
 """
+
+from copy import copy
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from m5lib.spec import Block
+
+
+class _Move(torch.autograd.Function):
+    """Rows of x by their numbers, a row of zeros for the number one past the last. No row is taken
+    twice, so backwards they move back; torch's own would add them up, slowly."""
+
+    @staticmethod
+    def forward(ctx, x, index, back):
+        ctx.save_for_backward(back, index)
+        if len(index) > len(x):
+            x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Move.apply(gradient, *ctx.saved_tensors), None, None
+
+
+class Places:
+    """N of R rows, each once and in their order: ``take`` them, ``put`` them back with zeros
+    elsewhere."""
+
+    def __init__(self, index: Int[Tensor, " N"], rows: int):
+        self.index, self.same = index, len(index) == rows
+        numbers = torch.arange(len(index), device=index.device)
+        self.back = torch.full((rows,), len(index), device=index.device).scatter_(0, index, numbers)
+
+    def take(self, x: Shaped[Tensor, "R *S"]) -> Shaped[Tensor, "N *S"]:
+        """(R, D) -> (N, D)."""
+        return x if self.same else _Move.apply(x, self.index, self.back)
+
+    def put(self, x: Shaped[Tensor, "N *S"]) -> Shaped[Tensor, "R *S"]:
+        """(N, D) -> (R, D)."""
+        return x if self.same else _Move.apply(x, self.back, self.index)
+
+
+class Packed:
+    """The tokens of (B, L) that are there, one after another, (N, D): layers run on these, and what
+    is not there costs nothing. Only attention needs products side by side: :meth:`rows`.
+
+    Args:
+        whole: the rows are all products, L long, so that attention weights are (B, H, L, K); by
+            default those that have a token, as long as the longest.
+    """
+
+    def __init__(self, valid: Bool[Tensor, "B L"], whole: bool = False):
+        self.shape, self.whole, there = valid.shape, whole, valid.any(1) | whole
+        index = valid.flatten().nonzero().squeeze(1)
+        self._lay(index, (there.cumsum(0) - 1)[index // valid.shape[1]], int(there.sum()))
+
+    def _lay(self, index: Tensor, row: Tensor, rows: int) -> None:
+        """Find the cell of each token in the rows."""
+        self.places = Places(index, self.shape.numel())
+        counts, column, longest = row.bincount(minlength=rows), index % self.shape[1], self.shape[1]
+        if not self.whole:
+            numbers, longest = (
+                torch.arange(len(row), device=row.device),
+                max(counts.tolist(), default=0),
+            )
+            column = numbers - (counts.cumsum(0) - counts)[row]
+        self.row, self.sides = row, (rows, longest)
+        self.cells = Places(row * longest + column, rows * longest)
+        there = (self.cells.back < len(row)).view(self.sides)
+        self.readable = None if self.cells.same else there | ~there.any(1, keepdim=True)
+
+    def only(self, marks: Bool[Tensor, "B L"]) -> tuple[Places, "Packed"]:
+        """Which of the N are marked, and these packed, in rows of the same products."""
+        kept, part = marks.flatten()[self.places.index].nonzero().squeeze(1), copy(self)
+        part._lay(self.places.index[kept], self.row[kept], self.sides[0])
+        return Places(kept, len(self.row)), part
+
+    def pack(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "N D"]:
+        """What is there."""
+        return self.places.take(x.flatten(0, 1))
+
+    def pad(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "B L D"]:
+        """The inverse of :meth:`pack`, zeros elsewhere."""
+        return self.places.put(x).unflatten(0, self.shape)
+
+    def rows(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "b l D"]:
+        """Products side by side, zeros where a row is shorter."""
+        return self.cells.put(x).unflatten(0, self.sides)
+
+    def flat(self, rows: Float[Tensor, "b l D"]) -> Float[Tensor, "N D"]:
+        """The inverse of :meth:`rows`."""
+        return self.cells.take(rows.flatten(0, 1))
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -22,18 +111,20 @@ ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 def attention_weights(
-    q: Float[Tensor, "B H L E"], k: Float[Tensor, "B H K E"], readable: Bool[Tensor, "B K"]
+    q: Float[Tensor, "B H L E"], k: Float[Tensor, "B H K E"], readable: Bool[Tensor, "B K"] | None
 ) -> Float[Tensor, "B H L K"]:
-    """softmax(q kᵀ / √E) over the readable keys."""
+    """softmax(q kᵀ / √E) over the readable keys; None: all."""
     logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    return logits.masked_fill(~readable[:, None, None], float("-inf")).softmax(dim=-1)
+    if readable is not None:
+        logits = logits.masked_fill(~readable[:, None, None], float("-inf"))
+    return logits.softmax(dim=-1)
 
 
 def attention(
     q: Float[Tensor, "B H L E"],
     k: Float[Tensor, "B H K E"],
     v: Float[Tensor, "B H K E"],
-    readable: Bool[Tensor, "B K"],
+    readable: Bool[Tensor, "B K"] | None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H L E"]:
     """softmax(q kᵀ / √E) v over the readable keys, with dropout on the weights.
@@ -41,19 +132,18 @@ def attention(
     Fused where that pays. On processors it does not: torch's fused kernel takes five times as long
     backwards in bf16 (``benchmarks/attention.json``), and streams are short.
     """
-    if q.device.type != "cpu":
-        there = readable[:, None, None]
+    if q.device.type != "cpu" and q.numel():
+        there = None if readable is None else readable[:, None, None]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=there, dropout_p=dropout)
     weights = F.dropout(attention_weights(q, k, readable), dropout, training=dropout > 0)
     return weights.to(v.dtype) @ v
 
 
 class AttentionBlock(nn.Module):
-    """Multi-head attention and a feed-forward layer, each with a residual.
+    """Multi-head attention and a feed-forward layer, each with a residual, on packed tokens.
 
-    Tokens read ``context``; without one they read themselves. A product of which no context token
-    is valid reads all of them alike, which keeps its numbers finite: nobody reads the result (see
-    :class:`m5lib.model.Model`).
+    Tokens read ``context``; without one they read themselves. Where a product has no token of the
+    context, its tokens read a zero vector.
     """
 
     def __init__(self, width: int, block: Block):
@@ -70,27 +160,28 @@ class AttentionBlock(nn.Module):
 
     def attend(
         self,
-        x: Float[Tensor, "B L D"],
-        context: Float[Tensor, "B K D"],
-        readable: Bool[Tensor, "B K"],
+        x: Float[Tensor, "N D"],
+        packed: Packed,
+        context: Float[Tensor, "K D"],
+        read: Packed,
         seen: list[Tensor] | None = None,
-    ) -> Float[Tensor, "B L D"]:
-        """Scaled dot-product attention of ``x`` over the readable tokens of ``context``."""
-        width = x.shape[-1]
+    ) -> Float[Tensor, "N D"]:
+        """Scaled dot-product attention of ``x`` over the tokens of the same product in
+        ``context``."""
+        width, heads = x.shape[-1], self.block.heads
         if context is x:  # one product of matrices instead of two
-            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            q, k, v = packed.rows(self.qkv(x)).chunk(3, dim=-1)
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
-            q = F.linear(x, weight[:width], bias[:width])
-            k, v = F.linear(context, weight[width:], bias[width:]).chunk(2, dim=-1)
-        q, k, v = (t.unflatten(-1, (self.block.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        readable = readable | ~readable.any(dim=1, keepdim=True)
+            q = packed.rows(F.linear(x, weight[:width], bias[:width]))
+            k, v = read.rows(F.linear(context, weight[width:], bias[width:])).chunk(2, dim=-1)
+        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
         if seen is not None:
-            seen.append(attention_weights(q, k, readable))
-        mixed = attention(q, k, v, readable, self.block.dropout if self.training else 0.0)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+            seen.append(attention_weights(q, k, read.readable))
+        mixed = attention(q, k, v, read.readable, self.block.dropout if self.training else 0.0)
+        return self.out(packed.flat(mixed.transpose(1, 2).flatten(2)))
 
-    def feed(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def feed(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """The feed-forward layer."""
         return self.down(ACTIVATIONS[self.block.activation](self.up(x)))
 
@@ -99,24 +190,26 @@ class AttentionBlock(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "B L D"],
-        readable: Bool[Tensor, "B K"],
-        context: Float[Tensor, "B K D"] | None = None,
+        x: Float[Tensor, "N D"],
+        packed: Packed,
+        context: Float[Tensor, "K D"] | None = None,
+        read: Packed | None = None,
         seen: list[Tensor] | None = None,
-    ) -> Float[Tensor, "B L D"]:
-        """(B, L, D) -> (B, L, D).
+    ) -> Float[Tensor, "N D"]:
+        """(N, D) -> (N, D).
 
         Args:
-            readable: validity of the context (of ``x`` where there is none).
-            seen: the attention weights (B, H, L, K) are appended to it.
+            packed: where the tokens of ``x`` lie, and ``read`` those of ``context``.
+            seen: the attention weights (B, H, L, K) are appended to it; for ``Packed(whole=True)``.
         """
+        read = packed if read is None else read
         if self.block.norm == "pre":
             normed = self.norm_attention(x)
-            read = normed if context is None else self.norm_attention(context)
-            x = x + self._drop(self.attend(normed, read, readable, seen))
+            context = normed if context is None else self.norm_attention(context)
+            x = x + self._drop(self.attend(normed, packed, context, read, seen))
             return x + self._drop(self.feed(self.norm_feed(x)))
-        read = x if context is None else context
-        x = self.norm_attention(x + self._drop(self.attend(x, read, readable, seen)))
+        context = x if context is None else context
+        x = self.norm_attention(x + self._drop(self.attend(x, packed, context, read, seen)))
         return self.norm_feed(x + self._drop(self.feed(x)))
 
 

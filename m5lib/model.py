@@ -28,7 +28,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from m5lib import simcl
-from m5lib.layers import AttentionBlock, Whitening, first_token, mean_token
+from m5lib.layers import AttentionBlock, Packed, Places, Whitening, first_token, mean_token
 from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
 from m5lib.spec import Spec, Stage
@@ -94,15 +94,18 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(spec.dropout)
 
     def forward(self, stream: Stream) -> Float[Tensor, "B L D"]:
-        """Embed a stream; also of its padding, which nobody reads."""
-        x = self.project(stream.tokens) if self.words is None else self.words(stream.tokens)
+        """Embed a stream; zeros where nothing is there."""
+        shape = stream.valid.shape
+        there = Places(stream.valid.flatten().nonzero().squeeze(1), shape.numel())
+        tokens = there.take(stream.tokens.flatten(0, 1))
+        x = self.project(tokens) if self.words is None else self.words(tokens)
         if self.by_index:
-            x = x + self.position(torch.arange(x.shape[1], device=x.device))
+            x = x + self.position(there.index % shape[1])
         elif self.position is not None:
-            x = x + self.position(stream.boxes)
+            x = x + self.position(there.take(stream.boxes.flatten(0, 1)))
         if self.kind is not None:
             x = x + self.kind.weight[0]
-        return self.dropout(self.norm(x))
+        return there.put(self.dropout(self.norm(x))).unflatten(0, shape)
 
 
 class Head(nn.Module):
@@ -149,67 +152,65 @@ class Stack(nn.Module):
     def forward(
         self, states: States, valid: Marks, wanted: Marks | None = None, seen: Weights | None = None
     ) -> States:
-        """States of every modality -> states of every modality.
+        """States of every modality -> states of every modality; zeros where nothing is there.
 
         Args:
             wanted: as in :meth:`Model.forward_from_embeddings`.
             seen: the attention weights are put into it, as ``Output.attention`` has them.
         """
         taken = {name: states[name] for name in self.stage.takes(states)}
-        if not taken:
-            return states
+        here = {name: valid[name] for name in taken}
         for name, positions in self.positions.items():
             taken[name] = taken[name] + positions.weight[: taken[name].shape[1]]
-        here = {name: valid[name] for name in taken}
-        if self.stage.kind == "joint":
-            return {**states, **self._joint(taken, here, wanted, seen)}
-        for layer in range(self.stage.layers):
-            taken = {name: self._read(name, layer, taken, here, seen) for name in taken}
-        return {**states, **{n: self.norms[self.stage.owner(n)](x) for n, x in taken.items()}}
+        if not taken or self.stage.kind != "joint":
+            return {**states, **self._apart(taken, here, seen)}
+        return {**states, **self._joint(taken, here, wanted, seen)}
 
-    def _read(self, name: str, layer: int, states: States, valid: Marks, seen) -> Tensor:
-        """One layer of a modality that reads itself (solo, or nothing else is there) or the others
-        (cross)."""
-        block = self.blocks[self.stage.owner(name)][layer]
-        weights = None if seen is None else seen.setdefault(name, [])
-        others = [n for n in states if n != name] if self.stage.kind == "cross" else []
-        if not others:
-            return block(states[name], valid[name], seen=weights)
-        context, readable = (torch.cat([x[n] for n in others], 1) for x in (states, valid))
-        return block(states[name], readable, context, seen=weights)
+    def _apart(self, states: States, valid: Marks, seen: Weights | None) -> States:
+        """Each modality reads itself (solo, or nothing else is there) or the others, as they were
+        before the layer (cross)."""
+        crossing = self.stage.kind == "cross" and len(states) > 1
+        own = {name: Packed(there, crossing or seen is not None) for name, there in valid.items()}
+        x, read = {name: packed.pack(states[name]) for name, packed in own.items()}, {}
+        others = {name: [n for n in states if n != name] for name in states if crossing}
+        for name, rest in others.items():
+            read[name] = Packed(torch.cat([valid[n] for n in rest], 1), whole=True)
+        for layer in range(self.stage.layers):
+            before, x = x, {}
+            for name, packed in own.items():
+                block, context = self.blocks[self.stage.owner(name)][layer], None
+                if crossing:
+                    padded = [own[n].pad(before[n]) for n in others[name]]
+                    context = read[name].pack(torch.cat(padded, 1))
+                weights = None if seen is None else seen.setdefault(name, [])
+                x[name] = block(before[name], packed, context, read.get(name), weights)
+        return {n: own[n].pad(self.norms[self.stage.owner(n)](x[n])) for n in own}
 
     def _joint(self, states: States, valid: Marks, wanted: Marks | None, seen) -> States:
         """All modalities read all. Of the last layer only what is wanted is computed."""
-        x, readable = (torch.cat(list(part.values()), 1) for part in (states, valid))
+        packed = Packed(torch.cat(list(valid.values()), 1), seen is not None)
+        x = packed.pack(torch.cat(list(states.values()), 1))
         weights = None if seen is None else seen.setdefault("joint", [])
         *blocks, last = self.blocks["joint"]
         for block in blocks:
-            x = block(x, readable, seen=weights)
+            x = block(x, packed, seen=weights)
         if wanted is None:
-            x = last(x, readable, seen=weights)
+            x = last(x, packed, seen=weights)
         else:
             marks = [wanted.get(n, torch.zeros_like(there)).clone() for n, there in valid.items()]
             for mark in marks:
                 mark[:, 0] = True
-            x = _only_at(torch.cat(marks, 1), last, x, readable)
-        parts = self.norms["joint"](x).split([s.shape[1] for s in states.values()], dim=1)
+            places, asked = packed.only(torch.cat(marks, 1))
+            x, packed = last(places.take(x), asked, x, packed), asked
+        parts = packed.pad(self.norms["joint"](x)).split([s.shape[1] for s in states.values()], 1)
         return dict(zip(states, parts, strict=True))
-
-
-def _only_at(wanted: Tensor, block: AttentionBlock, x: Tensor, readable: Tensor) -> Tensor:
-    """The block at the wanted tokens (B, L), which read all: theirs are moved to the front, and the
-    result back; zeros elsewhere."""
-    place = wanted.int().argsort(dim=1, descending=True, stable=True)[:, : int(wanted.sum(1).max())]
-    place = place[..., None].expand(-1, -1, x.shape[-1])
-    computed = block(x.gather(1, place), readable, x)
-    return computed.new_zeros(x.shape).scatter(1, place, computed)
 
 
 class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", "multimodal"]):
     """A model of the zoo, built from its :class:`~m5lib.spec.Spec`.
 
     An absent modality, and padding, take part in nothing: no token reads them, they are in no mean,
-    no pair and no loss. What the model computes *at* such positions is finite and meaningless.
+    no pair and no loss. The states *at* such positions are zeros.
     (With ``Spec.missing="impute"`` an absent modality is first replaced by zeros that are there.)
     """
 

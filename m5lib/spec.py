@@ -4,13 +4,12 @@ A model is a list of stages. ``solo``: a modality reads itself; ``cross``: it re
 ``joint``: everyone reads everyone, with one set of weights. SCALE is ``solo`` then ``joint``.
 
 >>> spec = Spec("scale", (Stage("solo", 6), Stage("joint", 6)), width=768)
->>> spec = change(spec, [("missing", "impute"), ("objective.contrast", "siglip")])
 >>> model = Model(spec.fit(streams))  # modalities, feature widths and vocabulary come from the data
 """
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from m5lib import simcl
 from m5lib.modalities import ordered
@@ -281,24 +280,3 @@ def _known(kind: type, names: Iterable[str]) -> None:
 def _make(kind: type, values: dict):
     _known(kind, values)
     return kind(**{key: _tuples(value) for key, value in values.items()})
-
-
-def change(spec: Spec, changes: Iterable[tuple[str, Any]]) -> Spec:
-    """The spec with some fields changed: pairs such as ``("missing", "impute")`` and
-    ``("objective.contrast", "siglip")``.
-
-    Raises:
-        ValueError: a field or a value is unknown; the message lists the known ones.
-    """
-    for key, value in changes:
-        owner, _, name = key.rpartition(".")
-        if owner not in ("", "objective"):
-            raise ValueError(
-                f"cannot change {key!r}: give a field of Spec, or 'objective.' and a field of "
-                "Objective"
-            )
-        target = spec.objective if owner else spec
-        _known(type(target), [name])
-        target = replace(target, **{name: _tuples(value)})
-        spec = replace(spec, objective=target) if owner else target
-    return spec

@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw
 from m5lib import streams
 from m5lib.data import readers, store
 from m5lib.models import zoo
+from m5lib.models.words import train_tokenizer
 from m5lib.spec import Spec
 
 torch.set_num_threads(1)
@@ -114,7 +115,7 @@ def catalogue(extracted):
 
 @pytest.fixture(scope="session")
 def stream_set(extracted):
-    return streams.Streams(*extracted, streams.train_tokenizer(extracted[0], 400))
+    return streams.Streams(*extracted, train_tokenizer(extracted[0], 400))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from m5lib import modalities
+from m5lib.models.words import train_tokenizer
 
 
 def test_codes_are_the_papers_and_round_trip():
@@ -68,7 +69,7 @@ def test_a_sixth_modality_is_one_row_and_one_extractor(catalogue, monkeypatch, t
     products, features = store.extract(
         Catalogue("smelly", tuple(smelly)), {**PLAIN, "smell": Sniff()}
     )
-    found = streams.Streams(products, features, streams.train_tokenizer(products, 300))
+    found = streams.Streams(products, features, train_tokenizer(products, 300))
     assert (
         found.modalities == ("image", "text", "table", "smell")
         and modalities.codes(found.modalities) == "I+T+Tab+S"

@@ -3,11 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import make_five_batch
+from padded import run as padded_run
 from torch import nn
 
 from m5lib import masking, objectives, simcl
 from m5lib.embeddings import READOUTS, read_out
-from m5lib.layers import AttentionBlock, Whitening, attention
+from m5lib.layers import AttentionBlock, Packed, Whitening, attention
 from m5lib.masking import Vocabulary, mask
 from m5lib.model import Model
 from m5lib.models import zoo
@@ -233,7 +234,10 @@ def test_block_equals_a_slow_transcription(norm):
             slow[b] = block.norm_feed(y + block.down(nn.functional.gelu(block.up(y))))
         else:
             slow[b] = y + block.down(nn.functional.gelu(block.up(block.norm_feed(y))))
-    torch.testing.assert_close(block(x, valid), slow)
+    packed = Packed(valid)
+    found = packed.pad(block(packed.pack(x), packed))
+    torch.testing.assert_close(found[valid], slow[valid])
+    assert (found[~valid] == 0).all()
 
 
 def test_whitening_decorrelates_what_it_was_fitted_on():
@@ -415,3 +419,67 @@ def test_read_outs_are_what_their_names_say(five):
         beside = torch.cat(beside)
         expected = torch.cat([fused / fused.norm(), beside / beside.norm()])
         torch.testing.assert_close(vector, expected, atol=1e-5, rtol=1e-5)
+
+
+def double(spec, mean=False) -> Model:
+    return build(replace(spec, pool="mean") if mean else spec).double()
+
+
+def zoo_spec(name, five, **settings):
+    spec = zoo.build(name, width=32, layers=2, heads=2, **settings)
+    names = tuple(n for n in NAMES if not spec.takes or n in spec.takes)
+    widths = tuple((n, width) for n, width in five.widths if n in names)
+    return replace(spec, modalities=names, widths=widths, vocabulary=50, empty=(2, 3))
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", [*zoo.MODELS, "titles and tables together", "mean"])
+def test_packed_tokens_are_what_padded_ones_are(five, name, given):
+    """States, vectors and every gradient in float64, for streams of any length, and where a product
+    has nothing, or nothing but one modality."""
+    extra = {"text_table": "one"} if name == "titles and tables together" else {}
+    row = "scale" if extra or name == "mean" else name
+    model = double(zoo_spec(row, five, **extra), mean=name == "mean")
+    batch, names = make_five_batch(products=9), model.spec.modalities
+    sees = torch.rand(9, len(names), generator=torch.Generator().manual_seed(1)) < 0.6
+    alone = torch.arange(9) == 8
+    valid = {
+        n: batch.streams[n].valid & (sees[:, i, None] | alone[:, None]) for i, n in enumerate(names)
+    }
+    for number, n in enumerate(names):
+        valid[n][7] &= number == 0
+        valid[n][6] = False
+    inputs = {
+        n: torch.randn(*there.shape, 32).double().requires_grad_() for n, there in valid.items()
+    }
+    sees = sees.roll(1, 0) if given else None
+    output = model.forward_from_embeddings(inputs, valid, given=sees)
+    encoded, pooled, fused, read = padded_run(model, inputs, valid, sees)
+    found, expected, generator = 0.0, 0.0, torch.Generator().manual_seed(2)
+    for n in names:
+        for ours, theirs, there in (
+            (output.encoded[n], encoded[n], valid[n]),
+            (output.fused[n], fused[n], read[n]),
+            (output.pooled[n][:, None], pooled[n][:, None], torch.ones(9, 1, dtype=torch.bool)),
+        ):
+            torch.testing.assert_close(ours[there], theirs[there], atol=1e-9, rtol=1e-9)
+            direction = torch.randn(theirs[there].shape, generator=generator).double()
+            found = found + (ours[there] * direction).sum()
+            expected = expected + (theirs[there] * direction).sum()
+    leaves = [*inputs.values(), *model.stages.parameters(), *model.poolers.parameters()]
+    one, two = (torch.autograd.grad(x, leaves, allow_unused=True) for x in (found, expected))
+    for leaf, ours, theirs in zip(leaves, one, two, strict=True):
+        ours, theirs = (torch.zeros_like(leaf) if g is None else g for g in (ours, theirs))
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_given_only_a_title_nothing_else_of_the_product_is_read(five, name):
+    """Where nothing is left to be read, a modality that reads others reads a zero vector."""
+    model, batch = build(zoo_spec(name, five)), make_five_batch()
+    given = model.spec.modalities[0]
+    others = {n: replace(s, tokens=s.tokens.roll(1, dims=0)) for n, s in batch.streams.items()}
+    others[given] = batch.streams[given]
+    one, two = (model(b.only([given])) for b in (batch, replace(batch, streams=others)))
+    for readout in READOUTS:
+        assert read_out(model, one, readout).equal(read_out(model, two, readout))

@@ -12,7 +12,7 @@ from m5lib import objectives, simcl
 from m5lib.embeddings import read_out
 from m5lib.masking import Target, Vocabulary, drawn_modalities, mask
 from m5lib.model import Model
-from m5lib.spec import change
+from m5lib.models.zoo import change
 from m5lib.streams import impute
 
 

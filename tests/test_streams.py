@@ -6,6 +6,7 @@ from m5lib import streams
 from m5lib.catalogue import Catalogue, DataError, Product
 from m5lib.masking import Vocabulary, mask
 from m5lib.modalities import MODALITIES
+from m5lib.models.words import train_tokenizer
 
 
 def test_streams_start_with_a_summary_and_keep_to_their_limits(stream_set):
@@ -24,7 +25,7 @@ def test_a_long_cell_is_cut_and_absent_words_are_absent():
     long = Product("1", {"table": (("story", "word " * 10_000), ("size", "9"))})
     none = Product("2", {"text": "just a title"})
     catalogue = Catalogue("c", (long, none))
-    batch = streams.Streams(catalogue, {}, streams.train_tokenizer(catalogue, 100)).batch([0, 1])
+    batch = streams.Streams(catalogue, {}, train_tokenizer(catalogue, 100)).batch([0, 1])
     assert batch.streams["table"].tokens.shape == (2, 64)
     assert batch.presence.tolist() == [[False, True], [True, False]]
     assert (batch.streams["table"].entity[0, 1:-1] <= 1).all() and batch.streams["table"].entity[
@@ -37,24 +38,22 @@ def test_a_title_without_letters_of_the_vocabulary_is_still_there():
         "c",
         (Product("1", {"text": "abc"}, split="train"), Product("2", {"text": "ж"}, split="query")),
     )
-    batch = streams.Streams(catalogue, {}, streams.train_tokenizer(catalogue, 100)).batch([1])
+    batch = streams.Streams(catalogue, {}, train_tokenizer(catalogue, 100)).batch([1])
     assert batch.streams["text"].valid.sum() == 3  # [CLS] [UNK] [SEP]
 
 
 def test_the_same_words_give_the_same_vocabulary(catalogue):
-    one, two = (streams.train_tokenizer(catalogue, 400).get_vocab() for _ in range(2))
+    one, two = (train_tokenizer(catalogue, 400).get_vocab() for _ in range(2))
     assert one == two and len(one) <= 400 and "watch" in one
-    assert streams.train_tokenizer(
+    assert train_tokenizer(
         Catalogue("zh", (Product("1", {"text": "安吉白茶 安吉"}),)), 50
     ).tokenize("白茶") == ["白", "茶"]
 
 
 def test_any_transformers_tokenizer_by_path(catalogue, tmp_path):
-    streams.train_tokenizer(catalogue, 300).save_pretrained(tmp_path)
+    train_tokenizer(catalogue, 300).save_pretrained(tmp_path)
     loaded = streams.load_tokenizer(tmp_path)
-    assert loaded.tokenize("Acme Watch") == streams.train_tokenizer(catalogue, 300).tokenize(
-        "Acme Watch"
-    )
+    assert loaded.tokenize("Acme Watch") == train_tokenizer(catalogue, 300).tokenize("Acme Watch")
     assert loaded.mask_token_id == 4
 
 
@@ -179,8 +178,8 @@ def test_class_probabilities_of_an_extractor_reach_the_loss(extracted, stream_se
     one training step."""
     from m5lib.model import Model
     from m5lib.models import zoo
+    from m5lib.models.zoo import change
     from m5lib.pretrain import Training, pretrain
-    from m5lib.spec import change
 
     catalogue, features = extracted
     probabilities = (

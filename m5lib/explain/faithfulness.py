@@ -32,7 +32,8 @@ from m5lib.explain.attribution import (
 from m5lib.modalities import codes
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier
-from m5lib.streams import Batch, Streams, with_summary, word_numbers
+from m5lib.models.words import word_numbers
+from m5lib.streams import Batch, Streams, with_summary
 
 #: Shares of the tokens that are deleted or inserted.
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

@@ -29,7 +29,8 @@ from m5lib.figures.style import (
 )
 from m5lib.figures.tokens import GAP, LINE, chip, chip_width, frame
 from m5lib.modalities import MODALITIES
-from m5lib.streams import Stream, Streams, word_numbers
+from m5lib.models.words import word_numbers
+from m5lib.streams import Stream, Streams
 
 Scores = Mapping[str, np.ndarray]
 SIGNED = LinearSegmentedColormap.from_list("signed", (WRONG, "#ffffff", RIGHT))

@@ -29,11 +29,12 @@ from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier, classify, finetune, labels_of
 from m5lib.models.pretrained import check_words, load_bert, read_bert, starting
-from m5lib.models.zoo import build
+from m5lib.models.words import train_tokenizer
+from m5lib.models.zoo import build, change
 from m5lib.pretrain import Training, pretrain
 from m5lib.shop import listings
-from m5lib.spec import Spec, change, check_choices
-from m5lib.streams import Ragged, Streams, computed, load_tokenizer, train_tokenizer
+from m5lib.spec import Spec, check_choices
+from m5lib.streams import Ragged, Streams, computed, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Job:
 
     ``extractors`` are those of :func:`load` (empty: whatever made the streams).
     ``settings`` are further arguments of the model's row, such as ``(("text_table", "one"),)``;
-    ``changes`` are those of :func:`m5lib.spec.change`, such as ``(("missing", "impute"),)``.
+    ``changes`` are those of :func:`m5lib.models.zoo.change`: ``(("missing", "impute"),)``.
     ``learning_rate`` is the highest of pre-training (0: the profile's). ``products`` says which of
     the training products pre-train: ``all``; those that are ``complete``, with every modality of
     the model (Table 10); or ``none``: fine-tuning then starts from random weights.

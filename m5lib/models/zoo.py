@@ -1,16 +1,17 @@
 """The rows of the zoo: SCALE, the released model and the baselines, each a :class:`Spec`.
 
 >>> spec = scale(width=768, layers=6, heads=12, dropout=0.1)  # the paper's sizes
+>>> spec = change(spec, [("missing", "impute"), ("objective.contrast", "siglip")])
 >>> model = Model(build("vilbert", width=256).fit(streams))
 
 ``layers`` is the paper's 6: SCALE has as many in each of its two stages, a baseline twice as many
 in all (section 5). A row's docstring says what of the original is left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import wraps
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from m5lib.modalities import MODALITIES
 from m5lib.spec import Block, Names, Objective, Spec, Stage
@@ -264,3 +265,20 @@ def build(name: str, **settings) -> Spec:
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}: known are {list(MODELS)}")
     return MODELS[name](**settings)
+
+
+def change(spec: Spec, changes: Iterable[tuple[str, Any]]) -> Spec:
+    """The spec with some fields changed: pairs such as ``("missing", "impute")`` and
+    ``("objective.contrast", "siglip")``.
+
+    Raises:
+        ValueError: a field or a value is unknown; the message lists the known ones.
+    """
+    config = spec.to_dict()
+    for key, value in changes:
+        owner, _, name = key.rpartition(".")
+        if owner not in ("", "objective"):
+            give = "give a field of Spec, or 'objective.' and a field of Objective"
+            raise ValueError(f"cannot change {key!r}: {give}")
+        (config["objective"] if owner else config)[name] = value
+    return Spec.from_dict(config)

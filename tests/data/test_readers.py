@@ -258,7 +258,8 @@ def test_what_the_format_cannot_hold_is_refused(shop, tmp_path):
 
 
 def test_chinese_text_becomes_words(shop):
-    from m5lib.streams import Streams, train_tokenizer
+    from m5lib.models.words import train_tokenizer
+    from m5lib.streams import Streams
 
     shop = replace(shop, products=tuple(replace(p, split="train") for p in shop.products))
     tokenizer = train_tokenizer(

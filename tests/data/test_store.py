@@ -85,7 +85,8 @@ def test_store_gives_what_memory_gives(mixed, tmp_path):
 
 
 def test_streams_do_not_tell_the_difference(mixed, tmp_path):
-    from m5lib.streams import Streams, train_tokenizer
+    from m5lib.models.words import train_tokenizer
+    from m5lib.streams import Streams
 
     clean, features = store.extract(mixed)
     tokenizer = train_tokenizer(clean)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from m5lib.explain import attention
-from m5lib.layers import AttentionBlock
+from m5lib.layers import AttentionBlock, Packed
 from m5lib.model import Model
 from m5lib.models import zoo
 from m5lib.spec import Block
@@ -18,24 +18,22 @@ def test_weights_are_those_of_the_layer(norm, crossing):
     block = AttentionBlock(16, Block(heads=4, norm=norm)).eval()
     x, context = torch.randn(3, 5, 16), torch.randn(3, 7, 16) if crossing else None
     readable = torch.rand(3, 7 if crossing else 5) < 0.6
-    readable[2] = False  # a product without any: reads all alike
-    seen = []
-    block(x, readable, context, seen=seen)
+    readable[2] = False  # a product without any reads a zero vector
+    read, seen = Packed(readable, whole=True), []
+    own = Packed(torch.ones(3, 5).bool(), whole=True) if crossing else read
+    rows, others = own.pack(x), read.pack(context) if crossing else None
+    block(rows, own, others, read, seen=seen)
     (found,) = seen
-    read = x if context is None else context
-    normed = [block.norm_attention(t) if norm == "pre" else t for t in (x, read)]
-    value = (
-        (normed[1] @ block.qkv.weight[32:].T + block.qkv.bias[32:])
-        .unflatten(-1, (4, 4))
-        .transpose(1, 2)
-    )
+    others = rows if others is None else others
+    normed = [block.norm_attention(t) if norm == "pre" else t for t in (rows, others)]
+    value = read.pad(normed[1] @ block.qkv.weight[32:].T + block.qkv.bias[32:])
+    value = value.unflatten(-1, (4, 4)).transpose(1, 2)
     mixed = block.out((found @ value).transpose(1, 2).flatten(2))
-    expected = block.attend(normed[0], normed[0] if context is None else normed[1], readable)
-    assert torch.allclose(mixed, expected, atol=1e-6)
-    assert (
-        torch.allclose(found.sum(-1), torch.ones(3, 4, 5))
-        and (found[:2].transpose(1, 3)[~readable[:2]] == 0).all()
-    )
+    expected = block.attend(normed[0], own, normed[1] if crossing else normed[0], read)
+    assert torch.allclose(own.pack(mixed), expected, atol=1e-6)
+    assert torch.allclose(found.sum(-1), torch.ones(3, 4, 5))
+    assert (found[:2].transpose(1, 3)[~readable[:2]] == 0).all()
+    assert torch.allclose(mixed[2], block.out.bias, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["scale", "vilbert"])

@@ -5,7 +5,7 @@ import torch
 
 from m5lib import masking
 from m5lib.figures import tokens as token_figures
-from m5lib.streams import word_numbers
+from m5lib.models.words import word_numbers
 
 
 def marks(figure):

@@ -9,6 +9,7 @@ from m5lib.catalogue import split_of
 from m5lib.embeddings import DEFAULT
 from m5lib.figures import style
 from m5lib.lab import claims, notebooks, recording, runs
+from m5lib.models.words import train_tokenizer
 
 CONTEXT = {
     "notebook": "05_downstream",
@@ -145,7 +146,7 @@ def test_products_without_labels_pretrain_but_are_not_measured(extracted, tmp_pa
     )
     run = runs.pretrained(
         runs.Job(profile="tiny", epochs=1),
-        streams.Streams(bare, extracted[1], streams.train_tokenizer(bare, 300)),
+        streams.Streams(bare, extracted[1], train_tokenizer(bare, 300)),
     )
     assert not run.history[0]["before"]["validation"] and not run.history[-1].get("validation")
     assert figures.milestones(pd.DataFrame(columns=["share", "readout", "value"]), "mAP").axes

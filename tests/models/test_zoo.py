@@ -16,8 +16,8 @@ from m5lib.masking import Vocabulary, mask
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model
 from m5lib.models import anatomy, zoo
-from m5lib.models.zoo import MODELS
-from m5lib.spec import Spec, Stage, change
+from m5lib.models.zoo import MODELS, change
+from m5lib.spec import Spec, Stage
 
 WIDTHS = {"image": 12, "video": 10, "audio": 8}
 
@@ -241,7 +241,7 @@ def test_an_unknown_choice_lists_the_known_ones():
     """In a process of its own: the type checks of the tests would speak first."""
     code = """
 from m5lib.models import zoo
-from m5lib.spec import change
+from m5lib.models.zoo import change
 for changes in ({"objective.contrast": "simclr"}, {"objective.harmony_on": ("loss",)}, {"missing": "zeros"}):
     try:
         change(zoo.scale(), changes.items())
