@@ -28,7 +28,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from m5lib import simcl
-from m5lib.layers import AttentionBlock, Packed, Places, Whitening, first_token, mean_token
+from m5lib.layers import AttentionBlock, Packed, Places, Whitening, dropout, first_token, mean_token
 from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
 from m5lib.spec import Spec, Stage
@@ -80,7 +80,7 @@ class Embedding(nn.Module):
     def __init__(self, names: Sequence[str], spec: Spec, words: nn.Embedding | None):
         super().__init__()
         rows = [MODALITIES[name] for name in names]
-        self.words, self.position, self.kind = words, None, None
+        self.words, self.position, self.kind, self.rate = words, None, None, spec.dropout
         if words is None:
             self.project = nn.Linear(dict(spec.widths)[names[0]], spec.width)
         self.by_index = rows[0].position == "index"
@@ -91,7 +91,6 @@ class Embedding(nn.Module):
         if spec.types == "all" or (spec.types == "words" and words is not None):
             self.kind = nn.Embedding(1, spec.width)
         self.norm = nn.LayerNorm(spec.width, eps=spec.eps)
-        self.dropout = nn.Dropout(spec.dropout)
 
     def forward(self, stream: Stream) -> Float[Tensor, "B L D"]:
         """Embed a stream; zeros where nothing is there."""
@@ -105,7 +104,8 @@ class Embedding(nn.Module):
             x = x + self.position(there.take(stream.boxes.flatten(0, 1)))
         if self.kind is not None:
             x = x + self.kind.weight[0]
-        return there.put(self.dropout(self.norm(x))).unflatten(0, shape)
+        x = dropout(self.norm(x), self.rate, self.training)
+        return there.put(x).unflatten(0, shape)
 
 
 class Head(nn.Module):

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -80,10 +81,11 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return (step + 1) / first if step < first else max(0.0, (steps - step) / max(1, steps - first))
 
 
-def order(rows: np.ndarray, epoch: int, seed: int) -> np.ndarray:
-    """The rows shuffled for an epoch: a function of seed and epoch only, so that a resumed run sees
-    the same batches."""
-    return np.random.default_rng([seed, epoch]).permutation(rows)
+@lru_cache(maxsize=1)
+def order(count: int, epoch: int, seed: int) -> np.ndarray:
+    """The numbers below ``count`` shuffled for an epoch: a function of seed and epoch only, so that
+    a resumed run sees the same batches."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 class Checkpoint:
@@ -247,7 +249,8 @@ def train_step(
     epoch, place = divmod(step, per_epoch)
     # a last batch of a single product takes the one before along: contrast compares products
     first = min(place * training.batch_size, max(0, len(rows) - 2))
-    chosen = order(rows, epoch, training.seed)[first : (place + 1) * training.batch_size]
+    shuffled = order(len(rows), epoch, training.seed)
+    chosen = rows[shuffled[first : (place + 1) * training.batch_size]]
     generator = torch.Generator(device).manual_seed(training.seed * 1_000_003 + step)
     share = schedule(step, steps, training.warmup)
     for group in optimizer.param_groups:

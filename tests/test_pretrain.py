@@ -123,11 +123,8 @@ def test_schedule_and_order():
         and factors[-1] == pytest.approx(1 / 90)
     )
     assert all(a <= b for a, b in zip(factors[:10], factors[1:10], strict=False))
-    rows = np.arange(50)
-    assert set(order(rows, 0, 0)) == set(rows) and list(order(rows, 0, 0)) == list(
-        order(rows, 0, 0)
-    )
-    assert list(order(rows, 0, 0)) != list(order(rows, 1, 0)) != list(order(rows, 1, 1))
+    first, again, later, other = (list(order(50, *of)) for of in ((0, 0), (0, 0), (1, 0), (1, 1)))
+    assert sorted(first) == list(range(50)) and first == again and first != later != other
 
 
 def test_the_last_incomplete_batch_of_an_epoch_is_a_step(stream_set, tmp_path):
