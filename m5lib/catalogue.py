@@ -186,25 +186,6 @@ class Catalogue:
         """The catalogue of the given rows, in their order."""
         return replace(self, products=tuple(self.products[row] for row in rows))
 
-    def without(self, broken: Sequence[Skip]) -> "Catalogue":
-        """The catalogue without the contents that could not be decoded: each is listed in
-        :attr:`skipped`.
-
-        A product keeps its other modalities; one that has none left is left out.
-        """
-        lost: dict[str, set[str]] = {}
-        for skip in broken:
-            lost.setdefault(skip.where, set()).add(skip.field)
-        products = []
-        for product in self.products:
-            gone, contents = lost.get(product.id, ()), product.contents
-            if gone:
-                contents = {name: x for name, x in contents.items() if name not in gone}
-                product = replace(product, contents=contents)
-            if contents:
-                products.append(product)
-        return replace(self, products=tuple(products), skipped=(*self.skipped, *broken))
-
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that change with any id, label, split, word, or size of a media file; never

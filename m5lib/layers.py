@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from m5lib.spec import Block
 
+Tokens, Context = Float[Tensor, "N D"], Float[Tensor, "K D"]
+
 
 class _Move(torch.autograd.Function):
     """Rows of x by their numbers, a row of zeros for the number one past the last. No row is taken
@@ -85,19 +87,19 @@ class Packed:
         part._lay(self.places.index[kept], self.row[kept], self.sides[0])
         return Places(kept, len(self.row)), part
 
-    def pack(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "N D"]:
+    def pack(self, x: Float[Tensor, "B L D"]) -> Tokens:
         """What is there."""
         return self.places.take(x.flatten(0, 1))
 
-    def pad(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "B L D"]:
+    def pad(self, x: Tokens) -> Float[Tensor, "B L D"]:
         """The inverse of :meth:`pack`, zeros elsewhere."""
         return self.places.put(x).unflatten(0, self.shape)
 
-    def rows(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "b l D"]:
+    def rows(self, x: Tokens) -> Float[Tensor, "b l D"]:
         """Products side by side, zeros where a row is shorter."""
         return self.cells.put(x).unflatten(0, self.sides)
 
-    def flat(self, rows: Float[Tensor, "b l D"]) -> Float[Tensor, "N D"]:
+    def flat(self, rows: Float[Tensor, "b l D"]) -> Tokens:
         """The inverse of :meth:`rows`."""
         return self.cells.take(rows.flatten(0, 1))
 
@@ -168,15 +170,9 @@ class AttentionBlock(nn.Module):
         self.norm_feed = nn.LayerNorm(width, eps=block.eps)
 
     def attend(
-        self,
-        x: Float[Tensor, "N D"],
-        packed: Packed,
-        context: Float[Tensor, "K D"],
-        read: Packed,
-        seen: list[Tensor] | None = None,
-    ) -> Float[Tensor, "N D"]:
-        """Scaled dot-product attention of ``x`` over the tokens of the same product in
-        ``context``."""
+        self, x: Tokens, packed: Packed, context: Context, read: Packed, seen: list | None = None
+    ) -> Tokens:
+        """Scaled dot-product attention of ``x`` over what its product has in ``context``."""
         width, heads = x.shape[-1], self.block.heads
         if context is x:  # one product of matrices instead of two
             q, k, v = packed.rows(self.qkv(x)).chunk(3, dim=-1)
@@ -190,7 +186,7 @@ class AttentionBlock(nn.Module):
         mixed = attention(q, k, v, read.readable, self.block.dropout if self.training else 0.0)
         return self.out(packed.flat(mixed.transpose(1, 2).flatten(2)))
 
-    def feed(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    def feed(self, x: Tokens) -> Tokens:
         """The feed-forward layer."""
         return self.down(ACTIVATIONS[self.block.activation](self.up(x)))
 
@@ -199,18 +195,14 @@ class AttentionBlock(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "N D"],
+        x: Tokens,
         packed: Packed,
-        context: Float[Tensor, "K D"] | None = None,
+        context: Context | None = None,
         read: Packed | None = None,
         seen: list[Tensor] | None = None,
-    ) -> Float[Tensor, "N D"]:
-        """(N, D) -> (N, D).
-
-        Args:
-            packed: where the tokens of ``x`` lie, and ``read`` those of ``context``.
-            seen: the attention weights (B, H, L, K) are appended to it; for ``Packed(whole=True)``.
-        """
+    ) -> Tokens:
+        """Args: ``packed`` says where the tokens of ``x`` lie, ``read`` those of ``context``; to
+        ``seen`` the attention weights (B, H, L, K) are appended (with ``Packed(whole=True)``)."""
         read = packed if read is None else read
         if self.block.norm == "pre":
             normed = self.norm_attention(x)
@@ -235,13 +227,12 @@ def mean_token(x: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]) -> Float[T
 
 class Whitening(nn.Module):
     """Decorrelate vectors with statistics fitted beforehand, without labels: (x - mean) W, W = V (Λ
-    + ε λ₁)^-½.
+    + ε λ₁)^-½. The identity until :meth:`fit`; saved with the model.
 
     A few directions (gender, colour) carry most of a vector's length and drown the others in a
     cosine; afterwards all weigh alike. V and Λ are the eigenvectors and values of the covariance; ε
-    = 0.01 of the largest keeps directions without content from being blown up. The identity until
-    :meth:`fit`. Buffers, saved with the model. (Su et al. 2021, arXiv 2103.15316, for sentence
-    vectors.)
+    = 0.01 of the largest keeps directions without content from being blown up (Su et al. 2021,
+    arXiv 2103.15316, for sentence vectors).
     """
 
     def __init__(self, width: int, shrink: float = 0.01):

@@ -3,10 +3,9 @@
 Notable features:
 
 - a model is its :class:`~m5lib.spec.Spec`, a list of stages: no subclass per baseline
-- an absent modality, and padding, take part in nothing; the paper's zeros are an option
+- an absent modality, and padding, take part in nothing and cost nothing (:class:`Packed`)
 - every intermediate has a name (:class:`Output`), attention weights too when asked: nothing hooks
 - only the fused tokens that somebody reads are computed (``wanted``): 1.6 times as fast a step
-- word embeddings are one table, tied to the heads of the masked tasks
 - the weights travel with tokenizer, whitening and the extractors' settings
 
 >>> model = Model(scale(width=256).fit(streams))
@@ -153,11 +152,8 @@ class Stack(nn.Module):
         self, states: States, valid: Marks, wanted: Marks | None = None, seen: Weights | None = None
     ) -> States:
         """States of every modality -> states of every modality; zeros where nothing is there.
-
-        Args:
-            wanted: as in :meth:`Model.forward_from_embeddings`.
-            seen: the attention weights are put into it, as ``Output.attention`` has them.
-        """
+        ``wanted`` as in :meth:`Model.forward_from_embeddings`; the attention weights are put into
+        ``seen``, as ``Output.attention`` has them."""
         taken = {name: states[name] for name in self.stage.takes(states)}
         here = {name: valid[name] for name in taken}
         for name, positions in self.positions.items():

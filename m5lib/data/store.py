@@ -62,9 +62,9 @@ def extract(
             millions of products.
 
     Returns:
-        the catalogue without what could not be decoded
-        (:meth:`~m5lib.catalogue.Catalogue.without`), and for each modality a :class:`Ragged` in the
-        order of that catalogue, of :class:`Mapped` arrays where there is a folder.
+        the catalogue without what could not be decoded (:func:`without`), and for each modality a
+        :class:`Ragged` in the order of that catalogue, of :class:`Mapped` arrays where there is a
+        folder.
     """
     decoding = (name for name, e in extractors.items() if getattr(e, "decodes", True))
     if any(MODALITIES[name].inside for name in decoding):
@@ -83,9 +83,27 @@ def extract(
                 for name, e in chosen.items()
             }
     broken = [skip for part in parts.values() for skip in part.skipped]
-    clean = catalogue.without(broken) if broken else catalogue
+    clean = without(catalogue, broken) if broken else catalogue
     filled = {name: part for name, part in parts.items() if len(part.values)}
     return clean, {n: part.of(clean, n, described(chosen[n])) for n, part in filled.items()}
+
+
+def without(catalogue: Catalogue, broken: Sequence[Skip]) -> Catalogue:
+    """The catalogue without the contents that could not be decoded: each is listed in ``skipped``.
+
+    A product keeps its other modalities; one that has none left is left out.
+    """
+    lost: dict[str, set[str]] = {}
+    for skip in broken:
+        lost.setdefault(skip.where, set()).add(skip.field)
+    products = []
+    for product in catalogue.products:
+        if gone := lost.get(product.id):
+            contents = {n: x for n, x in product.contents.items() if n not in gone}
+            product = replace(product, contents=contents)
+        products += [product] if product.contents else []
+    skipped = (*catalogue.skipped, *broken)
+    return replace(catalogue, products=tuple(products), skipped=skipped)
 
 
 class _Extracted(NamedTuple):
