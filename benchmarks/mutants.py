@@ -161,7 +161,7 @@ one mask rate for all rows | test_a_row_masks_at_its_own_rate
 gradients add up | test_a_killed_run_resumes_to_the_same_losses_and_weights
     optimizer.zero_grad(set_to_none=True) ==> pass
 one order | test_an_epoch_is_every_product_once_in_training_mode_with_masks_of_its_own
-    order(rows, epoch, training.seed) ==> order(rows, 0, training.seed)
+    order(len(rows), epoch, training.seed) ==> order(len(rows), 0, training.seed)
 # m5lib/models/finetune.py models/test_finetune.py
 queries are learned from | test_queries_teach_nothing
     for row in rows if numbers ==> for row in [*rows, *catalogue.split("query")] if numbers
