@@ -115,6 +115,13 @@ vectors with dropout | test_embeddings_given_some_modalities_know_nothing_of_the
     module.eval() ==> module.train()
 harmony over all products | test_mean_harmony_is_over_the_products_that_have_both
     total / count.clamp(min=1) ==> total / len(rows)
+# m5lib/layers.py test_model.py
+nothing to read is ones | test_packed_tokens_are_what_padded_ones_are
+    x = torch.cat([x, x.new_zeros( ==> x = torch.cat([x, x.new_ones(
+a gradient in another's place | test_packed_tokens_are_what_padded_ones_are
+    ctx.save_for_backward(back, index) ==> ctx.save_for_backward(back.flip(0), index)
+padding of a row is read | test_packed_tokens_are_what_padded_ones_are
+    there = (self.cells.back < len(row)) ==> there = (self.cells.back <= len(row))
 # m5lib/streams.py test_streams.py
 summaries over the padded length | test_features_are_hidden_from_the_summary_too
     there.sum(1).clamp(min=1) ==> there.shape[1]

@@ -143,8 +143,7 @@ class Stack(nn.Module):
             normed = stage.final_norm and block.norm == "pre"
             self.blocks[owner] = nn.ModuleList(layers)
             self.norms[owner] = nn.LayerNorm(spec.width, block.eps) if normed else nn.Identity()
-        # a vector per modality and place, not per place in the concatenation: neither padding nor
-        # the order of streams moves it
+        # a vector per modality and place: neither padding nor the order of streams moves it
         for name in names if stage.positions else ():
             self.positions[name] = nn.Embedding(MODALITIES[name].slots, spec.width)
 

@@ -19,6 +19,7 @@ from m5lib.model import Model
 from m5lib.models import zoo
 from m5lib.models.finetune import Classifier, finetune, labels_of
 from m5lib.models.pretrained import FAMILIES, load_bert, read_bert, starting
+from m5lib.models.words import train_tokenizer
 from m5lib.pretrain import Training, optimiser, pretrain
 
 STREAMS = SimpleNamespace(
@@ -345,7 +346,7 @@ def test_a_run_is_named_by_the_weights_not_by_where_they_lie(stream_set, source,
 
 
 def test_streams_with_other_word_pieces_are_refused(stream_set, source, extracted):
-    other = streams.train_tokenizer(extracted[0].take(range(40)))
+    other = train_tokenizer(extracted[0].take(range(40)))
     with pytest.raises(
         ValueError, match=r"word pieces: BERT has its \d+, the streams \d+; make the"
     ):
