@@ -21,6 +21,7 @@ from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model
 from m5lib.models import released, zoo
+from m5lib.models.words import SPECIAL
 from m5lib.models.zoo import change
 from m5lib.streams import Batch, Stream
 
@@ -330,7 +331,7 @@ def their_tokenizer(words):
         normalizers.BertNormalizer(lowercase=True),
         pre_tokenizers.BertPreTokenizer(),
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **streams.SPECIAL)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
 
 
 def ragged(raw, ids, key, boxes=None) -> store.Ragged:
