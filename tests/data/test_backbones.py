@@ -30,8 +30,9 @@ from m5lib.data.decoding import open_image, sound
 from m5lib.data.extractors import described, settings
 from m5lib.data.networks import Clips, Lite0, Regions, cells, located
 from m5lib.modalities import MODALITIES
+from m5lib.models.words import train_tokenizer
 from m5lib.spec import Objective
-from m5lib.streams import Streams, computed, train_tokenizer
+from m5lib.streams import Streams, computed
 
 BACKBONES = [name for name in make_backbones.MADE if name not in ("detr", "yolos")]
 PICTURES = [name for name in BACKBONES if name.startswith(("dino", "clip", "siglip"))]
