@@ -62,17 +62,17 @@ def named(settings: Mapping[str, Any] | None) -> str:
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """Any ``transformers`` tokenizer with ``[CLS]``, ``[SEP]`` and ``[MASK]``, by name or path.
-
-    Raises:
-        ValueError: the tokenizer has no such token.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
+    Raises ``ValueError``: there is none, or it has no such token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
+    except (OSError, ValueError) as error:
+        mend = "give a folder that has one, or a name on the hub and a network"
+        said = f"{str(error).splitlines()[0]} ({mend})"
+        raise ValueError(f"tokenizer {name_or_path}: {said}") from None
     needed = ("cls_token_id", "sep_token_id", "mask_token_id", "pad_token_id")
     if missing := [key for key in needed if getattr(tokenizer, key) is None]:
-        raise ValueError(
-            f"tokenizer {name_or_path}: {missing} missing; masked word tasks need a BERT-like "
-            "tokenizer"
-        )
+        mend = "masked word tasks need a BERT-like tokenizer"
+        raise ValueError(f"tokenizer {name_or_path}: {missing} missing; {mend}")
     return tokenizer
 
 

@@ -55,6 +55,13 @@ def test_any_transformers_tokenizer_by_path(catalogue, tmp_path):
     loaded = streams.load_tokenizer(tmp_path)
     assert loaded.tokenize("Acme Watch") == train_tokenizer(catalogue, 300).tokenize("Acme Watch")
     assert loaded.mask_token_id == 4
+    loaded.mask_token = None
+    loaded.save_pretrained(tmp_path / "unmasked")
+    with pytest.raises(ValueError, match=r"unmasked: \['mask_token_id'\] missing; masked word"):
+        streams.load_tokenizer(tmp_path / "unmasked")
+    with pytest.raises(ValueError, match=r"tokenizer .*/none: .* \(give a folder") as refused:
+        streams.load_tokenizer(tmp_path / "none")
+    assert "\n" not in str(refused.value)
 
 
 def test_a_modality_that_the_catalogue_lacks_is_an_error(stream_set):

@@ -70,6 +70,7 @@ def build(
     profile: str = "small",
     seed: int = 0,
     extractors: str = "",
+    bert: str = "",
 ) -> "Index":
     """Read products, extract, embed. What was done before with the same products is loaded.
 
@@ -81,6 +82,7 @@ def build(
         profile: size of what is pre-trained; ``tiny`` reads at most 400 products.
         extractors: of a model that is pre-trained here (:func:`m5lib.data.backbones.choose`). With
             ``model``, which brings its own: where their weights are now, if not where they were.
+        bert: what titles of a model that is pre-trained here start from (:class:`runs.Job`).
 
     Raises:
         DataError: nothing readable, too little to pre-train on, or a model that reads none of it.
@@ -99,15 +101,14 @@ def build(
             "give `model`, a run's folder"
         )
     else:
-        streams = runs.streams_of(catalogue, features, size)
-        run = runs.pretrained(
-            runs.Job(profile, "scale_fused", seed=seed, extractors=extractors), streams
-        )
+        streams = runs.streams_of(catalogue, features, size, tokenizer=bert)
+        job = runs.Job(profile, "scale_fused", seed=seed, extractors=extractors, bert=bert)
+        run = runs.pretrained(job, streams)
         trained, folder = run.model, run.folder
     vectors = embeddings(trained, streams, range(len(streams)), readouts=(DEFAULT, ACROSS))
-    how = recording.provenance(profile, seed, time.monotonic() - begun, extractors)
+    how = recording.provenance(profile, seed, time.monotonic() - begun, extractors, bert)
     how |= {"model": str(folder.name), "fingerprint": catalogue.fingerprint}
-    how["data"] = runs.data_name(catalogue, trained.extractors)
+    how["data"] = runs.data_name(catalogue, trained.extractors, bert)
     return Index(trained, streams, vectors, how, made)
 
 
