@@ -170,7 +170,7 @@ class Job:
     tokenizer: str = ""
     extractors: str = ""
     bert: str = ""
-    bert_rate: float = 5e-5
+    bert_rate: float = 1e-4
     bert_decay: float = 1.0
     bert_layers: int = 0
     settings: tuple[tuple[str, Any], ...] = ()

@@ -2,7 +2,7 @@
 
 >>> bert = read_bert("bert-base-chinese")  # its configuration; the weights come last
 >>> row = zoo.scale(width=bert.width, heads=bert.block.heads).fit(streams)
->>> model = Model(starting(row, bert, rate=5e-5))
+>>> model = Model(starting(row, bert, rate=1e-4))
 >>> load_bert(model, bert)
 
 The model takes BERT's width, instead of a linear map between two widths: word pieces, masked heads
