@@ -89,21 +89,14 @@ def extract(
 
 
 def without(catalogue: Catalogue, broken: Sequence[Skip]) -> Catalogue:
-    """The catalogue without the contents that could not be decoded: each is listed in ``skipped``.
-
-    A product keeps its other modalities; one that has none left is left out.
-    """
-    lost: dict[str, set[str]] = {}
-    for skip in broken:
-        lost.setdefault(skip.where, set()).add(skip.field)
-    products = []
-    for product in catalogue.products:
-        if gone := lost.get(product.id):
-            contents = {n: x for n, x in product.contents.items() if n not in gone}
-            product = replace(product, contents=contents)
-        products += [product] if product.contents else []
-    skipped = (*catalogue.skipped, *broken)
-    return replace(catalogue, products=tuple(products), skipped=skipped)
+    """The catalogue without what could not be decoded, which its ``skipped`` lists. A product keeps
+    its other modalities; one that has none left is left out."""
+    lost, products = {(skip.where, skip.field) for skip in broken}, []
+    for p in catalogue.products:
+        left = {name: x for name, x in p.contents.items() if (p.id, name) not in lost}
+        same = len(left) == len(p.contents)
+        products += [p if same else replace(p, contents=left)] if left else []
+    return replace(catalogue, products=tuple(products), skipped=(*catalogue.skipped, *broken))
 
 
 class _Extracted(NamedTuple):
