@@ -85,7 +85,7 @@ def extract(
     broken = [skip for part in parts.values() for skip in part.skipped]
     clean = without(catalogue, broken) if broken else catalogue
     filled = {name: part for name, part in parts.items() if len(part.values)}
-    return clean, {n: part.of(clean, n, described(chosen[n])) for n, part in filled.items()}
+    return clean, {n: part.of(clean, described(chosen[n])) for n, part in filled.items()}
 
 
 def without(catalogue: Catalogue, broken: Sequence[Skip]) -> Catalogue:
@@ -122,20 +122,12 @@ class _Extracted(NamedTuple):
         skipped = [result for result in results if isinstance(result, Skip)]
         return cls(ids, lengths, skipped, values.astype(np.float16), *more)
 
-    def of(self, catalogue: Catalogue, name: str, made: dict) -> Ragged:
-        """The features of a catalogue's products, in its order."""
-        lengths = np.array(self.lengths)
-        starts = np.cumsum(lengths) - lengths
-        place = {i: n for n, i in enumerate(self.ids)}
-        here = [place.get(p.id, -1) if name in p.contents else -1 for p in catalogue.products]
-        counts = np.where(np.array(here) >= 0, lengths[here], 0)
+    def of(self, catalogue: Catalogue, made: dict) -> Ragged:
+        """The features of a catalogue's products, which come in the same order."""
+        lengths = dict(zip(self.ids, self.lengths, strict=True))
+        counts = [lengths.get(product.id, 0) for product in catalogue.products]
         offsets = np.concatenate([[0], np.cumsum(counts)])
-        rows = np.repeat(starts[here] - offsets[:-1], counts) + np.arange(offsets[-1])
-        arrays = (self.values, self.boxes, self.classes)
-        if not np.array_equal(rows, np.arange(len(self.values))):
-            arrays = (None if array is None else array.take(rows, 0) for array in arrays)
-        values, boxes, classes = arrays
-        return Ragged(values, offsets, boxes, classes, made)
+        return Ragged(self.values, offsets, self.boxes, self.classes, made)
 
 
 def _in_memory(catalogue: Catalogue, name: str, extractor, workers: int | None) -> _Extracted:
@@ -257,16 +249,10 @@ class Mapped:
     paths, so that loader processes each open their own.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        lengths: Sequence[int] | np.ndarray,
-        width: int,
-        rows: np.ndarray | None = None,
-    ):
-        self.paths, self.rows, self.dtype, self.ndim = tuple(paths), rows, np.dtype(np.float16), 2
+    def __init__(self, paths: Sequence[Path], lengths: Sequence[int], width: int):
+        self.paths, self.dtype, self.ndim = tuple(paths), np.dtype(np.float16), 2
         self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self.shape = (int(self.starts[-1]) if rows is None else len(rows), width)
+        self.shape = (int(self.starts[-1]), width)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -279,7 +265,6 @@ class Mapped:
         flat = np.where(index < 0, index + len(self), index).ravel()
         if flat.size and (flat.min() < 0 or flat.max() >= len(self)):
             raise IndexError(f"rows up to {flat.max()} of {len(self)}")
-        flat = flat if self.rows is None else self.rows[flat]
         out = np.empty((flat.size, self.shape[1]), self.dtype)
         shards = np.searchsorted(self.starts, flat, side="right") - 1
         for shard in np.unique(shards):
@@ -289,11 +274,6 @@ class Mapped:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self[:].astype(dtype or self.dtype, copy=False)
-
-    def take(self, rows: np.ndarray, axis: int = 0) -> "Mapped":
-        """The same files, seen through other rows."""
-        rows = rows if self.rows is None else self.rows[rows]
-        return Mapped(self.paths, np.diff(self.starts), self.shape[1], rows)
 
 
 def _stored(

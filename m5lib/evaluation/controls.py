@@ -14,26 +14,16 @@ from m5lib.modalities import MODALITIES
 from m5lib.streams import Ragged
 
 
-def words_of(catalogue: Catalogue, names: tuple[str, ...]) -> list[str]:
-    """The words of the given modalities of each product, joined; empty where it has none."""
-    return [
-        " ".join(
-            text
-            for name in names
-            if name in p.contents
-            for text in MODALITIES[name].units(p.contents[name])
-        )
-        for p in catalogue.products
-    ]
-
-
 def tfidf(catalogue: Catalogue, names: tuple[str, ...]) -> sparse.csr_matrix:
-    """(N, V) TF-IDF of words (scikit-learn's defaults: smoothed idf, unit rows)."""
-    texts = words_of(catalogue, names)
-    vectorizer = TfidfVectorizer(dtype=np.float32).fit(
-        [texts[row] for row in catalogue.split("train")]
-    )
-    return vectorizer.transform(texts)
+    """(N, V) TF-IDF of the words of some modalities (scikit-learn's defaults: smoothed idf, unit
+    rows)."""
+    texts = []
+    for product in catalogue.products:
+        there = [name for name in names if name in product.contents]
+        words = [text for n in there for text in MODALITIES[n].units(product.contents[n])]
+        texts.append(" ".join(words))
+    train = [texts[row] for row in catalogue.split("train")]
+    return TfidfVectorizer(dtype=np.float32).fit(train).transform(texts)
 
 
 def pca_pixels(catalogue: Catalogue, pixels: Ragged, k: int = 128, seed: int = 0) -> np.ndarray:
@@ -44,9 +34,8 @@ def pca_pixels(catalogue: Catalogue, pixels: Ragged, k: int = 128, seed: int = 0
     train = np.isin(there, catalogue.split("train"))
     k = min(k, int(train.sum()), values.shape[1])
     vectors = np.zeros((len(catalogue), k), dtype=np.float32)
-    vectors[there] = normalize(
-        PCA(k, svd_solver="randomized", random_state=seed).fit(values[train]).transform(values)
-    )
+    pca = PCA(k, svd_solver="randomized", random_state=seed).fit(values[train])
+    vectors[there] = normalize(pca.transform(values))
     return vectors
 
 
@@ -54,9 +43,8 @@ def svd(catalogue: Catalogue, matrix: sparse.csr_matrix, k: int = 256, seed: int
     """(N, k) truncated SVD of a sparse matrix (latent semantic analysis), unit rows."""
     train = matrix[catalogue.split("train")]
     k = min(k, min(train.shape) - 1)
-    return normalize(TruncatedSVD(k, random_state=seed).fit(train).transform(matrix)).astype(
-        np.float32
-    )
+    latent = TruncatedSVD(k, random_state=seed).fit(train).transform(matrix)
+    return normalize(latent).astype(np.float32)
 
 
 def controls(

@@ -43,11 +43,9 @@ def needed_rows(catalogue: Catalogue, split: str = "query") -> np.ndarray:
 def require_labels(catalogue: Catalogue) -> None:
     """Raises :class:`~m5lib.catalogue.DataError` where no query's category is in the gallery."""
     if not len(catalogue.queries()[0]):
-        raise DataError(
-            f"{catalogue.name}: no query product has a label that is also in the gallery, so "
-            "nothing can be measured; give the category of each product in a column 'label' "
-            "(pre-training needs none)"
-        )
+        what = "no query product has a label that is also in the gallery: nothing can be measured"
+        mend = "give the category of each product in a column 'label' (pre-training needs none)"
+        raise DataError(f"{catalogue.name}: {what}; {mend}")
 
 
 def having(catalogue: Catalogue, names: Iterable[str]) -> np.ndarray:
@@ -129,10 +127,8 @@ def per_query(
 def _means(queries: pd.DataFrame) -> list[dict]:
     """The numbers that queries contribute to."""
     groups = queries.groupby(["task", "metric", "convention"], sort=False)["value"]
-    return [
-        dict(zip(PER_QUERY[1:], (*name, float(values.to_numpy().mean())), strict=True))
-        for name, values in groups
-    ]
+    means = [(*name, float(values.to_numpy().mean())) for name, values in groups]
+    return [dict(zip(PER_QUERY[1:], row, strict=True)) for row in means]
 
 
 def evaluate(
@@ -185,9 +181,8 @@ def retrieval(
             listed, but counts among the R products sought: the gallery is the same for all sets.
     """
     task = "fine retrieval" if split == "fine_query" else "retrieval"
-    queries = per_query(
-        *(catalogue, vectors, [task], split), protocols=[protocol], gallery=gallery, given=given
-    )
+    how = {"protocols": [protocol], "gallery": gallery, "given": given}
+    queries = per_query(catalogue, vectors, [task], split, **how)
     numbers = _means(queries)
     if given is not None and numbers:
         left_out = len(catalogue.queries(split)[0]) - queries["id"].nunique()

@@ -61,18 +61,14 @@ def held_out(
         rows = rows[having(catalogue, names)[rows]]
     if 0 < most < len(rows):
         whose = [catalogue.instances[row] or catalogue.ids[row] for row in rows]
-        names, place, count = np.unique(
-            np.array(whose, dtype=str), return_inverse=True, return_counts=True
-        )
+        whose = np.array(whose, dtype=str)
+        names, place, count = np.unique(whose, return_inverse=True, return_counts=True)
         order = np.random.default_rng(0).permutation(len(names))
         kept = order[: np.searchsorted(count[order].cumsum(), most) + 1]
         rows = rows[np.isin(place, kept)]
     if len(rows) <= K:
-        splits = ", ".join(HELD_OUT)
-        raise DataError(
-            f"{catalogue.name}: {len(rows)} products are left for a map; at least {K + 1} in "
-            f"{splits} are needed"
-        )
+        need = f"at least {K + 1} in {', '.join(HELD_OUT)} are needed"
+        raise DataError(f"{catalogue.name}: {len(rows)} products are left for a map; {need}")
     return rows
 
 
@@ -122,10 +118,8 @@ def coordinates(
         raise ValueError(f"unknown method {method!r}: known are {METHODS}")
     if len(broken := np.flatnonzero(~np.isfinite(vectors).all(axis=1))) or len(vectors) < 3:
         first = f"; {len(broken)} are not, the first in row {broken[0]}" if len(broken) else ""
-        raise ValueError(
-            f"a map needs at least three vectors of finite numbers, not {len(vectors)}{first}: "
-            "has training diverged?"
-        )
+        need = f"a map needs at least three vectors of finite numbers, not {len(vectors)}"
+        raise ValueError(f"{need}{first}: has training diverged?")
     unit = normalize(vectors.astype(np.float32))
     others, common = len(unit) - 1, {"init": "pca", "random_state": seed, "n_jobs": 1}
     with threadpool_limits(1):  # sums in another order would end in another map

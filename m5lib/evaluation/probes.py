@@ -95,10 +95,8 @@ def experts(
     test = np.setdiff1d(np.flatnonzero(kept), catalogue.split("train"))[:limit]
     own, classes = labels[train], np.unique(labels[train])
     if len(classes) < 2 or not len(test):
-        raise DataError(
-            f"{catalogue.name}: no two categories with products that have every modality; probes "
-            "need labels"
-        )
+        lack = "no two categories with products that have every modality"
+        raise DataError(f"{catalogue.name}: {lack}; probes need labels")
     inside, outside = {}, {}
     for name, block in vectors.items():
         inside[name] = np.full((len(train), len(classes)), np.log(DOUBT))

@@ -49,14 +49,13 @@ def paired_bootstrap(
         ValueError: seeds or queries of the two do not match, or there are none.
     """
     if not len(a) or [len(x) for x in a] != [len(y) for y in b] or not all(len(x) for x in a):
-        raise ValueError(
-            "the two models must be measured on the same queries of the same seeds, at least one "
-            "of each"
-        )
+        what = "the two models must be measured on the same queries of the same seeds"
+        raise ValueError(f"{what}, at least one of each")
     shared = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
-    gains = [
-        np.asarray(x, np.float64) - np.asarray(y, np.float64) for x, y in zip(a, b, strict=True)
-    ]
+    pairs = (
+        (np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in zip(a, b, strict=True)
+    )
+    gains = [x - y for x, y in pairs]
     means, rng, values = np.array([gain.mean() for gain in gains]), np.random.default_rng(seed), []
     wide = (_widening(len(means)) - 1) * (means - means.mean())
     step = max(1, 2**21 // max(len(gain) for gain in gains))

@@ -96,10 +96,8 @@ def build(
         streams = Streams(catalogue, features, trained.tokenizer, spec=trained.spec)
         folder = Path(model).resolve()
     elif count < FEWEST:
-        raise DataError(
-            f"{catalogue.name}: {count} products to train on, at least {FEWEST} are needed; "
-            "give `model`, a run's folder"
-        )
+        few = f"{count} products to train on, at least {FEWEST} are needed"
+        raise DataError(f"{catalogue.name}: {few}; give `model`, a run's folder")
     else:
         streams = runs.streams_of(catalogue, features, size, tokenizer=bert)
         job = runs.Job(profile, "scale_fused", seed=seed, extractors=extractors, bert=bert)
@@ -285,10 +283,8 @@ class Index:
     def picture(self, *searches: Hits, title: str = "") -> Figure:
         """Queries and their hits, a line for each. With the query's category: blue frame, the same,
         orange frame, another; else grey."""
-        queries = [  # spaces after the names: no two ids alike
-            replace(hits.query, id=_name(hits.query) + " " * n)
-            for n, hits in enumerate(searches, 1)
-        ]
+        named = enumerate((hits.query for hits in searches), 1)
+        queries = [replace(q, id=_name(q) + " " * n) for n, q in named]  # no two ids alike
         shown = replace(self.catalogue, products=(*self.catalogue.products, *queries))
         rows = np.full((len(searches), max(len(hits.rows) for hits in searches)), -1)
         for line, hits in zip(rows, searches, strict=True):
@@ -334,11 +330,8 @@ class Index:
             for low in range(0, len(rows), 2**16):  # bounds the memory of low thresholds
                 row, of = rows[low : low + 2**16], others[low : low + 2**16]
                 near = np.empty(len(row), dtype=best.dtype)
-                near["distance"], near["row"], near["of"] = (
-                    -_cosine(vectors[row], vectors[of]),
-                    row,
-                    of,
-                )
+                near["row"], near["of"] = row, of
+                near["distance"] = -_cosine(vectors[row], vectors[of])
                 best = np.sort(np.concatenate([best, near[near["distance"] <= -edge]]))[:most]
                 edge = -best["distance"][-1] if len(best) == most else edge
         one, other = (self.catalogue.ids[best[side]] for side in ("row", "of"))

@@ -27,10 +27,8 @@ def load_model(folder: str | Path) -> Model:
         DataError: it has no tokenizer.
     """
     if not Path(folder).is_dir():
-        raise DataError(
-            f"{folder}: no such folder; `model` is the folder of a run, or one written by "
-            "save_pretrained"
-        )
+        mend = "`model` is the folder of a run, or one written by save_pretrained"
+        raise DataError(f"{folder}: no such folder; {mend}")
     model = Model.from_pretrained(folder).to(runs.best_device())
     if model.tokenizer is None:
         mend = "set model.tokenizer and save the model again"
@@ -61,9 +59,8 @@ class Report:
         modality :data:`READ`, nothing where nothing was given, or why it could not be read."""
         catalogue, broken = self.catalogue, self._skips[self._skips["broken"]]
         ids = pd.Index(dict.fromkeys([*catalogue.ids, *broken["where"]]), name="id", dtype=object)
-        why = broken.drop_duplicates(["where", "what"]).pivot(
-            index="where", columns="what", values="reason"
-        )
+        first = broken.drop_duplicates(["where", "what"])
+        why = first.pivot(index="where", columns="what", values="reason")
         cells = catalogue.presence.map({True: READ, False: ""}.get).reindex(ids, fill_value="")
         cells = cells.where(cells == READ, why.reindex(index=ids, columns=cells.columns)).fillna("")
         labels = pd.Series(catalogue.labels, catalogue.ids).reindex(ids).fillna("")
@@ -88,11 +85,10 @@ class Report:
         cells = cells.loc[:, (cells != "").any()]
         read, empty = cells == READ, cells == ""
         counts = {"read": read.sum(), "not given": empty.sum(), "not read": (~read & ~empty).sum()}
-        return pd.DataFrame(counts).assign(inside=[self._inside(name) for name in cells])
-
-    def _inside(self, name: str) -> int:
-        contents, other = [p.contents for p in self.catalogue.products], MODALITIES[name].inside
-        return sum(other in c and c[other] == c.get(name) for c in contents)
+        contents = [product.contents for product in self.catalogue.products]
+        outer = {name: MODALITIES[name].inside for name in cells}
+        inside = [sum(o in c and c[o] == c.get(n) for c in contents) for n, o in outer.items()]
+        return pd.DataFrame(counts).assign(inside=inside)
 
     @cached_property
     def reasons(self) -> pd.DataFrame:
