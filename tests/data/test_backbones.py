@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from make_media import (
     number_of,
     numbered,
     pictures,
+    put,
     tone,
     write_image,
     write_sound,
@@ -23,12 +25,14 @@ from make_media import (
 )
 from safetensors.torch import save_file
 
+from m5lib import search
 from m5lib.catalogue import Catalogue, DataError, Product
 from m5lib.data import networks, store
 from m5lib.data.backbones import Backbone, absolute, agreed, choose, extractor_of
 from m5lib.data.decoding import open_image, sound
 from m5lib.data.extractors import described, settings
 from m5lib.data.networks import Clips, Lite0, Regions, cells, located
+from m5lib.lab import runs
 from m5lib.modalities import MODALITIES
 from m5lib.models.words import train_tokenizer
 from m5lib.spec import Objective
@@ -401,3 +405,46 @@ def test_without_its_packages_the_small_network_says_what_to_install(tmp_path, m
         Lite0()(file_of(write_image(tmp_path / "a.png")))
     with pytest.raises(DataError, match="no/such: no such file or folder"):
         located("~/no/such")
+
+
+ASK = """
+import sys
+from m5lib import search
+index = search.build(sys.argv[1], model=sys.argv[2], profile="tiny")
+for name, path in zip(sys.argv[3::2], sys.argv[4::2]):
+    hits = index.search(top=3, way="both", **{name: path})
+    print("ANSWER", *index.catalogue.ids[hits.rows])
+"""
+
+
+def test_a_model_of_three_backbones_is_asked_in_another_process(saved, tmp_path, monkeypatch):
+    """From folders, by words; what is needed to read a new file travels with the model."""
+    monkeypatch.setenv("M5_HOME", str(tmp_path / "home"))
+    tiny = runs.PROFILES["tiny"]
+    short = replace(tiny, training=replace(tiny.training, epochs=1))
+    monkeypatch.setitem(runs.PROFILES, "tiny", short)
+    lines = ["id,title,label,image,video,audio"]
+    for n in range(60):
+        files = [f"{n}.png", f"{n}.mp4", f"{n}.wav"]
+        write_image(tmp_path / files[0], n, (48, 40))
+        write_video(tmp_path / files[1], 6, 10, pixels=lambda k, n=n: numbered(k + 4 * n, 40, 64))
+        write_sound(tmp_path / files[2], tone(0.5, hz=200 + 20 * n))
+        lines.append(",".join([f"p{n}", f"thing {n % 4}", f"kind {n % 4}", *files]))
+    table = put(tmp_path / "products.csv", "\n".join(lines))
+    names = {"image": "dinov2_with_registers", "video": "videomae", "audio": "wav2vec2"}
+    words = ",".join(f"{name}=hf:{saved(family)}" for name, family in names.items())
+    index = search.build(table, profile="tiny", extractors=words)
+    assert {n: e["extractor"] for n, e in index.model.extractors.items()} == dict.fromkeys(
+        names, "Backbone"
+    )
+    model = index.model.save_pretrained(tmp_path / "model") or tmp_path / "model"
+    asked = [w for n, end in zip(names, ("png", "mp4", "wav"), strict=True)
+             for w in (n, str(tmp_path / f"5.{end}"))]  # fmt: skip
+    command = [sys.executable, "-c", ASK, str(table), str(model), *asked]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    answers = [line.split()[1:] for line in told.stdout.splitlines() if line.startswith("ANSWER")]
+    mine = [
+        list(index.catalogue.ids[index.search(top=3, way="both", **{name: path}).rows])
+        for name, path in zip(asked[::2], asked[1::2], strict=True)
+    ]
+    assert answers == mine and len(answers) == 3, told.stderr
