@@ -1,6 +1,6 @@
 """What a pre-trained extractor costs, and whether each family goes the whole way.
 
-    python benchmarks/backbones.py time              # writes benchmarks/backbones.json
+    python benchmarks/backbones.py time [names …]    # of benchmarks/backbones.json
     python benchmarks/backbones.py notebooks [dinov2 wav2vec2 …]
 
 ``time``: random weights of the published size, which cost the same; pictures of 600 x 600, videos
@@ -11,6 +11,7 @@ counts little.
 in its own process; 13 then loads the run in another one and is asked with a file of the shop.
 """
 
+import json
 import sys
 import tempfile
 import time
@@ -76,6 +77,7 @@ SIZES = {
                 encoder_attention_heads=8,
                 encoder_ffn_dim=2048,
                 decoder_layers=1,
+                decoder_attention_heads=8,
             )
         ),
         hf.WhisperFeatureExtractor(),
@@ -112,34 +114,41 @@ def measure(extractor, files: list[MediaFile], source: str) -> dict:
     return row | {"seconds_per_1000_on_two_cores": round(1000 * seconds / 2)}
 
 
-def times(folder: Path) -> dict:
-    """Every network, one at a time, on one thread."""
+def times(folder: Path, wanted: list[str], keep) -> None:
+    """Networks by name, by default all, one at a time, on one thread; ``keep`` takes each row."""
     torch.set_num_threads(1)
     make(folder, 3)
     files = {
         name: [MediaFile(p) for p in sorted(folder.iterdir()) if p.suffix in ends]
         for name, ends in ENDINGS.items()
     }
-    found = {}
     for name, build in SIZES.items():
-        model, process = build()
-        for part in (model, process):
+        if wanted and name not in wanted:
+            continue
+        for part in build():
             part.save_pretrained(folder / name)
         backbone = Backbone(folder / name)
         row = measure(backbone, files[backbone.reads], "random")
-        found[name] = {"choice": f"{backbone.reads}=hf:{name}"} | row
-        print(name, found[name], flush=True)
+        keep(f"{backbone.reads}=hf:{name}", row)
     state = {"roi_heads.box_predictor.cls_score.bias": [0] * 91, "classifier.1.bias": [0] * 400}
     made = {"image=regions": networks._faster_rcnn, "video=clips": networks._s3d}
-    for words, build in made.items():
-        torch.save(build(state).state_dict(), folder / "weights.pt")
-        name, extractor = next(iter(choose(f"{words}:{folder / 'weights.pt'}", {}).items()))
-        found[words] = {"choice": words} | measure(extractor, files[name][:2], "random")
-    for words in ("image=lite0", "image=crops", "video=frames", "audio=mfcc"):
-        name, extractor = next(iter(choose(words, {}).items()))
-        source = "real" if hasattr(extractor, "weights") else "none"
-        found[words] = {"choice": words} | measure(extractor, files[name], source)
-    return found
+    for words in (*made, "image=lite0", "image=crops", "video=frames", "audio=mfcc"):
+        if wanted and words not in wanted:
+            continue
+        source, path = ("real" if "lite0" in words else "none"), ""
+        if words in made:
+            torch.save(made[words](state).state_dict(), folder / "weights.pt")
+            source, path = "random", f":{folder / 'weights.pt'}"
+        name, extractor = next(iter(choose(words + path, {}).items()))
+        keep(words, measure(extractor, files[name], source))
+
+
+def keep(words: str, row: dict) -> None:
+    """Write a row beside those that are there."""
+    path = HERE / "backbones.json"
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, rows | {words: row})
+    print(words, row, flush=True)
 
 
 def through(family: str) -> None:
@@ -165,7 +174,7 @@ def through(family: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["time"]:
         with tempfile.TemporaryDirectory() as place:
-            write_json(HERE / "backbones.json", times(Path(place)))
+            times(Path(place), sys.argv[2:], keep)
     else:
         for chosen in sys.argv[2:] or FAMILIES:
             through(chosen)
