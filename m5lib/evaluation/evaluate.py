@@ -245,12 +245,16 @@ def fit_readouts(model: Model, streams: Streams) -> None:
         return next(n["value"] for n in numbers if (n["metric"], n["convention"]) == wanted)
 
     weights = dict.fromkeys(model.spec.modalities, 1.0)
-    best = quality(weights)
-    for name in [*weights, *weights] if len(weights) > 1 else []:
-        tried = {count: quality({**weights, name: count}) for count in COUNTS}
-        count = max(tried, key=tried.get)
-        if tried[count] > best + MARGIN:
-            best, weights[name] = tried[count], count
+    best, before = quality(weights), None
+    for _ in range(2 if len(weights) > 1 else 0):
+        if weights == before:
+            break
+        before = dict(weights)
+        for name in weights:
+            tried = {count: quality({**weights, name: count}) for count in COUNTS}
+            count = max(tried, key=tried.get)
+            if tried[count] > best + MARGIN:
+                best, weights[name] = tried[count], count
     model.importance.copy_(torch.tensor(list(weights.values())))
 
 
