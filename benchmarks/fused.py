@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from m5lib.data import write_json
-from m5lib.embeddings import ACROSS, READOUTS
+from m5lib.data import readers, write_json
+from m5lib.embeddings import ACROSS, DEFAULT, PAPER, READOUTS
 from m5lib.evaluation import evaluate
 from m5lib.evaluation.controls import controls
 from m5lib.lab import recording, runs
@@ -137,21 +137,56 @@ def run(data: str, seeds: int, folder: Path, workers: int) -> int:
         return sum(bool(code) for code in pool.map(start, todo))
 
 
-def collect(folder: Path, data: str, name: str) -> None:
-    """The parts of a folder, and the controls, in ``results/<name>.json``."""
-    parts = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    rows = [row for part in parts for row in part["rows"]]
-    for seed in sorted({row["seed"] for row in rows}):
-        rows += baseline(data, seed)
-    recording.save_results(recording.results_folder() / f"{name}.json", rows, parts[0]["made"])
-    print(table(pd.DataFrame(rows)))
+#: Rows of :func:`table`: what it is called, the form and its read-outs (of several the best).
+ROWS = {
+    "scale before, fused vector": ("scale, before", (PAPER,)),
+    "scale, fused vector": ("scale", (PAPER,)),
+    "scale_fused, fused vector": ("scale_fused", (PAPER,)),
+    "scale_fused, before the fusion": ("scale_fused", ("encoded_first", "concat", "whitened")),
+    f"scale_fused, {DEFAULT}": ("scale_fused", (DEFAULT,)),
+    "best control": (None, None),
+}
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """mAP@10 of validation products, mean over seeds: form and read-out against what is given."""
-    part = rows[rows["convention"] == recording.VALIDATION]
-    means = part.pivot_table(index=["model", "variant"], columns="modalities", values="value")
-    return means.round(3)
+    """mAP@10 of validation products / of queries, ``mean ± deviation`` over seeds, against what is
+    given. Of several read-outs or controls the one that validation products choose."""
+    rows = rows[rows["task"] == "retrieval"]
+    control, columns = rows["state"] == "control", {}
+    for given in [s for s in SETS if s in set(rows.loc[~control, "modalities"])]:
+        columns[given] = {}
+        for label, (form, readouts) in ROWS.items():
+            read = [set(m.split("+")) <= set(given.split("+")) for m in rows["modalities"]]
+            part = rows[control & np.array(read)]
+            if form:
+                part = rows[(rows["modalities"] == given) & (rows["model"] == form)]
+                part = part[part["variant"].isin(readouts)]
+            if part.empty:
+                continue
+            by_seed = part.pivot(index=["convention", "variant"], columns="seed", values="value")
+            best = by_seed.loc[recording.VALIDATION].mean(axis=1).idxmax()
+            shown = (recording.said(by_seed.loc[[(c, best)]], 1, 3) for c in VALIDATION.values())
+            columns[given][label] = " / ".join(text.item() for text in shown)
+    return pd.DataFrame(columns).rename_axis("validation / query").fillna("")
+
+
+def collect(folder: Path, data: str, name: str) -> None:
+    """The parts of a folder whose data is this, and the controls, in ``results/<name>.json``; its
+    table in ``results/<name>_table.csv``."""
+    parts = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    parts = [part for part in parts if part["rows"][0]["data"] == data_name(data)]
+    rows = [row for part in parts for row in part["rows"]]
+    for seed in sorted({row["seed"] for row in rows}):
+        rows += baseline(data, seed)
+    made = parts[0]["made"] | {"device": " and ".join(sorted({p["made"]["device"] for p in parts}))}
+    tables = {"table": table(pd.DataFrame(rows))}
+    recording.record(name, rows, made, {}, tables)
+    print(tables["table"].to_string())
+
+
+def data_name(data: str) -> str:
+    """What result rows call the data."""
+    return data if data == "shop" else readers.read(data).name
 
 
 if __name__ == "__main__":

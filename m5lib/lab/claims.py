@@ -243,6 +243,11 @@ def separated(path: Path) -> pd.DataFrame:
     return table.rename_axis("metric, space")
 
 
+def fused(path: Path) -> pd.DataFrame:
+    """What fused vectors are worth, as ``benchmarks/fused.py`` wrote it."""
+    return pd.read_csv(path.with_name(f"{path.stem}_table.csv"), index_col=0)
+
+
 def counted(path: Path) -> str:
     """How many of the paper's claims got which verdict, and a line for each contradicted one."""
     claims = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["claims"])
@@ -291,6 +296,8 @@ TABLES = (
     ("demo", "demo.json", "05_downstream", compact),
     ("fashion", "fashion.json", "05_downstream", compact),
     ("modality_count", "modality_count.json", "06_modality_count", ladder),
+    ("fused", "fused.json", "09_simcl", fused),
+    ("fused_fashion", "fused_fashion.json", "09_simcl", fused),
     ("differences", "model.json", "03_model", released),
     ("differences", "released.json", "14_released", released),
     ("maps", "maps.json", "11_embedding_maps", separated),

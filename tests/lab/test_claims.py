@@ -2,11 +2,13 @@
 each against a slow transcription."""
 
 import dataclasses
+import importlib.util
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from m5lib.embeddings import DEFAULT
 from m5lib.evaluation import stats
@@ -323,3 +325,35 @@ def test_compact_and_ladder_tables(tmp_path):
         and steps.loc["I+T", "accuracy, fine-tuned"] == "30.5 ± 0.7"
     )
     assert "profile `tiny`, seeds 0, 1, commit" in claims.made_by(path, "05_downstream")
+
+
+def test_the_table_of_fused_vectors_takes_what_validation_products_choose():
+    path = ROOT / "benchmarks" / "fused.py"
+    spec = importlib.util.spec_from_file_location("fused", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    base = {"task": "retrieval", "metric": "mAP@10", "state": "pretrained"}
+    conventions = (recording.VALIDATION, "min_k_r")
+    values = {  # form, read-out, given: validation, query; a deviation of 0.1 between two seeds
+        ("scale_fused", "encoded_first", "I+T"): (0.5, 0.2),
+        ("scale_fused", "whitened", "I+T"): (0.4, 0.9),
+        ("scale_fused", "fused_first", "I+T"): (0.6, 0.3),
+        ("scale_fused", "encoded_first", "T"): (0.1, 0.1),
+        ("tfidf", "tfidf", "T"): (0.3, 0.3),
+        ("svd+pca", "svd+pca", "I+T"): (0.2, 0.8),
+    }
+    rows = [
+        base
+        | {"model": form, "variant": readout, "modalities": given, "seed": seed}
+        | {"convention": convention, "value": value + 0.1 * seed}
+        | ({"state": "control"} if form == readout else {})
+        for (form, readout, given), pair in values.items()
+        for convention, value in zip(conventions, pair, strict=True)
+        for seed in (0, 1)
+    ]
+    table = script.table(pd.DataFrame(rows))
+    assert list(table.columns) == ["T", "I+T"]
+    assert table.loc["scale_fused, before the fusion", "I+T"] == "0.550 ± 0.071 / 0.250 ± 0.071"
+    assert table.loc["scale_fused, fused vector", "I+T"].startswith("0.650 ± 0.071 / 0.350")
+    assert table.loc["best control", "I+T"].startswith("0.350")  # not what queries would choose
+    assert table.loc["scale_fused, fused vector", "T"] == ""
