@@ -143,6 +143,7 @@ ROWS = {
     "scale, fused vector": ("scale", (PAPER,)),
     "scale_fused, fused vector": ("scale_fused", (PAPER,)),
     "scale_fused, before the fusion": ("scale_fused", ("encoded_first", "concat", "whitened")),
+    f"scale, {DEFAULT}": ("scale", (DEFAULT,)),
     f"scale_fused, {DEFAULT}": ("scale_fused", (DEFAULT,)),
     "best control": (None, None),
 }
