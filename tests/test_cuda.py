@@ -69,7 +69,7 @@ def test_losses_and_gradients_are_those_of_the_processor(name):
     assert two == pytest.approx(one, rel=1e-4)
     assert others == pytest.approx(parts, rel=1e-3, abs=1e-4)
     for parameter, gradient in gradients.items():
-        error = (found[parameter] - gradient).norm()
+        error = (found[parameter].cpu() - gradient).norm()
         assert error <= 1e-3 * gradient.norm() + 1e-5, (parameter, error, gradient.norm())
 
 

@@ -257,7 +257,8 @@ def test_make_targets_exist_and_help_names_them():
 def test_differences_are_told_with_a_number_of_each_model():
     paths = [ROOT / "results" / name for name in ("released.json", "model.json")]
     found = claims.released(next(path for path in paths if path.exists()))
-    assert len(found) == len(claims.DIFFERENCES.splitlines()) // 2 and (found != "").all(axis=None)
+    told = (ROOT / "paper" / "differences.csv").read_text(encoding="utf-8").splitlines()
+    assert len(found) == len(told) - 1 > 5 and (found != "").all(axis=None)
     assert (
         found.loc["masked tasks read", "released"] == "0"
         and float(found.loc["masked tasks read", "ours"]) > 0
