@@ -150,7 +150,7 @@ class Worker:
         import torch
 
         import m5lib
-        from m5lib.data import code_version
+        from m5lib.lab import code_version
         from m5lib.lab.recording import device_name
 
         command = ["git", "-C", str(m5lib.ROOT), "describe", "--always", "--dirty=+"]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from m5lib.catalogue import Catalogue, DataError
+from m5lib.data import inside
 from m5lib.data.m5features import ROWS
 from m5lib.data.readers import ANNOTATIONS, MEDIA, format_pv
 from m5lib.streams import Ragged
@@ -152,7 +153,7 @@ def write_features(
             if ragged.boxes is None:
                 (folder / ROWS[name]).mkdir(parents=True, exist_ok=True)
                 np.save(
-                    folder / ROWS[name] / f"{product.id}.npy",
+                    inside(folder / ROWS[name], f"{product.id}.npy"),
                     ragged.values[rows],
                     allow_pickle=False,
                 )

@@ -1,21 +1,46 @@
-"""Media files and members of tars, files that are whole or not there, one process at a time, the
-version of the code. Imports nothing heavy."""
+"""Media files and members of tars, files that are whole or not there, one process at a time, and
+the lines of tables: what other people's files are met with first (``docs/trust.md``)."""
 
-import ast
+import csv
 import errno
+import gzip
 import hashlib
+import io
 import json
+import mimetypes
 import os
-from collections.abc import Iterable, Iterator
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from threading import get_ident
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-LIBRARY = Path(__file__).resolve().parents[1]
+from m5lib.catalogue import DataError, Skip
+
+
+class MediaError(ValueError):
+    """One media file that cannot be used; the message is the reason, without the file's name."""
+
+
+@contextmanager
+def foreign(failed: Callable[[str], Exception] | None = None) -> Iterator[None]:
+    """Around the calls of a decoder that others wrote. Whatever it raises for what it was given,
+    lack of memory too, becomes ``failed(reason)``, by default :class:`MediaError`; a fault that has
+    its words passes as it is. Keep code of our own out of it: its faults would hide."""
+    try:
+        yield
+    except (MediaError, DataError):
+        raise
+    except Exception as error:
+        why = str(getattr(error, "strerror", None) or error)
+        named = "" if why and not isinstance(error, LookupError) else type(error).__name__
+        why = " ".join(f"{named} {why}".split())[:200]
+        raise (failed or (lambda why: MediaError(f"cannot be decoded ({why})")))(why) from None
 
 
 @dataclass(frozen=True)
@@ -58,12 +83,13 @@ class MediaFile:
     @classmethod
     def inside(cls, folder: Path, name: str) -> "MediaFile":
         """The file of that name in a folder or below it. Raises ``ValueError``: it leads out of the
-        folder, or is no file."""
-        path = Path(os.path.normpath(folder / name))
-        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)):
-            raise ValueError("the path leads out of the media folder")
+        folder, or is no file; with the mend where it is plain."""
+        if re.match(r"[A-Za-z][\w+.-]+:", name):
+            raise ValueError("an address; download the file first and give its path")
+        path = inside(folder, name)
         if not os.path.isfile(path):
-            raise ValueError("no such file")
+            mend = "; write / between folders, not \\" if "\\" in name else ""
+            raise ValueError(f"no such file{mend}")
         return cls(path, size=path.stat().st_size)
 
     @property
@@ -72,13 +98,64 @@ class MediaFile:
         return self.member or str(self.path)
 
 
-def by_stem(folder: Path, ending: str = "") -> dict[str, MediaFile]:
-    """The files of a folder, in order, by name without ending; none where there is no folder.
-    Listed, not looked up: no id can lead out of the folder."""
-    paths = sorted(folder.glob(f"[!.]*{ending}"))
-    return {
-        path.stem: MediaFile(path, size=path.stat().st_size) for path in paths if path.is_file()
-    }
+@dataclass(frozen=True)
+class Record(MediaFile):
+    """A file's bytes that are kept inside something else, of which ``path`` and ``member`` tell:
+    ``size`` is known, and a subclass says how to ``read`` them."""
+
+    def ends(self, length: int = 16_384) -> bytes:
+        """The first and the last ``length`` bytes."""
+        data = self.read()
+        return data if len(data) <= 2 * length else data[:length] + data[-length:]
+
+
+def inside(folder: str | Path, name: str) -> Path:
+    """The path of a name that data give, in a folder or below it: whoever reads or writes such a
+    path asks here. Links are followed. Raises ``ValueError``: it leads out of the folder."""
+    path = Path(os.path.normpath(Path(folder) / name))  # which stops at a zero byte
+    if "\0" in name or not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)):
+        raise ValueError("the path leads out of the media folder")
+    return path
+
+
+def mended(text: str) -> str:
+    """The text, with U+FFFD for halves of characters (lone surrogates), which nothing can write."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+#: Without the machine's own lists, so that a file is the same kind everywhere.
+_KINDS = mimetypes.MimeTypes()
+
+
+def by_stem(files: Iterable[tuple[str, MediaFile]], usual: str) -> dict[str, MediaFile]:
+    """Files by name without ending. Of several, the one with the ``usual`` ending counts, then one
+    of the same kind, then one whose ending says nothing: notes beside a picture are no picture."""
+
+    def rank(ending: str) -> int:
+        kind, sought = (_KINDS.guess_type(f"x{end}")[0] or "" for end in (ending, usual))
+        same = kind.partition("/")[0] == sought.partition("/")[0]
+        return 1 if kind and same else 2 if not kind else 3
+
+    found: dict[str, tuple[int, MediaFile]] = {}
+    for name, file in files:
+        stem, ending = os.path.splitext(name)
+        place = 0 if ending.lower() == usual else rank(ending)
+        stem = mended(stem)
+        if stem not in found or place < found[stem][0]:
+            found[stem] = place, file
+    return {stem: file for stem, (_, file) in found.items()}
+
+
+def in_folder(folder: Path, usual: str, others: bool = True) -> dict[str, MediaFile]:
+    """The files of a folder :func:`by_stem`, or only those with the ``usual`` ending; none where
+    there is no folder. Listed, not looked up: no id can lead out of the folder."""
+    paths = sorted(folder.glob("[!.]*" if others else f"[!.]*{usual}"))
+    paths = (path for path in paths if path.is_file())
+    return by_stem(
+        ((path.name, MediaFile(path, size=path.stat().st_size)) for path in paths), usual
+    )
 
 
 @contextmanager
@@ -146,40 +223,158 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-#: Folders whose code a training run depends on (``""`` is the core), and all there are.
-TRAINING = ("", "data", "models")
-ROOMS = (*TRAINING, "shop", "evaluation", "explain", "figures", "lab", "search")
+# --- tables that are text
+
+#: Endings of tables, in any case; text may be packed with gzip.
+LINES = (".jsonl", ".ndjson")
+TABLES = (".csv", ".tsv", *LINES, ".parquet")
+#: Bytes of content for a byte of file, and bytes that are free: denser is no list of products.
+DENSEST, FREE = 200, 2**24
 
 
-@cache
-def code_version(*rooms: str) -> str:
-    """12 hex digits of what the code in some folders of the library does; of those that a training
-    run depends on, if none is named.
-
-    Every definition counts as its syntax tree, without docstrings, in any order: comments, layout,
-    imports and the file that a definition stands in do not, so that they cost no finished run. The
-    synthetic shop has a ``VERSION`` of its own, in its catalogue's fingerprint.
-    """
-    paths = [path for room in rooms or TRAINING for path in (LIBRARY / room).glob("*.py")]
-    sources = [path.read_text("utf-8") for path in paths]
-    return hashlib.blake2b("\n".join(_meaning(sources)).encode(), digest_size=6).hexdigest()
+def form_of(path: Path) -> str:
+    """The ending of a table, one of :data:`TABLES`; empty where it has none of them."""
+    endings = [ending.lower() for ending in path.suffixes if ending.lower() != ".gz"]
+    return endings[-1] if endings and endings[-1] in TABLES else ""
 
 
-def _meaning(sources: Iterable[str]) -> list[str]:
-    """The definitions of some modules as syntax trees without docstrings and imports, sorted."""
-    found = []
-    for source in sources:
-        for statement in ast.parse(source).body:
-            if isinstance(statement, ast.Import | ast.ImportFrom):
-                continue
-            for node in ast.walk(statement):
-                if isinstance(getattr(node, "body", None), list):
-                    node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
-            found += [] if _is_text(statement) else [ast.dump(statement)]
-    return sorted(found)
+def _text_of(path: Path) -> str:
+    """The text of a table. Raises :class:`~m5lib.catalogue.DataError`: empty, not UTF-8, or so
+    dense that it would fill the memory."""
+    data = path.read_bytes()
+    if data.startswith(b"\x1f\x8b"):
+        most = DENSEST * len(data) + FREE
+        data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(most + 1)
+        if len(data) > most:
+            raise DataError(f"{path}: unpacks to over {DENSEST} times its size; unpack it yourself")
+    if data.startswith(b"PK"):
+        raise DataError(f"{path}: an Excel file or a zip; save the table as CSV (UTF-8)")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        mend = "save the file as UTF-8 and read it again"
+        raise DataError(f"{path}: byte {error.start} is not UTF-8; {mend}") from None
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty; expected a header and one product per line")
+    return text
 
 
-def _is_text(statement: ast.AST) -> bool:
-    """A string that stands alone: a docstring."""
-    value = getattr(statement, "value", None)
-    return isinstance(statement, ast.Expr) and isinstance(getattr(value, "value", None), str)
+def text_rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, list[str], list | None]]:
+    """Line, names and cells of each row of a table that is text; what is none is listed."""
+    lines = list(io.StringIO(_text_of(path), newline=""))
+    if form_of(path) in LINES:
+        yield from _json_rows(lines, skipped)
+        return
+    first = next(n for n, line in enumerate(lines) if line.strip())
+    if said := re.fullmatch("sep=(.)", lines[first].strip()):  # what Excel is told, or says
+        mark, first = said[1], first + 1
+    else:  # the one by which the header has a column id, then the one with most columns
+        mark = max(",;\t|", key=lambda mark: _columns("".join(lines[first : first + 1]), mark))
+    header: list[str] = []
+    for start, end, cells in _records(lines, first, mark):
+        if isinstance(cells, str) and header:
+            skipped.append(Skip(f"line {start}", "row", cells))
+        elif isinstance(cells, str):
+            raise DataError(f"{path}: line {start}, the header: {cells}")
+        elif not header:
+            header = cells
+            yield start, header, None
+        else:
+            for line in _swallowed(lines[start:end], mark, header, cells):
+                reason = f"in a cell that line {start} begins with a quote; is one missing?"
+                skipped.append(Skip(f"line {start + line}", "row", reason))
+            yield start, header, cells
+
+
+def _columns(header: str, mark: str) -> tuple[bool, int]:
+    names = next(csv.reader([header], delimiter=mark, skipinitialspace=True), [])
+    return "id" in (name.strip("\ufeff \t\r\n").casefold() for name in names), len(names)
+
+
+def _records(lines: list[str], first: int, mark: str) -> Iterator[tuple[int, int, list[str] | str]]:
+    """First and last line of each record, and its cells; or why the line that begins it is none:
+    the next record is looked for in the line after it, so that one quote too many costs one line,
+    not all that follow."""
+    csv.field_size_limit(sys.maxsize)  # a cell may be a whole page of text
+    form = {"delimiter": mark, "strict": True, "skipinitialspace": True}
+    while first < len(lines):
+        start, reader = first, csv.reader((lines[n] for n in range(first, len(lines))), **form)
+        try:
+            for cells in reader:
+                end = first + reader.line_num
+                if cells and "".join(lines[start:end]).strip():
+                    yield start + 1, end, cells
+                start = end
+            return
+        except csv.Error as error:
+            yield start + 1, start + 1, f'a quote without its other end, write "" for one ({error})'
+            first = start + 1
+
+
+def _swallowed(inner: list[str], mark: str, header: list[str], cells: list[str]) -> list[int]:
+    """Which lines inside one record look like records themselves: as many cells, and an id of the
+    same make."""
+
+    def make(cells: list[str]) -> str:
+        return re.sub(r"[^\W\d]+", "a", re.sub(r"\d+", "0", cells[place].strip()))
+
+    names = [name.strip().casefold() for name in header]
+    place = names.index("id") if "id" in names and len(names) == len(cells) > 1 else None
+    parts = [next(csv.reader([line], delimiter=mark), []) for line in inner]
+    if place is None or any(len(p) != len(cells) or make(p) != make(cells) for p in parts):
+        return []
+    return list(range(1, len(inner) + 1))
+
+
+def _json_rows(
+    lines: list[str], skipped: list[Skip]
+) -> Iterator[tuple[int, list[str], list | None]]:
+    for line, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        try:
+            with foreign(lambda why: MediaError(f"not one JSON object ({why})")):
+                row = json.loads(text, object_pairs_hook=_fields)
+        except MediaError as error:
+            skipped.append(Skip(f"line {line}", "row", str(error)))
+            continue
+        if isinstance(row, dict):
+            yield line, list(row), list(row.values())
+        else:
+            skipped.append(Skip(f"line {line}", "row", "not one JSON object"))
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(fields := dict(pairs)) < len(pairs):
+        raise ValueError("a field appears twice")
+    return fields
+
+
+def words(cell: Any) -> str:
+    """A cell as text: nothing for None and NaN; the values of a list, or the pairs of a map, are
+    several words; whole numbers have no point. Raises :class:`MediaError` for bytes."""
+    if isinstance(cell, str):
+        return mended(cell).strip()
+    if cell is None or cell != cell:
+        return ""
+    if isinstance(cell, bytes | MediaFile):
+        raise MediaError("bytes in a cell that should be text")
+    if isinstance(cell, Mapping):
+        cell = [x for name, value in cell.items() if words(value) for x in (name, value)]
+    if isinstance(cell, list | tuple):
+        return " ".join(filter(None, map(words, cell)))
+    whole = isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53
+    return str(int(cell) if whole else cell).strip()
+
+
+def place_of(cell: Any) -> Any:
+    """The path in a cell for a file: of the first, where there are several; of datasets' map."""
+    cell = cell[0] if isinstance(cell, list) and cell else cell
+    return cell.get("path") if isinstance(cell, Mapping) else cell
+
+
+def held(cell: Any) -> bytes | None:
+    """The bytes of a file that lie in a cell: bare, or in the map of Hugging Face's datasets."""
+    cell = cell[0] if isinstance(cell, list) and cell else cell
+    cell = cell.get("bytes") if isinstance(cell, Mapping) else cell
+    return cell if isinstance(cell, bytes) else None

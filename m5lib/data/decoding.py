@@ -1,23 +1,31 @@
 """Decoding: pictures with Pillow, video and sound with PyAV (FFmpeg is in its wheel; imported where
-it is used).
+it is used), arrays, and the cells of tables.
 
 Nothing here knows of products. What cannot be decoded raises :class:`MediaError` with the reason.
+Files are other people's: whatever a decoder raises for one (:func:`m5lib.data.foreign`) is a fault
+of that file, and no more is allocated than the file can hold.
 """
 
 import io
+import json
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from m5lib.data import MediaFile
+from m5lib import data
+from m5lib.catalogue import DataError, Skip
+from m5lib.data import MediaError, MediaFile, Record, foreign, mended, words
 
-
-class MediaError(ValueError):
-    """One media file that cannot be used; the message is the reason, without the file's name."""
+#: A picture or a frame has at most so many pixels when it is decoded: 8192 x 8192.
+MOST_PIXELS = 2**26
 
 
 def _source(file: MediaFile):
@@ -47,32 +55,58 @@ def open_image(file: MediaFile, longest: int = 2048) -> Image.Image:
     reduced to it (a JPEG already while it is decoded).
 
     Raises:
-        MediaError: empty, not a picture, cut short, or more than Pillow's limit of pixels (179
-            million).
+        MediaError: empty, not a picture, cut short, PostScript (a program, which is not run),
+            numbers without a known white, or more than :data:`MOST_PIXELS` (a JPEG of up to 179
+            million is reduced on the way).
     """
-    with _source(file) as source:
+    with _source(file) as source, foreign():
         try:
-            with Image.open(source) as image:
-                if max(image.size) > longest:
-                    image.draft(None, (longest, longest))
-                image = ImageOps.exif_transpose(image)
-                if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
-                    grey = np.asarray(image).astype(np.int64).clip(0, 65535) // 257
-                    image = Image.fromarray(grey.astype(np.uint8))
-                if image.mode == "F":
-                    what = "a picture of floating-point numbers, whose white is unknown"
-                    raise MediaError(f"{what}; save it with 8 or 16 bits")
-                image.thumbnail((longest, longest), reducing_gap=2.0)
-                if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-                return image.convert("RGB")
+            image = Image.open(source)
         except UnidentifiedImageError:
             raise MediaError("not a picture") from None
-        except MediaError:
-            raise
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise MediaError(f"cannot be decoded ({error})") from None
+        with image:
+            if image.format == "EPS":
+                raise MediaError("a PostScript file; save it as a picture")
+            if max(image.size) > longest:
+                image.draft(None, (longest, longest))
+            if (pixels := image.width * image.height) > MOST_PIXELS:
+                what = f"{pixels:,} pixels exceeds limit of {MOST_PIXELS:,}"
+                raise MediaError(f"{what}; save it smaller")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith(("I", "F")):
+                image = _eight_bits(image)
+            image.thumbnail((longest, longest), reducing_gap=2.0)
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits scaled to 8; Pillow's own conversion would clip at 255. Numbers of 32 bits
+    are taken as the 8 or 16 bits that hold them."""
+    grey = np.asarray(image)
+    low, high = int(grey.min()), int(grey.max())
+    if image.mode == "F" or low < 0 or high > 65535:
+        what = "a picture of 32-bit" + (" floating-point" if image.mode == "F" else "")
+        raise MediaError(f"{what} numbers, whose white is unknown; save it with 8 or 16 bits")
+    wide = image.mode != "I" or image.format != "TIFF" or high > 255
+    return Image.fromarray((grey // 257 if wide else grey).astype(np.uint8))
+
+
+def numbers(data: bytes) -> np.ndarray:
+    """The array of an ``.npy``. Its shape is believed only where its numbers are there: nothing is
+    allocated. Raises :class:`MediaError`: not an ``.npy`` of numbers, or cut short."""
+    why = "not an .npy of numbers, or cut short"
+    with foreign(lambda error: MediaError(f"{why} ({error})")):
+        file = io.BytesIO(data)
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}
+        shape, fortran, kind = read.get(version, np.lib.format.read_array_header_2_0)(file)
+        if kind.kind not in "fiu":
+            raise MediaError(f"{why} (of type {kind})")
+        values = np.frombuffer(data, kind, offset=file.tell())
+        return values.reshape(shape, order="F" if fortran else "C")
 
 
 class Track(NamedTuple):
@@ -96,19 +130,12 @@ def _opened(file: MediaFile) -> Iterator:
     """A PyAV container. FFmpeg's errors, while it is open too, become :class:`MediaError`."""
     import av
 
-    with _source(file) as source:
-        try:
-            # No protocol: a playlist under a video's name must not make FFmpeg open other files or
-            # addresses. Titles and the like may be in any encoding (GBK is common); they are not
-            # read.
-            closed = {"protocol_whitelist": ""}
-            with av.open(source, options=closed, metadata_errors="replace") as container:
-                yield container
-        except MediaError:
-            raise
-        # ValueError: the sound changes its layout on the way
-        except (av.error.FFmpegError, ValueError) as error:
-            raise MediaError(f"cannot be decoded ({getattr(error, 'strerror', error)})") from None
+    with _source(file) as source, foreign():
+        # No protocol: a playlist under a video's name must not make FFmpeg open other files or
+        # addresses. Titles and the like may be in any encoding (GBK is common); they are not read.
+        closed = {"protocol_whitelist": ""}
+        with av.open(source, options=closed, metadata_errors="replace") as container:
+            yield container
 
 
 def _track(container, kind: str):
@@ -121,6 +148,7 @@ def _track(container, kind: str):
         if stream.type == kind and not cover and stream.codec_context is not None:
             # Files are decoded side by side; threads inside one would only get in each other's way.
             stream.codec_context.thread_count = 1
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
             return stream
     return None
 
@@ -254,3 +282,118 @@ def _guessed(container, file: MediaFile) -> bool:
         return False
     head = file.ends()
     return not any(mark in head for mark in (b"Xing", b"Info", b"VBRI"))
+
+
+# --- tables
+
+#: Columns that pandas adds for its index.
+INDEX = re.compile("Unnamed: 0|__index_level_[0-9]+__")
+
+Row = dict[str, str | MediaFile]
+
+
+def rows(
+    path: Path, known: Iterable[str], skipped: list[Skip], files: Iterable[str] = ()
+) -> Iterator[tuple[int, Row]]:
+    """The rows of a table with their line (in a parquet: their number). Cells are stripped text; in
+    the columns ``files`` also bytes that lie in the table, as a file.
+
+    Names of columns that are ``known`` count in any case. An index that pandas wrote is left out. A
+    row that cannot be read is skipped and listed by its line.
+
+    Raises:
+        DataError: no such file, empty, not UTF-8, damaged, or a column twice.
+    """
+    usual, files = {name.casefold(): name for name in known}, frozenset(files)
+    read = _parquet_rows if data.form_of(path) == ".parquet" else data.text_rows
+    header, names = None, []
+    with foreign(lambda why: DataError(f"{path}: cannot be read ({why}); is it a whole table?")):
+        for line, given, cells in read(path, skipped):
+            try:
+                if given is not header:
+                    header, names = given, _named(path, given, usual)
+                if cells is not None:  # else it is the header
+                    yield line, _row(names, cells, files)
+            except MediaError as error:
+                skipped.append(Skip(f"line {line}", "row", str(error)))
+
+
+def _named(path: Path, given: Iterable[str], usual: Mapping[str, str]) -> list[str | None]:
+    """Names of columns; those that are known in their usual spelling, None for an index."""
+    names = [mended(name).strip("\ufeff \t\r\n") for name in given]
+    names = [usual.get(name.casefold(), name) for name in names]
+    if doubled := sorted({name for name in names if name and names.count(name) > 1}):
+        raise DataError(f"{path}: column {doubled} appears twice in the header; rename one")
+    first = next((place for place, name in enumerate(names) if name), 0)
+    return [
+        None if place < first or INDEX.fullmatch(name) else name for place, name in enumerate(names)
+    ]
+
+
+def _row(names: Sequence[str | None], cells: Sequence[Any], files: frozenset[str]) -> Row:
+    if len(cells) < len(names) or any(words(cell) for cell in cells[len(names) :]):
+        raise MediaError(f"{len(cells)} cells where the header has {len(names)}")
+    row = {}
+    for name, cell in zip(names, cells, strict=False):
+        if name in files:
+            row[name] = cell if isinstance(cell, MediaFile) else words(data.place_of(cell))
+        elif name:
+            row[name] = words(cell)
+        elif name == "" and words(cell):
+            raise MediaError("a cell in a column without a name in the header")
+    return row
+
+
+@dataclass(frozen=True)
+class ParquetCell(Record):
+    """A file that lies in a cell of a parquet; ``group``, ``place`` in it, and ``column``."""
+
+    group: int = 0
+    place: int = 0
+    column: int = 0
+
+    def read(self) -> bytes:
+        """The bytes in the cell."""
+        with foreign():
+            cells = _column(self.path, self.path.stat().st_mtime_ns, self.group, self.column)
+            return data.held(cells[self.place].as_py()) or b""
+
+
+@lru_cache(maxsize=4)  # files are read in order, by threads that are near each other
+def _column(path: Path, changed: int, group: int, column: int):
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        name = file.schema_arrow.names[column]
+        return file.read_row_group(group, columns=[name]).column(name)
+
+
+def _parquet_rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, list[str], list | None]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        meta, names, line = file.metadata, file.schema_arrow.names, 0
+        groups = range(meta.num_row_groups)
+        size = max((meta.row_group(group).total_byte_size for group in groups), default=0)
+        most = data.DENSEST * path.stat().st_size
+        if meta.num_rows > most or size > most + data.FREE:
+            what = f"{meta.num_rows:,} rows and {size:,} bytes in too small a file"
+            raise DataError(f"{path}: {what}; save it anew")
+        # an index of numbers in a row that has a name lies in the notes of pandas only
+        notes = json.loads((file.schema_arrow.metadata or {}).get(b"pandas", b"{}"))
+        index = [i for i in notes.get("index_columns", ()) if isinstance(i, dict) and i["name"]]
+        names = [*names, *(i["name"] for i in index)]
+        yield 0, names, None
+        for group in groups:
+            place = 0
+            for batch in file.iter_batches(64, row_groups=[group]):
+                for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    cells = [*cells, *(i["start"] + i["step"] * line for i in index)]
+                    line += 1
+                    for column, cell in enumerate(cells):
+                        if (found := data.held(cell)) is not None:
+                            member = f"{path.name}: row {line}, {names[column]}"
+                            where = (path, 0, len(found), member, group, place, column)
+                            cells[column] = ParquetCell(*where)
+                    place += 1
+                    yield line, names, cells

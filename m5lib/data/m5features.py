@@ -16,7 +16,6 @@ same store.
 """
 
 import base64
-import binascii
 import csv
 import io
 import os
@@ -32,15 +31,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from m5lib.catalogue import Catalogue, DataError, Product, Skip
-from m5lib.data import MediaFile, by_stem
-from m5lib.data.decoding import MediaError
+from m5lib.data import MediaFile, Record, foreign, in_folder
+from m5lib.data.decoding import MediaError, numbers
 from m5lib.data.extractors import Features, locations
 from m5lib.data.store import extract, with_sound
 from m5lib.modalities import MODALITIES, ordered
 from m5lib.streams import Ragged
-
-#: What msgpack, base64 and csv say of a record that is broken.
-BROKEN = (ValueError, TypeError, IndexError, RecursionError, csv.Error, binascii.Error)
 
 
 @dataclass(frozen=True)
@@ -56,10 +52,9 @@ class StoredRegions:
         """The regions of one record."""
         fields = _lmdb_fields if isinstance(file, LmdbRecord) else _tsv_fields
         features, boxes, *sizes = fields(file.read())
-        try:
-            count, height, width = map(int, sizes[:3])
-        except (ValueError, TypeError):
-            raise MediaError(f"num_boxes, height or width is no number: {sizes[:3]}") from None
+        what = "num_boxes, height or width is no number"
+        with foreign(lambda why: MediaError(f"{what}: {sizes[:3]}"[:200])):
+            count, height, width = (int(np.int32(int(size))) for size in sizes[:3])
         shapes = features.shape, boxes.shape
         if shapes != ((count, self.width), (count, 4)) or min(height, width) < 1:
             raise MediaError(
@@ -82,12 +77,7 @@ class StoredRows:
 
     def __call__(self, file: MediaFile) -> Features:
         """The rows of one file."""
-        try:
-            values = np.load(io.BytesIO(file.read()), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise MediaError(f"not an .npy of numbers, or cut short ({error})") from None
-        if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
-            raise MediaError("not an .npy of numbers")
+        values = numbers(file.read())
         if values.ndim != 2 or values.shape[1] != self.width:
             raise MediaError(f"an array of {values.shape}, expected (rows, {self.width})")
         return Features(values[: self.rows].astype(np.float32))
@@ -170,7 +160,7 @@ def _sources(
     captions: dict[str, str] = {}
     for name in stored:
         if name in ROWS:
-            sources[name] = by_stem(folder / ROWS[name], ".npy")
+            sources[name] = in_folder(folder / ROWS[name], ".npy", others=False)
             continue
         for pattern, records in RECORDS.items():  # the first that has an id counts
             for path in sorted(folder.glob(pattern)):
@@ -248,23 +238,18 @@ def _bytes(data: memoryview, at: int, count: int) -> memoryview:
 
 
 @dataclass(frozen=True)
-class LmdbRecord(MediaFile):
+class LmdbRecord(Record):
     """A value of an LMDB; ``path`` is the database."""
 
     key: bytes = b""
 
     def read(self) -> bytes:
         """The bytes of the value."""
-        with _environment(self.path).begin() as transaction:
+        with foreign(), _environment(self.path).begin() as transaction:
             data = transaction.get(self.key)
         if data is None:
             raise MediaError(f"no key {self.key!r} in {self.path.name}")
         return data
-
-    def ends(self, length: int = 16_384) -> bytes:
-        """The first and the last bytes of the value."""
-        data = self.read()
-        return data if len(data) <= 2 * length else data[:length] + data[-length:]
 
 
 @lru_cache(maxsize=64)
@@ -272,11 +257,9 @@ def _environment(path: Path):
     import lmdb
 
     folder, data = path.is_dir(), path / "data.mdb" if path.is_dir() else path
-    try:
+    mend = "give the .lmdb that tensorpack wrote"
+    with foreign(lambda why: DataError(f"{path}: not an LMDB ({why}); {mend}")):
         opened = lmdb.open(str(path), subdir=folder, readonly=True, lock=False, readahead=False)
-    except lmdb.Error as error:
-        mend = "give the .lmdb that tensorpack wrote"
-        raise DataError(f"{path}: not an LMDB ({error}); {mend}") from None
     size = (opened.info()["last_pgno"] + 1) * opened.stat()["psize"]
     if size > data.stat().st_size:  # reading on would end the process
         raise DataError(f"{path}: the file is cut short; copy it again")
@@ -288,44 +271,49 @@ if hasattr(os, "register_at_fork"):  # an LMDB must not be used across a fork
 
 
 def lmdb_records(path: Path, skipped: list[Skip]) -> Iterator[Found]:
-    """The records of an LMDB, found without reading their features; unreadable ones are listed."""
-    with _environment(path).begin(buffers=True) as transaction:
+    """The records of an LMDB, found without reading their features; unreadable ones are listed.
+    Raises :class:`~m5lib.catalogue.DataError`: the database itself is damaged."""
+    opened, damaged = _environment(path), f"{path}: damaged; copy it again"
+    with (
+        foreign(lambda why: DataError(f"{damaged} ({why})")),
+        opened.begin(buffers=True) as transaction,
+    ):
         for key, value in transaction.cursor():
             key = bytes(key)
             if key == b"__keys__":
                 continue
             name = f"{path.name}:{key.decode(errors='replace')}"
             try:
-                record, _ = unpack(memoryview(value))
-                product, caption = record[5], record[6]
-                if not isinstance(product, str) or not isinstance(caption, str):
-                    raise ValueError("no id and caption in it")
-            except BROKEN as error:
-                skipped.append(Skip(name, "regions", f"not a record of seven ({error})"))
+                with foreign(_no_record):
+                    record, _ = unpack(memoryview(value))
+                    product, caption = record[5], record[6]
+                    if not isinstance(product, str) or not isinstance(caption, str):
+                        raise ValueError("no id and caption in it")
+            except MediaError as error:
+                skipped.append(Skip(name, "regions", str(error)))
                 continue
             yield Found(product.split("#")[0], LmdbRecord(path, 0, len(value), name, key), caption)
 
 
+def _no_record(why: str) -> MediaError:
+    return MediaError(f"not a record of seven fields ({why})")
+
+
 def _lmdb_fields(data: bytes) -> list:
     """A record's features, boxes, n, height, width, id, caption."""
-    try:
+    with foreign(_no_record):
         record, _ = unpack(memoryview(data))
         return [_array(record[0], "features"), _array(record[1], "boxes"), *record[2:]]
-    except MediaError:
-        raise
-    except BROKEN as error:
-        raise MediaError(f"not a record of seven ({error})") from None
 
 
 def _array(value: Any, name: str) -> np.ndarray:
     """An array from msgpack-numpy's map of type, shape and data."""
-    try:
+    what = f"{name} is not an array as msgpack-numpy writes it"
+    with foreign(lambda why: MediaError(f"{what} ({why})")):
         kind = np.dtype(str(value["type"]))
         if kind.kind not in "fiu":
             raise MediaError(f"{name} of type {kind}, expected numbers")
         return np.frombuffer(value["data"], dtype=kind).reshape(value["shape"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise MediaError(f"{name} is not an array as msgpack-numpy writes it ({error})") from None
 
 
 # --- TSV
@@ -362,15 +350,13 @@ def tsv_records(path: Path, skipped: list[Skip]) -> Iterator[Found]:
 def _tsv_fields(data: bytes) -> list:
     """A record's features, boxes, n, height, width, id, caption."""
     csv.field_size_limit(sys.maxsize)
-    try:
+    with foreign(_no_record):
         rows = list(csv.reader(io.StringIO(data.decode(), newline=""), delimiter="\t"))
         name, width, height, count, boxes, features, caption = rows[0]
         arrays = [
             np.frombuffer(base64.b64decode(x, validate=True), "<f4").reshape(int(count), -1)
             for x in (features, boxes)
         ]
-    except BROKEN as error:
-        raise MediaError(f"not a region record of seven fields ({error})") from None
     return [*arrays, count, height, width, name, caption]
 
 

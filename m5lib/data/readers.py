@@ -20,16 +20,16 @@ Its text is mostly Chinese: tokenise with ``load_tokenizer("bert-base-chinese")`
 """
 
 import codecs
-import csv
-import io
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from m5lib.catalogue import GIVEN, Catalogue, DataError, Product, Skip
-from m5lib.data import MediaFile, by_stem
+from m5lib.data import LINES, TABLES, MediaFile, by_stem, foreign, form_of, in_folder, mended
+from m5lib.data.decoding import Row, rows
 from m5lib.modalities import ordered
 
 FASHION_COLUMNS = {"id": "id", "title": "productDisplayName", "label": "articleType"}
@@ -41,18 +41,28 @@ def read(path: str | Path) -> Catalogue:
     """Read whatever lies at the path. Raises :class:`~m5lib.catalogue.DataError`: nothing readable
     lies there."""
     path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    if path.is_dir() and (path / "styles.csv").exists():
-        return read_fashion(path)
-    if annotated(path):
-        return read_m5product(path)
-    if path.is_file() and path.suffix in (".csv", ".parquet"):
-        return read_table(path)
+    with reachable():
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+        if path.is_dir() and (path / "styles.csv").exists():
+            return read_fashion(path)
+        if annotated(path):
+            return read_m5product(path)
+        if path.is_file() and form_of(path):
+            return read_table(path)
     raise DataError(
         f"{path}: expected a folder with styles.csv (and images/ or images.tar), a folder with "
-        f"{ANNOTATIONS}/ (the official release), or a .csv or .parquet file"
+        f"{ANNOTATIONS}/ (the official release), or a table ({', '.join(TABLES)}); save it as one"
     )
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """What the disk refuses is said in one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror or error})") from None
 
 
 def annotated(path: Path) -> bool:
@@ -60,42 +70,10 @@ def annotated(path: Path) -> bool:
     return (path / ANNOTATIONS).is_dir() or any(path.glob("*id_label.json"))
 
 
-def _rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells of each row; rows of a wrong length are skipped and listed. Cells are
-    stripped text."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    if path.suffix == ".parquet":
-        import pandas as pd
-
-        frame = pd.read_parquet(path)
-        for line, row in enumerate(frame.itertuples(index=False, name=None), start=1):
-            cells = ("" if v is None or v != v else str(v).strip() for v in row)
-            yield line, dict(zip(map(str, frame.columns), cells, strict=True))
-        return
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        mend = "save the file as UTF-8 and read it again"
-        raise DataError(f"{path}: byte {error.start} is not UTF-8; {mend}") from None
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty; expected a header and one product per line")
-    csv.field_size_limit(sys.maxsize)  # a cell may be a whole page of text
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", restval=None)
-    if doubled := {name for name in reader.fieldnames if reader.fieldnames.count(name) > 1}:
-        raise DataError(f"{path}: column {sorted(doubled)} appears twice in the header; rename one")
-    for row in reader:
-        if "" in row or None in row.values():
-            found = sum(v is not None for v in row.values()) + len(row.get("", [])) - ("" in row)
-            reason = f"{found} cells where the header has {len(reader.fieldnames)}"
-            skipped.append(Skip(f"line {reader.line_num}", "row", reason))
-            continue
-        yield reader.line_num, {name: cell.strip() for name, cell in row.items()}
-
-
-def _require(path: Path, columns: dict[str, str], found: dict[str, str]) -> None:
+def _require(path: Path, columns: dict[str, str], found: Row) -> None:
     if missing := [name for name in columns.values() if name not in found]:
-        raise DataError(f"{path}: column {missing} is missing; the file has {sorted(found)}")
+        has = f"the file has {sorted(found)}"
+        raise DataError(f"{path}: column {missing} is missing; {has}; name one of them so")
 
 
 def _collect(path: Path, name: str, rows, build, skipped: list[Skip]) -> Catalogue:
@@ -107,10 +85,10 @@ def _collect(path: Path, name: str, rows, build, skipped: list[Skip]) -> Catalog
         if not product.id:
             skipped.append(Skip(f"line {line}", "id", "empty id"))
         elif product.id in products:
-            reason = "the id was seen before; the first product is kept"
+            reason = f"the id was seen before; the first product is kept (line {line})"
             skipped.append(Skip(product.id, "id", reason))
         elif not product.contents:
-            skipped.append(Skip(product.id, "row", "no modality at all"))
+            skipped.append(Skip(product.id, "row", f"no modality at all (line {line})"))
         else:
             products[product.id] = product
     if not products and not skipped:
@@ -122,24 +100,24 @@ def _media_index(folder: Path, skipped: list[Skip]) -> dict[str, MediaFile]:
     """Image file of each id, from ``images/`` or, read in place, from ``images.tar``."""
     path = folder / "images.tar"
     if (folder / "images").is_dir():
-        return by_stem(folder / "images")
+        return in_folder(folder / "images", ".jpg")
     if not path.exists():
         mend = f"put the pictures into {folder}/images/<id>.jpg"
         raise DataError(f"{folder}: neither images/ nor images.tar is there; {mend}")
-    index = {}
-    try:
+    found = []
+    what = "not an uncompressed tar, or cut short"
+    mend = "make it with `tar cf images.tar images`"
+    with foreign(lambda why: DataError(f"{path}: {what} ({why}); {mend}")):
         with tarfile.open(path, "r:") as tar:
             for member in (member for member in tar if not member.isdir()):
-                name, place = Path(member.name), (member.offset_data, member.size, member.name)
+                name = Path(mended(member.name))
                 if member.isfile() and name.parent == Path("images"):
-                    index[name.stem] = MediaFile(path, *place)
+                    file = MediaFile(path, member.offset_data, member.size, str(name))
+                    found.append((name.name, file))
                 else:
                     reason = "not a plain file directly inside images/"
-                    skipped.append(Skip(member.name, "images.tar", reason))
-    except tarfile.ReadError as error:
-        what = f"not an uncompressed tar, or cut short ({error})"
-        raise DataError(f"{path}: {what}; make it with `tar cf images.tar images`") from None
-    return index
+                    skipped.append(Skip(str(name), "images.tar", reason))
+    return by_stem(found, ".jpg")
 
 
 def read_fashion(folder: str | Path) -> Catalogue:
@@ -156,7 +134,7 @@ def read_fashion(folder: str | Path) -> Catalogue:
     skipped: list[Skip] = []
     images = _media_index(folder, skipped)
 
-    def build(row: dict[str, str]) -> Product:
+    def build(row: Row) -> Product:
         _require(path, FASHION_COLUMNS, row)
         product = row[FASHION_COLUMNS["id"]]
         contents = {}
@@ -172,44 +150,54 @@ def read_fashion(folder: str | Path) -> Catalogue:
             contents["table"] = table
         return Product(product, contents, row[FASHION_COLUMNS["label"]] or None)
 
-    return _collect(path, "fashion", _rows(path, skipped), build, skipped)
+    known = (*FASHION_COLUMNS.values(), *FASHION_TABLE)
+    return _collect(path, "fashion", rows(path, known, skipped), build, skipped)
 
 
 def read_table(path: str | Path, media: str | Path | None = None) -> Catalogue:
-    """A table of your own products, CSV or parquet: one product per row.
+    """A table of your own products: one product per row.
 
-    Columns: ``id``; ``title`` and ``label`` (optional); ``image``, ``video``, ``audio`` (optional):
-    a path, or an empty cell. Paths start at ``media``, by default the folder of the table, and do
-    not lead out of it. Every other column is an attribute of the product; an empty cell is an
-    attribute that it does not have.
+    A CSV (``,`` or what the header shows: ``;``, tab, ``|``), TSV or JSON lines, also packed with
+    gzip, or a parquet. Columns, in any case: ``id``; ``title`` and ``label`` (optional); ``image``,
+    ``video``, ``audio`` (optional): a path, an empty cell, or, in a parquet, the file's bytes.
+    Paths start at ``media``, by default the folder of the table, and do not lead out of it. Every
+    other column is an attribute of the product; an empty cell is an attribute that it does not
+    have.
+
+    Every row is a product, or is listed with its line.
 
     Raises:
-        DataError: the file is missing, empty, not UTF-8, or has no column ``id``.
+        DataError: the file is missing, empty, not UTF-8, damaged, or has no column ``id``.
     """
     path = Path(path)
     media = Path(media) if media is not None else path.parent
     skipped: list[Skip] = []
+    known = ("id", "title", "label", *MEDIA)
 
-    def build(row: dict[str, str]) -> Product:
+    def build(row: Row) -> Product:
+        if form_of(path) in LINES:  # each line has fields of its own
+            row.setdefault("id", "")
         _require(path, {"id": "id"}, row)
         contents: dict = {}
         for column in MEDIA:
-            if not row.get(column):
+            if not (cell := row.get(column)):
                 continue
             try:
-                contents[column] = MediaFile.inside(media, row[column])
+                held = isinstance(cell, MediaFile)
+                contents[column] = cell if held else MediaFile.inside(media, cell)
             except ValueError as error:
                 skipped.append(Skip(row["id"], column, str(error)))
         if row.get("title"):
             contents["text"] = row["title"]
         elif "title" in row:
             skipped.append(Skip(row["id"], "text", "empty title"))
-        known = {"id", "title", "label", *MEDIA}
         if table := tuple((name, cell) for name, cell in row.items() if name not in known and cell):
             contents["table"] = table
         return Product(row["id"], contents, row.get("label") or None)
 
-    return _collect(path, path.stem, _rows(path, skipped), build, skipped)
+    name = path.name.split(".")[0] if path.suffix.lower() == ".gz" else path.stem
+    with reachable():
+        return _collect(path, name, rows(path, known, skipped, MEDIA), build, skipped)
 
 
 # --- the official release
@@ -268,14 +256,15 @@ def entries(path: str | Path) -> Iterator[tuple[str | int, Any]]:
             raise DataError(f"{path}: expected one JSON object or array, begins with {first!r}")
         array = first == b"["
         found = enumerate(ijson.items(file, "item")) if array else ijson.kvitems(file, "")
-        try:
-            for last, value in found:
-                yield last, value
-        except ijson.JSONError as error:
-            why = " ".join(str(error).replace("\\n", " ").split())
+
+        def failed(why: str) -> DataError:
             where = "" if last is None else f", after {last!r}"
             mend = "is it whole, JSON, and UTF-8?"
-            raise DataError(f"{path}: cannot be read{where}; {mend} ({why})") from None
+            return DataError(f"{path}: cannot be read{where}; {mend} ({why})")
+
+        with foreign(failed):
+            for last, value in found:
+                yield last, value
 
 
 def read_ids(path: str | Path) -> list[str]:
@@ -285,7 +274,7 @@ def read_ids(path: str | Path) -> list[str]:
     if bad := [i for i in found if isinstance(i, bool) or not isinstance(i, str | int)]:
         expected = "an array of ids or an object keyed by id"
         raise DataError(f"{path}: {str(bad[0])[:80]!r} is no id; expected {expected}")
-    return [str(i).split("#")[0] for i in found]
+    return [mended(str(i)).split("#")[0] for i in found]
 
 
 def annotation_of(folder: Path) -> Path:
@@ -344,7 +333,9 @@ def read_m5product(
     split = _splits(folder, splits, skipped)
     wanted = None if only is None else set(read_ids(only) if isinstance(only, str | Path) else only)
     places = {name: folder / place for name, (place, _, _) in MEDIA.items()}
-    media = {name: by_stem(place) for name, place in places.items() if place.is_dir()}
+    media = {
+        name: in_folder(place, MEDIA[name][1]) for name, place in places.items() if place.is_dir()
+    }
     products: dict[str, Product] = {}
     for key, record in entries(path):
         if not isinstance(key, str):
@@ -352,6 +343,7 @@ def read_m5product(
             raise DataError(f"{path}: an array; expected one object keyed by item id, as {example}")
         if wanted is not None and key not in wanted:
             continue
+        key = mended(key)
         if not isinstance(record, dict) or not key:
             skipped.append(Skip(key, "record", "not an object of fields" if key else "empty id"))
         elif key in products:
@@ -373,7 +365,9 @@ def _product(
 ) -> Product:
     def text(field: str, modality: str) -> str:
         if isinstance(record.get(field), str):
-            return record[field]
+            if (words := mended(record[field])) != record[field]:
+                skipped.append(Skip(key, modality, f"half a character in {field!r} is left out"))
+            return words
         reason = f"{field!r} is no text" if field in record else f"no field {field!r}"
         skipped.append(Skip(key, modality, reason))
         return ""

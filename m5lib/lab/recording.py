@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from m5lib import ROOT, home
-from m5lib.data import code_version, write_json
+from m5lib.data import write_json
 from m5lib.embeddings import DEFAULT, PAPER
+from m5lib.lab import code_version
 from m5lib.lab.runs import best_device
 from m5lib.models.pretrained import read_bert
 

@@ -19,12 +19,13 @@ import torch
 
 from m5lib import home, simcl
 from m5lib.catalogue import Catalogue, Rows, split_of
-from m5lib.data import code_version, locked, m5features, readers, store, write_json
+from m5lib.data import locked, m5features, readers, store, write_json
 from m5lib.data.backbones import agreed, choose
 from m5lib.data.extractors import PLAIN, Pixels
 from m5lib.embeddings import READOUTS, embeddings, mean_harmony
 from m5lib.evaluation.evaluate import fit_readouts, retrieval
 from m5lib.evaluation.separation import modality_cosines
+from m5lib.lab import code_version
 from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier, classify, finetune, labels_of

@@ -13,11 +13,11 @@ import pandas as pd
 
 from m5lib import ROOT
 from m5lib.catalogue import Catalogue
-from m5lib.data import code_version, whole_file, write_json
+from m5lib.data import whole_file, write_json
 from m5lib.embeddings import PAPER
 from m5lib.evaluation import evaluate
 from m5lib.evaluation.separation import modality_cosines
-from m5lib.lab import recording, runs
+from m5lib.lab import code_version, recording, runs
 from m5lib.lab.recording import HIDDEN, VALIDATION, pick, said
 from m5lib.modalities import codes, from_codes, ordered
 from m5lib.streams import Ragged, Streams

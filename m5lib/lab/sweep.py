@@ -42,8 +42,8 @@ import nbformat
 import pandas as pd
 
 from m5lib import home
-from m5lib.data import ROOMS, code_version, locked, whole_file, write_json
-from m5lib.lab import notebooks
+from m5lib.data import locked, whole_file, write_json
+from m5lib.lab import ROOMS, code_version, notebooks
 from m5lib.lab.notebooks import ParameterError
 
 #: What :func:`sweep` says of a run, after its parameters: ``finished``, ``failed`` or ``cached``

@@ -165,7 +165,7 @@ def test_pictures_of_ten_thousand_pixels(tmp_path, suffix):
     wide.paste((200, 10, 10), (0, 0, 5000, 500))
     image = open_image(save(tmp_path / f"wide{suffix}", wide))
     assert image.size[0] == 2048 and abs(image.size[1] - 102) <= 1
-    values, boxes = Crops()(file_of(tmp_path / f"wide{suffix}"))
+    values, boxes, *_ = Crops()(file_of(tmp_path / f"wide{suffix}"))
     assert values.shape == (14, Crops().width) and boxes[0].tolist() == [0, 0, 1, 1, 1]
     red, green = (
         values[n, : 3 * Crops().cells ** 2].reshape(-1, 3).mean(0) for n in (1, 2)
