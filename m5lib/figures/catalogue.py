@@ -88,6 +88,7 @@ def histograms(values: Mapping[str, Iterable], counted: str = "products") -> Fig
         whole = (numbers == numbers.round()).all() and end - low < 40  # a bin for each number
         bins = np.arange(low, np.ceil(end) + 2) - 0.5 if whole else 30
         place.hist(np.minimum(numbers, end), bins=bins, color=PALETTE[0])
+        place.locator_params(axis="x", nbins=6, integer=bool(whole))
         place.set(xlabel=name, ylabel=counted)
     return figure
 
