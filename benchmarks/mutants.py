@@ -117,7 +117,7 @@ harmony over all products | test_mean_harmony_is_over_the_products_that_have_bot
     total / count.clamp(min=1) ==> total / len(rows)
 # m5lib/layers.py test_model.py
 nothing to read is ones | test_packed_tokens_are_what_padded_ones_are
-    x = torch.cat([x, x.new_zeros( ==> x = torch.cat([x, x.new_ones(
+    torch.cat([x, x.new_zeros( ==> torch.cat([x, x.new_ones(
 a gradient in another's place | test_packed_tokens_are_what_padded_ones_are
     ctx.save_for_backward(back, index) ==> ctx.save_for_backward(back.flip(0), index)
 padding of a row is read | test_packed_tokens_are_what_padded_ones_are

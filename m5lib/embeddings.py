@@ -23,10 +23,8 @@ from m5lib.model import Model, Output
 from m5lib.streams import Batch, Streams
 
 #: The paper's read-out, and the one used where nothing else is asked for: the best on validation
-#: products of the shop given all, and on real ones never worse given more (``LOG.md``). Not the
-#: best for each set: see the table of ``05_downstream``. The one for comparing one set of
-#: modalities with another is :data:`ACROSS`; it is not among :data:`READOUTS`, which are measured
-#: with the same set on both sides.
+#: products of the shop given all, and on real ones never worse given more (``LOG.md``). ACROSS
+#: compares one set of modalities with another; READOUTS have the same set on both sides.
 PAPER, DEFAULT = "fused_first", "weighted"
 ACROSS = "pooled"
 

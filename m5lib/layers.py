@@ -18,16 +18,23 @@ from m5lib.spec import Block
 Tokens, Context = Float[Tensor, "N D"], Float[Tensor, "K D"]
 
 
+#: On processors rows come in blocks, filled up with zeros: oneDNN plans each shape of a product of
+#: matrices anew, which takes longer than a small product itself.
+BLOCK, SIDE = 64, 8
+
+
+def _whole(count: int, block: int, x: Tensor) -> int:
+    return -(-count // block) * block if x.device.type == "cpu" else count
+
+
 class _Move(torch.autograd.Function):
-    """Rows of x by their numbers, a row of zeros for the number one past the last. No row is taken
-    twice, so backwards they move back; torch's own would add them up, slowly."""
+    """Rows of x by their numbers, zeros for one past the last. None is taken twice, so backwards
+    they move back; torch's own would add them up, slowly."""
 
     @staticmethod
     def forward(ctx, x, index, back):
         ctx.save_for_backward(back, index)
-        if len(index) > len(x):
-            x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
-        return x.index_select(0, index)
+        return torch.cat([x, x.new_zeros(1, *x.shape[1:])]).index_select(0, index)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -36,12 +43,13 @@ class _Move(torch.autograd.Function):
 
 class Places:
     """N of R rows, each once and in their order: ``take`` them, ``put`` them back with zeros
-    elsewhere."""
+    elsewhere. On processors they are filled up to a whole :data:`BLOCK`."""
 
     def __init__(self, index: Int[Tensor, " N"], rows: int):
-        self.index, self.same = index, len(index) == rows
-        numbers = torch.arange(len(index), device=index.device)
-        self.back = torch.full((rows,), len(index), device=index.device).scatter_(0, index, numbers)
+        size, numbers = _whole(len(index), BLOCK, index), torch.arange(len(index)).to(index)
+        self.same = len(index) == rows == size
+        self.back = torch.full((rows,), size, device=index.device).scatter_(0, index, numbers)
+        self.index = F.pad(index, (0, size - len(index)), value=rows)
 
     def take(self, x: Shaped[Tensor, "R *S"]) -> Shaped[Tensor, "N *S"]:
         """(R, D) -> (N, D)."""
@@ -53,39 +61,36 @@ class Places:
 
 
 class Packed:
-    """The tokens of (B, L) that are there, one after another, (N, D): layers run on these, and what
-    is not there costs nothing. Only attention needs products side by side: :meth:`rows`.
-
-    Args:
-        whole: the rows are all products, L long, so that attention weights are (B, H, L, K); by
-            default those that have a token, as long as the longest.
-    """
+    """The tokens of (B, L) that are there, one after another, (N, D): layers run on these. Only
+    attention needs products side by side: :meth:`rows`, of those that have a token, as long as the
+    longest; of all, L long, if ``whole``, so that attention weights are (B, H, L, K)."""
 
     def __init__(self, valid: Bool[Tensor, "B L"], whole: bool = False):
         self.shape, self.whole, there = valid.shape, whole, valid.any(1) | whole
-        index = valid.flatten().nonzero().squeeze(1)
-        self._lay(index, (there.cumsum(0) - 1)[index // valid.shape[1]], int(there.sum()))
+        index, rows = valid.flatten().nonzero().squeeze(1), int(there.sum())
+        row = (there.cumsum(0) - 1)[index // valid.shape[1]]
+        self._lay(index, row, min(_whole(rows, SIDE, index), len(valid)))
 
     def _lay(self, index: Tensor, row: Tensor, rows: int) -> None:
         """Find the cell of each token in the rows."""
         self.places = Places(index, self.shape.numel())
         counts, column, longest = row.bincount(minlength=rows), index % self.shape[1], self.shape[1]
         if not self.whole:
-            numbers, longest = (
-                torch.arange(len(row), device=row.device),
-                max(counts.tolist(), default=0),
-            )
+            longest, numbers = max(counts.tolist(), default=0), torch.arange(len(row)).to(row)
             column = numbers - (counts.cumsum(0) - counts)[row]
+            if len(row) < rows * longest:
+                longest = min(_whole(longest, SIDE, row), self.shape[1])
         self.row, self.sides = row, (rows, longest)
         self.cells = Places(row * longest + column, rows * longest)
         there = (self.cells.back < len(row)).view(self.sides)
-        self.readable = None if self.cells.same else there | ~there.any(1, keepdim=True)
+        self.readable = there | ~there.any(1, keepdim=True) if len(row) < rows * longest else None
 
     def only(self, marks: Bool[Tensor, "B L"]) -> tuple[Places, "Packed"]:
         """Which of the N are marked, and these packed, in rows of the same products."""
-        kept, part = marks.flatten()[self.places.index].nonzero().squeeze(1), copy(self)
-        part._lay(self.places.index[kept], self.row[kept], self.sides[0])
-        return Places(kept, len(self.row)), part
+        own = self.places.index[: len(self.row)]
+        kept, part = marks.flatten()[own].nonzero().squeeze(1), copy(self)
+        part._lay(own[kept], self.row[kept], self.sides[0])
+        return Places(kept, len(self.places.index)), part
 
     def pack(self, x: Float[Tensor, "B L D"]) -> Tokens:
         """What is there."""
@@ -206,7 +211,7 @@ class AttentionBlock(nn.Module):
         read = packed if read is None else read
         if self.block.norm == "pre":
             normed = self.norm_attention(x)
-            context = normed if context is None else self.norm_attention(context)
+            context = normed if context is None or context is x else self.norm_attention(context)
             x = x + self._drop(self.attend(normed, packed, context, read, seen))
             return x + self._drop(self.feed(self.norm_feed(x)))
         context = x if context is None else context
@@ -226,14 +231,9 @@ def mean_token(x: Float[Tensor, "B L D"], valid: Bool[Tensor, "B L"]) -> Float[T
 
 
 class Whitening(nn.Module):
-    """Decorrelate vectors with statistics fitted beforehand, without labels: (x - mean) W, W = V (Λ
-    + ε λ₁)^-½. The identity until :meth:`fit`; saved with the model.
-
-    A few directions (gender, colour) carry most of a vector's length and drown the others in a
-    cosine; afterwards all weigh alike. V and Λ are the eigenvectors and values of the covariance; ε
-    = 0.01 of the largest keeps directions without content from being blown up (Su et al. 2021,
-    arXiv 2103.15316, for sentence vectors).
-    """
+    """Decorrelate vectors, so that no few directions drown the others in a cosine: (x - mean) W, W
+    = V (Λ + ε λ₁)^-½, V and Λ of their covariance, ε = 0.01 (Su et al. 2021, arXiv 2103.15316). The
+    identity until :meth:`fit`; saved with the model."""
 
     def __init__(self, width: int, shrink: float = 0.01):
         super().__init__()

@@ -148,20 +148,20 @@ class Stack(nn.Module):
             self.positions[name] = nn.Embedding(MODALITIES[name].slots, spec.width)
 
     def forward(
-        self, states: States, valid: Marks, wanted: Marks | None = None, seen: Weights | None = None
+        self, states: States, valid: Marks, wanted: Marks | None = None, seen=None, sees=None
     ) -> States:
         """States of every modality -> states of every modality; zeros where nothing is there.
         ``wanted`` as in :meth:`Model.forward_from_embeddings`; the attention weights are put into
-        ``seen``, as ``Output.attention`` has them."""
+        ``seen``, as ``Output.attention`` has them; ``sees`` are the marks of what may be read."""
         taken = {name: states[name] for name in self.stage.takes(states)}
         here = {name: valid[name] for name in taken}
         for name, positions in self.positions.items():
             taken[name] = taken[name] + positions.weight[: taken[name].shape[1]]
         if not taken or self.stage.kind != "joint":
-            return {**states, **self._apart(taken, here, seen)}
-        return {**states, **self._joint(taken, here, wanted, seen)}
+            return {**states, **self._apart(taken, here, seen, sees or valid)}
+        return {**states, **self._joint(taken, here, wanted, seen, sees)}
 
-    def _apart(self, states: States, valid: Marks, seen: Weights | None) -> States:
+    def _apart(self, states: States, valid: Marks, seen: Weights | None, sees: Marks) -> States:
         """Each modality reads itself (solo, or nothing else is there) or the others, as they were
         before the layer (cross)."""
         crossing = self.stage.kind == "cross" and len(states) > 1
@@ -169,7 +169,7 @@ class Stack(nn.Module):
         x, read = {name: packed.pack(states[name]) for name, packed in own.items()}, {}
         others = {name: [n for n in states if n != name] for name in states if crossing}
         for name, rest in others.items():
-            read[name] = Packed(torch.cat([valid[n] for n in rest], 1), whole=True)
+            read[name] = Packed(torch.cat([sees[n] for n in rest], 1), whole=True)
         for layer in range(self.stage.layers):
             before, x = x, {}
             for name, packed in own.items():
@@ -181,22 +181,24 @@ class Stack(nn.Module):
                 x[name] = block(before[name], packed, context, read.get(name), weights)
         return {n: own[n].pad(self.norms[self.stage.owner(n)](x[n])) for n in own}
 
-    def _joint(self, states: States, valid: Marks, wanted: Marks | None, seen) -> States:
-        """All modalities read all. Of the last layer only what is wanted is computed."""
+    def _joint(self, states: States, valid: Marks, wanted: Marks | None, seen, sees) -> States:
+        """All read all, or what is seen. Of the last layer only what is wanted is computed."""
         packed = Packed(torch.cat(list(valid.values()), 1), seen is not None)
         x = packed.pack(torch.cat(list(states.values()), 1))
         weights = None if seen is None else seen.setdefault("joint", [])
+        some, read = packed.only(torch.cat([sees[n] for n in valid], 1)) if sees else (None, packed)
         *blocks, last = self.blocks["joint"]
         for block in blocks:
-            x = block(x, packed, seen=weights)
+            x = block(x, packed, some and some.take(x), read, weights)
+        context = some.take(x) if some else x
         if wanted is None:
-            x = last(x, packed, seen=weights)
+            x = last(x, packed, context, read, weights)
         else:
             marks = [wanted.get(n, torch.zeros_like(there)).clone() for n, there in valid.items()]
             for mark in marks:
                 mark[:, 0] = True
             places, asked = packed.only(torch.cat(marks, 1))
-            x, packed = last(places.take(x), asked, x, packed), asked
+            x, packed = last(places.take(x), asked, context, read), asked
         parts = packed.pad(self.norms["joint"](x)).split([s.shape[1] for s in states.values()], 1)
         return dict(zip(states, parts, strict=True))
 
@@ -307,17 +309,17 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
                 none); by default all. Where the last block is joint, it computes only these:
                 ``Output.fused`` then means nothing elsewhere. The same numbers for less work.
             attention: give ``Output.attention``; then all tokens are computed.
-            given: the modalities that the fusion sees; by default all that are there.
+            given: the modalities that the fusion reads; by default all that are there.
         """
         seen = tuple({} for _ in self.stages) if attention else ()
         output = self._encode(embedded, valid, seen)
-        states, last = output.encoded, len(self.stages) - 1
+        states, last, sees = output.encoded, len(self.stages) - 1, None
         if given is not None:
-            valid = {n: x & given[:, i, None] for i, (n, x) in enumerate(valid.items())}
+            sees = {n: x & given[:, i, None] for i, (n, x) in enumerate(valid.items())}
         for number in range(self.fusion, len(self.stages)):
             only = wanted if number == last and not attention else None
-            states = self.stages[number](states, valid, only, seen[number] if seen else None)
-        summary = {name: first_token(x, valid[name]) for name, x in states.items()}
+            states = self.stages[number](states, valid, only, seen[number] if seen else None, sees)
+        summary = {name: first_token(x, (sees or valid)[name]) for name, x in states.items()}
         return replace(output, fused=states, summary=summary)
 
     def forward(self, batch: Batch, wanted: Marks | None = None, **options) -> Output:

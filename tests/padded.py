@@ -62,8 +62,9 @@ def run(model, embedded, valid, given=None):
         pooled[name] = x[:, 0] * there[:, 0] if model.spec.pool == "first" else mean
         if name in model.poolers:
             pooled[name] = F.relu(model.poolers[name](pooled[name])) * there[:, 0]
-    if given is not None:
-        valid = {n: there & given[:, i, None] for i, (n, there) in enumerate(valid.items())}
+    read = valid
+    if given is not None:  # of the fusion; a modality always reads itself
+        read = {n: there & given[:, i, None] for i, (n, there) in enumerate(valid.items())}
     for own in model.stages[model.fusion :]:
-        states = stack(own, states, valid)
-    return encoded, pooled, states, valid
+        states = stack(own, states, valid if own.stage.kind == "solo" else read)
+    return encoded, pooled, states

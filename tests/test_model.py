@@ -454,12 +454,12 @@ def test_packed_tokens_are_what_padded_ones_are(five, name, given):
     }
     sees = sees.roll(1, 0) if given else None
     output = model.forward_from_embeddings(inputs, valid, given=sees)
-    encoded, pooled, fused, read = padded_run(model, inputs, valid, sees)
+    encoded, pooled, fused = padded_run(model, inputs, valid, sees)
     found, expected, generator = 0.0, 0.0, torch.Generator().manual_seed(2)
     for n in names:
         for ours, theirs, there in (
             (output.encoded[n], encoded[n], valid[n]),
-            (output.fused[n], fused[n], read[n]),
+            (output.fused[n], fused[n], valid[n]),
             (output.pooled[n][:, None], pooled[n][:, None], torch.ones(9, 1, dtype=torch.bool)),
         ):
             torch.testing.assert_close(ours[there], theirs[there], atol=1e-9, rtol=1e-9)
