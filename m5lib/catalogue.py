@@ -207,7 +207,7 @@ class Catalogue:
         lines.append(f"  {len(classes):,} labels; {given}")
         counts: dict[tuple[str, str], list[str]] = {}
         for skip in self.skipped:
-            counts.setdefault((skip.field, skip.reason), []).append(skip.where)
+            counts.setdefault((skip.field, skip.reason.split(" (")[0]), []).append(skip.where)
         for (name, reason), where in sorted(counts.items()):
             some = ", ".join(where[:examples]) + (" …" if len(where) > examples else "")
             lines.append(f"  left out: {name}: {reason}: {len(where):,} ({some})")

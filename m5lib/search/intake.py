@@ -124,7 +124,8 @@ class Report:
             lines.append(f"  {name}: {counts}{inside if line['inside'] else ''}")
         for modality, reason, count, examples in self.reasons.itertuples(index=False):
             lines.append(f"  not read: {modality}: {reason}: {count:,} ({examples})")
-        for (what, reason), rows in self.rows.groupby(["what", "reason"], sort=False):
+        reasons = self.rows["reason"].str.replace(r" \(.*\)", "", regex=True)
+        for (what, reason), rows in self.rows.groupby(["what", reasons], sort=False):
             where = _some(rows["where"])
             lines.append(f"  not a product: {what}: {reason}: {len(rows):,} ({where})")
         return "\n".join(lines)

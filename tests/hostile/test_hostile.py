@@ -6,6 +6,7 @@ from corpus import CASES, Case, Fails
 
 from m5lib.catalogue import Catalogue, DataError
 from m5lib.data import MediaFile, readers
+from m5lib.search.intake import Report
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -36,3 +37,12 @@ def compare(catalogue: Catalogue, comes) -> None:
         content = contents.get(name)
         content = content.read() if isinstance(content, MediaFile) else content
         assert (content or None) == expected, (i, name, content)
+
+
+def test_many_rows_with_one_fault_are_one_line_of_the_reports(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("id,title\n" + "1,Tea\n" * 50, encoding="utf-8")
+    catalogue = readers.read(path)
+    assert [skip.reason[-9:] for skip in catalogue.skipped[:2]] == [" (line 3)", " (line 4)"]
+    for said in (catalogue.report(), str(Report(catalogue))):
+        assert said.count("the id was seen before") == 1 and "49 (1, 1, 1 …)" in said
