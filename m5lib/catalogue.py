@@ -71,15 +71,13 @@ SPLITS = (*GIVEN, "classifier")
 
 
 def _uniform(text: str, purpose: str) -> float:
-    """A number in [0, 1) that depends on the text and the purpose only: the same on every machine
-    and in every run."""
+    """A number in [0, 1) that depends on the text and the purpose only, on every machine."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, person=purpose.encode()).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def split_of(product: Product) -> str:
-    """The split of a product: its own, or drawn by hash of its id with the shares of
-    :data:`SHARES`."""
+    """The split of a product: its own, or drawn by hash of its id (:data:`SHARES`)."""
     if product.split is not None:
         return product.split
     draw = _uniform(product.id, "split")
@@ -110,9 +108,7 @@ class Catalogue:
         if len({product.id for product in self.products}) < len(self.products):
             raise DataError(f"{self.name}: two products share an id; ids must be unique")
         if bare := [product.id for product in self.products if not product.contents]:
-            raise DataError(
-                f"{self.name}: product {bare[0]!r} has no modality at all; leave such products out"
-            )
+            raise DataError(f"{self.name}: product {bare[0]!r} has no modality; leave such out")
 
     def __len__(self) -> int:
         return len(self.products)
@@ -148,8 +144,7 @@ class Catalogue:
         return np.array([split_of(product) for product in self.products], dtype=object)
 
     def split(self, name: str) -> np.ndarray:
-        """Rows of one split (:data:`SPLITS`), in the catalogue's order. Raises ``ValueError`` for
-        an unknown name."""
+        """Rows of one split (:data:`SPLITS`), ascending. Raises ``ValueError``: unknown name."""
         if name not in SPLITS:
             raise ValueError(f"unknown split {name!r}: known are {SPLITS}")
         if name != "classifier":
@@ -172,9 +167,8 @@ class Catalogue:
     def queries(self, split: str = "query") -> tuple[np.ndarray, int]:
         """Rows of the split that can be retrieved, and how many of it cannot.
 
-        The long tail is kept: a class needs no more than one product in the gallery. Products
-        without a label, and those whose class has no product in the gallery (a class of one product
-        among them), have nothing to be found and are left out.
+        The long tail is kept: a class needs one product in the gallery. Products without a label,
+        and those whose class has none there, have nothing to be found and are left out.
         """
         gallery, same = self.sought(split)
         known = set(same[gallery]) - {None}
@@ -203,8 +197,8 @@ class Catalogue:
         classes = {label for label in self.labels if label is not None}
         sizes = {name: len(self.split(name)) for name in SPLITS}
         given = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size)
-        lines = [f"{self.name}: {len(self):,} products with {codes(self.modalities)}"]
-        lines.append(f"  {len(classes):,} labels; {given}")
+        has = f"{len(self):,} products with {codes(self.modalities)}"
+        lines = [f"{self.name}: {has}", f"  {len(classes):,} labels; {given}"]
         counts: dict[tuple[str, str], list[str]] = {}
         for skip in self.skipped:
             counts.setdefault((skip.field, skip.reason.split(" (")[0]), []).append(skip.where)

@@ -3,7 +3,7 @@
 Which vector is "the embedding" is a choice with consequences: the paper adds up the first tokens
 after the fusion, which none of its losses trains directly. All are measured; see :data:`TABLE`.
 
->>> fit_whitening(model, streams, catalogue.split("train"))
+>>> evaluate.fit_readouts(model, streams)  # m5lib.evaluation
 >>> vectors = embeddings(model, streams, rows, modalities=["text"])  # given titles only
 >>> vectors["layered"].shape  # (N, E)
 """
@@ -56,20 +56,18 @@ TABLE = {
     "whitened": ReadOut(("pooled",), beside=True, whitened=True),
     # and beside it what the words and regions say one by one
     "layered": ReadOut(("pooled", "embedded"), beside=True, whitened=True),
-    # for queries in one set of modalities against a gallery in another (image -> text): side by
-    # side they would have nothing in common
+    # one set of modalities against another: side by side they would have nothing in common
     "pooled": ReadOut(("pooled",)),
 }
-#: Read-outs side by side, each of unit length: what the fused vector says, and every part. In
-#: ``weighted`` each modality counts as much as helped validation products (``Model.importance``);
-#: without labels it is ``fused_layered``.
+#: Side by side, each of unit length: the fused vector, and every part, which in ``weighted`` counts
+#: as much as helped validation products (``Model.importance``; without labels all alike).
 BESIDE = {"fused_layered": ("fused_first", "layered"), "weighted": ("fused_first", "layered")}
 READOUTS = (*(name for name in TABLE if name != ACROSS), *BESIDE)
 
 Parts = dict[tuple[str, str], Float[Tensor, "B E"]]
 
 
-def _vectors(output: Output, states: str, pool: Callable = mean_token) -> Iterator:
+def vectors_of(output: Output, states: str, pool: Callable = mean_token) -> Iterator:
     """(name, (B, D)) of each modality; those of an absent one mean nothing."""
     for name, x in getattr(output, states).items():
         yield name, x if x.ndim == 2 else pool(x, output.valid[name])
@@ -80,7 +78,7 @@ def parts_of(model: Model, output: Output, readout: str) -> Parts:
     modality is absent."""
     row, parts = TABLE[readout], {}
     for states in row.states:
-        for name, x in _vectors(output, states, row.pool):
+        for name, x in vectors_of(output, states, row.pool):
             x = model.whitening[states][name](x) if row.whitened else x
             x = F.normalize(x.float(), dim=-1) if row.unit else x
             parts[states, name] = x * output.valid[name][:, :1]
@@ -94,8 +92,7 @@ def joined(parts: Parts, readout: str, weights: Mapping[str, float] | None = Non
 
 
 def read_out(model: Model, output: Output, readout: str) -> Float[Tensor, "B E"]:
-    """(B, D) embeddings, or (B, M D) and more where modalities stand side by side. Raises
-    ``ValueError`` for an unknown read-out."""
+    """(B, D), or more where modalities stand side by side. ``ValueError``: unknown read-out."""
     if readout not in (*TABLE, *BESIDE):
         raise ValueError(f"unknown read-out {readout!r}: known are {(*TABLE, *BESIDE)}")
     if readout in TABLE:
@@ -127,19 +124,6 @@ def in_batches(
 
 
 @torch.no_grad()
-def fit_whitening(model: Model, streams: Streams, rows: Rows) -> None:
-    """Fit the model's whitening on these products; only those that have a modality count for it."""
-    fitted: dict[tuple[str, str], list[Tensor]] = {}
-    for batch in in_batches(model, streams, rows):
-        output = model.encode(batch)
-        for states in model.whitening:
-            for name, x in _vectors(output, states):
-                fitted.setdefault((states, name), []).append(x[output.valid[name][:, 0]])
-    for (states, name), vectors in fitted.items():
-        model.whitening[states][name].fit(torch.cat(vectors))
-
-
-@torch.no_grad()
 def embeddings(
     model: Model,
     streams: Streams,
@@ -165,17 +149,3 @@ def embeddings(
         for readout, parts in vectors.items():
             parts.append(read_out(model, output, readout).float().cpu())
     return {readout: torch.cat(parts).numpy() for readout, parts in vectors.items()}
-
-
-@torch.no_grad()
-def mean_harmony(model: Model, streams: Streams, rows: Rows) -> np.ndarray:
-    """(M, M) harmony scores before the fusion, each entry averaged over the products that have both
-    modalities (0 if none has)."""
-    device, sides = next(model.parameters()).device, len(model.spec.modalities)
-    total, count = torch.zeros(2, sides, sides, device=device)
-    for batch in in_batches(model, streams, rows):
-        output = model.encode(batch)
-        both = output.presence[:, :, None] & output.presence[:, None, :]
-        s = model.harmony(torch.stack(list(output.pooled.values()), dim=1), output.presence)
-        total, count = total + (both if s is None else s).sum(0), count + both.sum(0)
-    return (total / count.clamp(min=1)).float().cpu().numpy()

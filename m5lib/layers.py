@@ -118,8 +118,7 @@ ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 def dropout(x: Float[Tensor, "*S"], rate: float, training: bool = True) -> Float[Tensor, "*S"]:
-    """``F.dropout``; on a processor from 16 random bits an element, four from one draw: half the
-    time."""
+    """``F.dropout``; on a processor from 16 random bits an element, in half the time."""
     if x.device.type != "cpu" or not training or rate in (0.0, 1.0):
         return F.dropout(x, rate, training)
     draws = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)

@@ -8,10 +8,9 @@ MFP    video  the same on frames
 MAM    audio  the same on audio tokens
 =====  =====  ==================================================================================
 
-Which of them a modality has is in its row of the table. Paper and released code agree on the 15 %;
-the released code zeroes only 90 % of the chosen regions and all chosen frames and audio tokens.
-Here every chosen feature is zeroed. The summary of a feature stream is computed again from what is
-left, so that it does not give the hidden tokens away.
+Which of them a modality has is in its row of the table. Every chosen feature is zeroed (released:
+90 % of the regions, all frames and audio tokens). The summary of a feature stream is computed again
+from what is left, so that it does not give the hidden tokens away.
 
 >>> generator = torch.Generator().manual_seed(0)
 >>> masked, targets = mask(batch, Vocabulary.of(tokenizer), generator)
@@ -55,8 +54,7 @@ class Vocabulary:
 
 
 def maskable(stream: Stream) -> Bool[Tensor, "B L"]:
-    """The tokens that may be hidden: what is there, without ``[CLS]``, ``[SEP]`` and the summary of
-    features, which is computed and never predicted."""
+    """What may be hidden: what is there, save ``[CLS]``, ``[SEP]`` and the summary of features."""
     if stream.entity is not None:
         return stream.valid & (stream.entity >= 0)
     summary = torch.arange(stream.valid.shape[1], device=stream.valid.device) == 0
@@ -69,8 +67,7 @@ def _choose_tokens(stream: Stream, rate: float, generator: torch.Generator) -> T
 
 
 def _choose_entities(stream: Stream, rate: float, generator: torch.Generator) -> Tensor:
-    """Pairs are chosen; of a chosen pair the property (even number) or the value (odd number) is
-    hidden whole."""
+    """Of a chosen pair the property (even number) or the value (odd number) is hidden whole."""
     pair = stream.entity.clamp(min=0) // 2  # (B, L), fewer pairs than tokens
     draw, side = (torch.rand(pair.shape, generator=generator, device=pair.device) for _ in range(2))
     chosen, odd = (draw < rate).gather(1, pair), (side < 0.5).gather(1, pair)
@@ -80,10 +77,9 @@ def _choose_entities(stream: Stream, rate: float, generator: torch.Generator) ->
 def _hide_words(stream, chosen, vocabulary: Vocabulary, generator, entities: bool) -> Stream:
     hidden = torch.full_like(stream.tokens, vocabulary.mask)
     if not entities:
-        draw = torch.rand(chosen.shape, generator=generator, device=chosen.device)
-        other = torch.randint(
-            vocabulary.size, chosen.shape, generator=generator, device=chosen.device
-        )
+        settings = {"generator": generator, "device": chosen.device}
+        draw = torch.rand(chosen.shape, **settings)
+        other = torch.randint(vocabulary.size, chosen.shape, **settings)
         hidden = torch.where(draw < 0.8, hidden, torch.where(draw < 0.9, other, stream.tokens))
     return replace(stream, tokens=torch.where(chosen, hidden, stream.tokens))
 
@@ -124,16 +120,14 @@ def mask(
         if row.kind == "words":
             streams[name] = _hide_words(stream, chosen, vocabulary, generator, entities)
         else:
-            # the released loader divides the sum of what is left by the number of valid tokens,
-            # hidden ones included
+            # the released loader divides by the number of valid tokens, hidden ones included
             left = stream.tokens.masked_fill(chosen[..., None], 0.0)
             streams[name] = replace(stream, tokens=with_summary(left, stream.valid))
     return replace(batch, streams=streams), targets
 
 
 def hidden(batch: Batch, targets: Mapping[str, Target]) -> dict[str, Bool[Tensor, "B L"]]:
-    """Which tokens of each stream were chosen: what has a target. A word piece that was chosen may
-    have kept its look."""
+    """Which tokens of each stream were chosen, word pieces that kept their look among them."""
     marks = {name: torch.zeros_like(batch.streams[name].valid) for name in targets}
     for name, target in targets.items():
         marks[name][target.product, target.token] = True

@@ -19,8 +19,7 @@ class Modality:
     """One row of the table.
 
     Attributes:
-        name: key in every dict of the library, and name of the column in a table of your own
-            products.
+        name: key in every dict, and name of the column in a table of your own products.
         code: the paper's abbreviation (Table 4), used in result rows: ``I+T+Tab+V+A``.
         kind: ``words`` (a token is a word piece) or ``features`` (a token is a vector).
         max_tokens: the paper's limit (sections 4.1 and 5; supplement E), the summary token of a
@@ -48,14 +47,12 @@ class Modality:
 
     @property
     def slots(self) -> int:
-        """The longest stream, its summary token included (words count theirs within
-        ``max_tokens``)."""
+        """The longest stream, its summary token included (that of words is in ``max_tokens``)."""
         return self.max_tokens + (self.kind == "features")
 
 
 def _pairs(table: tuple[tuple[str, str], ...]) -> list[str]:
-    """Properties and values in turn, without separators (as the released loader does before
-    pre-training)."""
+    """Properties and values in turn, without separators (released loader, pre-training)."""
     return [text for pair in table for text in pair]
 
 
@@ -63,9 +60,7 @@ UNREADABLE = "no file, or one that cannot be decoded"
 SILENT = "no file, and no sound in the video"
 _ROWS = (
     Modality("image", "I", "features", 36, "MRP", position="box", missing=UNREADABLE),
-    Modality(
-        "text", "T", "words", 36, "MLM", units=lambda title: [title], missing="an empty title"
-    ),
+    Modality("text", "T", "words", 36, "MLM", units=lambda t: [t], missing="an empty title"),
     Modality("table", "Tab", "words", 64, "MEM", "entity", units=_pairs, missing="no filled cell"),
     Modality("video", "V", "features", 12, "MFP", missing=UNREADABLE),
     Modality("audio", "A", "features", 80, "MAM", missing=SILENT, inside="video"),

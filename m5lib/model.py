@@ -14,7 +14,6 @@ Notable features:
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelHubMixin, snapshot_download
 from jaxtyping import Bool, Float
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 
 from m5lib import simcl
+from m5lib.files import reading, whole_file
 from m5lib.layers import AttentionBlock, Packed, Places, Whitening, dropout, first_token, mean_token
 from m5lib.masking import Target
 from m5lib.modalities import MODALITIES
@@ -346,47 +346,49 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         return {name: m(output.summary[name]).squeeze(-1) for name, m in self.matchers.items()}
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """What ``save_pretrained`` (of the mixin, which also pushes to a hub) writes:
-        ``config.json``, the tokenizer, the extractors' settings, and ``model.safetensors``, the
-        weights last: a folder that has them is complete."""
-        for name, content in (("config.json", self.spec.to_dict()), (EXTRACTORS, self.extractors)):
-            text = json.dumps(content, indent=1) + "\n"
-            (save_directory / name).write_text(text, encoding="utf-8")
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(save_directory)
-        temporary = save_directory / "model.safetensors.tmp"
-        save_model(self, str(temporary))
-        os.replace(temporary, save_directory / "model.safetensors")
+        """What ``save_pretrained`` (of the mixin, which also pushes to a hub) writes, the weights
+        last: a folder that has ``model.safetensors`` is complete."""
+        with whole_file(save_directory / "model.safetensors") as weights:
+            # what is tied once: the same weights are the same bytes
+            tensors = [*self.named_parameters(), *self.named_buffers()]
+            save_file({name: x.detach() for name, x in tensors}, weights)
+            texts = {"config.json": self.spec.to_dict(), EXTRACTORS: self.extractors}
+            for name, content in texts.items():
+                with whole_file(save_directory / name) as file:
+                    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(save_directory)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options) -> "Model":
-        """What ``from_pretrained`` (a folder, or a repository on a hub) loads, in evaluation mode,
-        with ``tokenizer`` and ``extractors``.
+    def from_pretrained(cls, source: str | Path, **options) -> "Model":
+        """The model of a folder, or of a repository on a hub (``revision``, ``token`` …), in
+        evaluation mode, with ``tokenizer`` and ``extractors``.
 
         Raises:
             FileNotFoundError: the folder lacks ``config.json`` or ``model.safetensors``.
-            ValueError: the configuration has an unknown key, or the weights are of another width.
+            ValueError: what is wrong with which of its files: none of them is believed.
         """
-        folder = Path(model_id)
+        folder = Path(source)
         if not folder.is_dir():
-            hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-            folder = Path(snapshot_download(model_id, **{key: options[key] for key in hub}))
+            folder = Path(snapshot_download(str(source), **options))
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).exists():
-                wanted = "a folder written by save_pretrained"
-                raise FileNotFoundError(f"{folder}: {name} is missing; expected {wanted}")
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model = cls(Spec.from_dict(config))
-        try:
-            load_model(model, str(folder / "model.safetensors"))
-        except RuntimeError as error:
-            why = str(error).strip().splitlines()[-1].strip()
-            message = f"{folder}: model.safetensors does not fit config.json ({why})"
-            raise ValueError(message) from None
-        if (folder / "tokenizer_config.json").exists():
-            model.tokenizer = load_tokenizer(folder)
-        if (folder / EXTRACTORS).exists():
-            model.extractors = json.loads((folder / EXTRACTORS).read_text(encoding="utf-8"))
+                raise FileNotFoundError(f"{folder}: {name} is missing; save_pretrained writes it")
+        with reading(path := folder / "config.json"):
+            model = cls(spec := Spec.from_dict(json.loads(path.read_text(encoding="utf-8"))))
+        with reading(path := folder / "model.safetensors", "take weights that fit config.json"):
+            load_model(model, str(path))
+        if (path := folder / "tokenizer_config.json").exists():
+            with reading(path):
+                model.tokenizer = load_tokenizer(folder)
+                if (count := len(model.tokenizer)) != spec.vocabulary:
+                    raise ValueError(f"{count} word pieces, config.json has {spec.vocabulary}")
+        if (path := folder / EXTRACTORS).exists():
+            with reading(path):
+                model.extractors = json.loads(path.read_text(encoding="utf-8"))
+                for name, width in spec.widths:
+                    if (own := model.extractors.get(name, {}).get("width", width)) != width:
+                        raise ValueError(f"{name} is {own} wide, in config.json {width}")
         return model.eval()
 
 

@@ -53,8 +53,7 @@ def masked_values(
 def matching_values(
     model: Model, output: Output
 ) -> dict[str, tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]]:
-    """Image-text matching: cross-entropy of telling a product's own title from that of the product
-    before it in the batch.
+    """Image-text matching: cross-entropy of telling a product's own title from its neighbour's.
 
     Returns:
         for each modality of ``Objective.matching``: values (2 B,), first the own, then the other's,
@@ -72,8 +71,7 @@ def matching_values(
 
 
 def _mean(values: Tensor, count: Tensor) -> Tensor:
-    """Mean over what counts; zero, with a gradient path, where nothing does (a batch without a
-    masked token)."""
+    """Mean over what counts; zero, with a gradient path, where nothing does."""
     return values.sum() / count.clamp(min=1)
 
 
@@ -149,10 +147,7 @@ def total(
     """
     device = output.presence.device
     if (model.spec.contrasted or model.matchers) and len(output.presence) < 2:
-        raise ValueError(
-            "contrast and matching compare products: a batch of one has nothing to be told from; "
-            "give two or more"
-        )
+        raise ValueError("contrast and matching compare products: give two or more in a batch")
     predictions = model.predict(output, targets)
     matched = matching_values(model, output)
     # a product of unit vectors, over a small temperature, is too coarse in bf16

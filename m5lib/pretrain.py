@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from m5lib import objectives
+from m5lib.files import reading, whole_file
 from m5lib.masking import Vocabulary, drawn_modalities, hidden, mask
 from m5lib.model import Model
 from m5lib.spec import Spec
@@ -45,8 +46,7 @@ class Training:
     steps: int | None = None
 
     def total_steps(self, products: int) -> int:
-        """Optimiser steps: ``steps``, or ``epochs`` over the products, the last incomplete batch of
-        an epoch included."""
+        """Optimiser steps: ``steps``, or ``epochs`` over the products, with incomplete batches."""
         return self.steps or max(1, round(self.epochs * math.ceil(products / self.batch_size)))
 
 
@@ -83,8 +83,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 
 @lru_cache(maxsize=1)
 def order(count: int, epoch: int, seed: int) -> np.ndarray:
-    """The numbers below ``count`` shuffled for an epoch: a function of seed and epoch only, so that
-    a resumed run sees the same batches."""
+    """The numbers below ``count`` shuffled, by seed and epoch only: a resumed run sees the same."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
@@ -97,31 +96,43 @@ class Checkpoint:
     def save(self, model: nn.Module, optimizer, step: int) -> None:
         """Write the state after ``step`` steps."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        state = {"step": step, "identity": self.identity, "cuda": cuda}
-        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        state["random"] = torch.get_rng_state()
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.path)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        state |= {"identity": self.identity, "random": torch.get_rng_state(), "cuda": cuda}
+        with whole_file(self.path) as temporary, open(temporary, "wb") as file:
+            torch.save(state, file)
 
     def load(self, model: nn.Module, optimizer) -> int:
         """Restore a checkpoint of the same run; returns the step, 0 where there is none.
 
         Raises:
-            ValueError: the checkpoint belongs to a run with other settings, model or data.
+            ValueError: it is of other settings, another model or other data, or cannot be read.
         """
         if not self.path.exists():
             return 0
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
-        if state["identity"] != self.identity:
-            differ = "settings, model or data differ); choose another folder or delete it"
-            raise ValueError(f"{self.path} belongs to another run ({differ}")
+        with reading(self.path, "choose another folder, or delete it to train anew"):
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            if state["identity"] != self.identity:
+                raise ValueError("belongs to another run: settings, model or data differ")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         if state["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda"])
         return state["step"]
+
+
+def logged(path: Path, steps: int) -> list[dict]:
+    """The history of the first ``steps`` steps; later ones, which are done again, are cut off its
+    file. Raises ``ValueError``: it is not the history of these steps."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    with reading(path, f"put it back, or delete {path.parent} to train anew"):
+        history = [json.loads(line) for line in lines[:steps]]
+        if [line["step"] for line in history] != list(range(steps)):
+            raise ValueError(f"{len(history)} lines are not those of the first {steps} steps")
+    if lines[steps:]:
+        with whole_file(path) as temporary:
+            temporary.write_bytes(b"".join(line + b"\n" for line in lines[:steps]))
+    return history
 
 
 class Task(NamedTuple):
@@ -187,8 +198,7 @@ def pretrain(
 
 
 def batch_of(streams: Streams, rows: np.ndarray, device: torch.device, spec: Spec) -> Batch:
-    """The batch of the rows on a device; what is missing is imputed before masks are drawn, where
-    the model is given zeros.
+    """The batch of the rows on a device, imputed before masks are drawn, where the model wants it.
 
     Raises:
         ValueError: no product of the batch has any of the model's modalities.
@@ -217,13 +227,11 @@ def run_loop(
     identity = {"training": asdict(training), **task.identity}
     checkpoint = Checkpoint(directory / "checkpoint.pt", identity)
     start = checkpoint.load(model, optimizer)
-    path, history = directory / "history.jsonl", []
-    if start and path.exists():  # what was logged after the checkpoint is done again
-        history = [json.loads(line) for line in path.read_text().splitlines()[:start]]
+    [half.unlink() for half in directory.glob("*.tmp")]  # left by a process that was killed
+    history = logged(path := directory / "history.jsonl", start)
     model.train()
     saved, todo = time.monotonic(), range(start, min(steps, stop_after or steps))
-    with open(path, "w") as log:
-        log.writelines(json.dumps(line) + "\n" for line in history)
+    with open(path, "a") as log:
         bar = tqdm(todo, task.label, steps, initial=start, unit=" steps")
         for step in bar:
             line = train_step(model, task, training, optimizer, step, steps)
@@ -233,8 +241,9 @@ def run_loop(
             bar.set_postfix_str(f"loss {line['loss']:.3f}", refresh=False)
             log.write(json.dumps(line) + "\n")
             if step == todo[-1] or time.monotonic() - saved > training.checkpoint_seconds:
-                log.flush()
-                checkpoint.save(model, optimizer, len(history))
+                log.flush()  # the checkpoint's lines are safe before it is
+                os.fsync(log.fileno())
+                checkpoint.save(model, optimizer, step + 1)
                 saved = time.monotonic()
     return history
 
@@ -257,8 +266,7 @@ def train_step(
         group["lr"] = group["peak"] * share
     with autocast(device, training.precision):
         loss, parts = task.losses(chosen, generator)
-    # the one wait for the device: what the history holds, read before the backward pass, which then
-    # runs while the host goes on
+    # the one wait for the device, before the backward pass, which runs while the host goes on
     values = [x.detach().to(device, torch.float32) for x in (loss, *parts.values())]
     values = torch.stack(values).tolist()
     if not math.isfinite(values[0]):

@@ -24,8 +24,7 @@ Scalar = Float[Tensor, ""]
 
 
 def at_least_float32(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """Half precision is too coarse for a similarity that is divided by a small temperature; double
-    stays double."""
+    """Half precision is too coarse for similarities over a small temperature."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -33,15 +32,13 @@ def at_least_float32(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
 
 
 def cosine(vectors: Vectors) -> Square:
-    """Cosines of every two vectors of each product (released code, whose vectors end in a ReLU and
-    are never negative)."""
+    """Cosines of every two vectors of each product (released code: a ReLU keeps them positive)."""
     unit = F.normalize(at_least_float32(vectors), dim=-1)
     return unit @ unit.transpose(1, 2)
 
 
 def agreement(vectors: Vectors) -> Square:
-    """How far the modalities of each product agree, in [0, 1]: (1 + cosine) / 2 of every two of its
-    vectors.
+    """How far a product's modalities agree, in [0, 1]: (1 + cosine) / 2 of every two vectors.
 
     Ours may have negative cosines, and a negative score turns a pair round: its loss then falls as
     the two vectors point away from each other, which is what happened (``LOG.md``).
@@ -106,8 +103,7 @@ def free(matrix: Matrix, presence: Presence) -> Square:
 
 
 def literal(matrix: Matrix, presence: Presence) -> Square:
-    """Section 4.3 to the letter: S · softmax(S) of a matrix that starts at zero. Kept to be seen to
-    fail.
+    """Section 4.3 to the letter: S · softmax(S) of a matrix that starts at zero; it fails.
 
     At zero every logit is multiplied by zero: the encoders get no gradient, only S does. It then
     moves to either sign, and a negative score rewards vectors that point away from each other; on

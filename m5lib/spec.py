@@ -23,8 +23,8 @@ def check_choices(settings, **known: Iterable[str]) -> None:
     for name, hint in get_type_hints(type(settings)).items():
         choices = known.get(name) or (get_args(hint) if get_origin(hint) is Literal else ())
         if choices and (value := getattr(settings, name)) not in choices:
-            kind = type(settings).__name__
-            raise ValueError(f"{kind}: unknown {name} {value!r}: known are {list(choices)}")
+            said = f"unknown {name} {value!r}: known are {list(choices)}"
+            raise ValueError(f"{type(settings).__name__}: {said}")
 
 
 def _owner(groups: tuple[Names, ...], name: str) -> str:
@@ -232,15 +232,11 @@ class Spec:
         there = ordered(streams.modalities)
         names = tuple(name for name in there if not self.takes or name in self.takes)
         if not names:
-            raise ValueError(
-                f"{self.name} takes {list(self.takes)}; these streams have {list(there)}"
-            )
+            raise ValueError(f"{self.name} takes {self.takes}; these streams have {there}")
         predicted = [name for name in names if name in self.objective.classes]
         if lacking := [name for name in predicted if name not in streams.classes]:
-            raise ValueError(
-                f"{self.name} predicts class probabilities of {lacking}, but their extractor gives "
-                "none"
-            )
+            why = f"class probabilities of {lacking}, but their extractor gives none"
+            raise ValueError(f"{self.name} predicts {why}")
         tokenizer, widths = streams.tokenizer, streams.widths
         return replace(
             self,
@@ -257,7 +253,7 @@ class Spec:
 
     @classmethod
     def from_dict(cls, config: dict) -> "Spec":
-        """Inverse of :meth:`to_dict`. Raises ``ValueError`` for a key that is not a field."""
+        """Inverse of :meth:`to_dict`. Raises ``ValueError``: no field, or one of another type."""
         stages = []
         for stage in config["stages"]:
             blocks = [(name, _make(Block, block)) for name, block in stage.get("blocks", ())]
@@ -279,4 +275,9 @@ def _known(kind: type, names: Iterable[str]) -> None:
 
 def _make(kind: type, values: dict):
     _known(kind, values)
-    return kind(**{key: _tuples(value) for key, value in values.items()})
+    values = {key: _tuples(value) for key, value in values.items()}
+    for name, hint in get_type_hints(kind).items():
+        fits = (int, float) if hint is float else (hint,)
+        if hint in (int, float, bool, str) and name in values and type(values[name]) not in fits:
+            raise ValueError(f"{kind.__name__}: {name} is {values[name]!r}, not {hint.__name__}")
+    return kind(**values)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from m5lib.catalogue import Catalogue, DataError, Rows
+from m5lib.files import reading
 from m5lib.modalities import MODALITIES, Modality, codes, ordered
 from m5lib.spec import Spec
 
@@ -31,9 +32,8 @@ class Ragged(NamedTuple):
 
     ``values`` (T, F) float16, ``boxes`` (T, 5) float16 or None, ``offsets`` (N + 1,) int64; an
     absent modality has no rows. ``classes`` (T, K) are class probabilities, where there are any.
-    ``values`` and ``boxes`` are arrays, or :class:`m5lib.data.store.Mapped` files that are indexed
-    like arrays. ``settings`` say what extractor made them
-    (:func:`m5lib.data.extractors.described`).
+    Arrays, or :class:`m5lib.data.store.Mapped` files that are indexed like arrays. ``settings`` say
+    what made them (:func:`m5lib.data.extractors.described`).
     """
 
     values: np.ndarray
@@ -63,12 +63,9 @@ def named(settings: Mapping[str, Any] | None) -> str:
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """Any ``transformers`` tokenizer with ``[CLS]``, ``[SEP]`` and ``[MASK]``, by name or path.
     Raises ``ValueError``: there is none, or it has no such token."""
-    try:
+    mend = "give a folder that has one, or a name on the hub and a network"
+    with reading(f"tokenizer {name_or_path}", mend):
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
-    except (OSError, ValueError) as error:
-        mend = "give a folder that has one, or a name on the hub and a network"
-        said = f"{str(error).splitlines()[0]} ({mend})"
-        raise ValueError(f"tokenizer {name_or_path}: {said}") from None
     needed = ("cls_token_id", "sep_token_id", "mask_token_id", "pad_token_id")
     if missing := [key for key in needed if getattr(tokenizer, key) is None]:
         mend = "masked word tasks need a BERT-like tokenizer"
@@ -142,17 +139,15 @@ class Batch:
         return replace(self, streams={n: s if n in keep else s.absent() for n, s in streams})
 
     def check(self, widths: Iterable[tuple[str, int]], extractors: Mapping[str, Mapping]) -> None:
-        """Raises ``ValueError`` where features are not of these widths and of these extractors,
-        which a model was trained with."""
+        """Raises ``ValueError`` where features are not of a model's widths and extractors."""
         for name, width in widths:
             made, own = self.settings.get(name), extractors.get(name)
             read = self.streams[name].tokens.shape[-1]
             if read != width or (made and own and computed(made) != computed(own)):
-                raise ValueError(
-                    f"{name} features of {named(made)}, {read} wide, but the model was trained on "
-                    f"those of {named(own)}, {width} wide; extract with the model's own (the "
-                    "parameter extractors), or train a model on these"
-                )
+                trained = f"the model was trained on those of {named(own)}, {width} wide"
+                mend = "extract with its own (the parameter extractors) or train one on these"
+                here = f"{name} features of {named(made)}, {read} wide"
+                raise ValueError(f"{here}, but {trained}; {mend}")
 
 
 class _Words:
@@ -210,9 +205,7 @@ class Streams:
         chosen = can if spec is None else [name for name in can if name in spec.modalities]
         chosen = chosen if modalities is None else set(modalities)
         if lacking := set(chosen) - set(can):
-            raise ValueError(
-                f"{catalogue.name} has no {sorted(lacking)}; it can give {sorted(can)}"
-            )
+            raise ValueError(f"{catalogue.name} has no {sorted(lacking)}, only {sorted(can)}")
         if spec is not None and not chosen:
             has, reads = codes(catalogue.modalities), codes(spec.modalities)
             raise DataError(f"{catalogue.name} has {has}; the model reads {reads}")
@@ -249,8 +242,7 @@ class Streams:
         return {name: values.shape[1] for name, values in given.items() if values is not None}
 
     def lengths(self) -> dict[str, np.ndarray]:
-        """(N,) tokens of each product and stream, the summary included; 0 where the modality is
-        absent."""
+        """(N,) tokens of each product and stream, the summary included; 0 where it is absent."""
         lengths = {}
         for name in self.modalities:
             if name in self.words:
@@ -307,8 +299,7 @@ def _places(offsets: np.ndarray, rows: np.ndarray, limit: int) -> tuple[np.ndarr
 
 
 def with_summary(tokens: Float[Tensor, "B L F"], valid: Bool[Tensor, "B L"]) -> Tensor:
-    """The same features with the summary in front set to the mean of the tokens that are there
-    (released loader)."""
+    """The features with the summary in front: the mean of the tokens there (released loader)."""
     there = valid[:, 1:, None]
     mean = (tokens[:, 1:] * there).sum(1) / there.sum(1).clamp(min=1)
     return torch.cat([mean[:, None], tokens[:, 1:]], dim=1)

@@ -13,7 +13,8 @@ from conftest import make_five_batch
 from torch import nn
 
 from m5lib import masking, objectives
-from m5lib.embeddings import READOUTS, embeddings, fit_whitening
+from m5lib.embeddings import READOUTS, embeddings
+from m5lib.evaluation.evaluate import fit_whitening
 from m5lib.model import Model
 from m5lib.models import zoo
 from m5lib.pretrain import Training, autocast, pretrain

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from conftest import make_five_batch
 
 from m5lib import embeddings
-from m5lib.evaluation.separation import modality_cosines
+from m5lib.evaluation.evaluate import fit_whitening
+from m5lib.evaluation.separation import mean_harmony, modality_cosines
 from m5lib.layers import Whitening
 from m5lib.model import Model
 from m5lib.streams import Streams
@@ -37,7 +38,7 @@ def products():
 
 
 def test_whitening_is_fitted_on_the_products_that_have_the_modality(model, products):
-    embeddings.fit_whitening(model, products, ROWS)
+    fit_whitening(model, products, ROWS)
     output, fitted = model.encode(products.batch(ROWS)), 0
     for states, by_name in model.whitening.items():
         for name, found in by_name.items():
@@ -58,7 +59,7 @@ def test_whitening_is_fitted_on_the_products_that_have_the_modality(model, produ
 
 def test_an_absent_modality_adds_nothing_and_each_that_is_there_has_length_one(model, products):
     """Also after whitening, which moves zero vectors away from zero."""
-    embeddings.fit_whitening(model, products, ROWS)
+    fit_whitening(model, products, ROWS)
     output = model(products.batch(ROWS))
     sides = {"concat": ["pooled"], "whitened": ["pooled"], "layered": ["pooled", "embedded"]}
     for readout, wanted in (sides | {"pooled": ["pooled"]}).items():
@@ -106,7 +107,7 @@ def test_mean_harmony_is_over_the_products_that_have_both(model, products):
     output = model.encode(products.batch(ROWS))
     pooled = torch.stack(list(output.pooled.values()), dim=1)
     scores = model.harmony(pooled, output.presence)
-    found = embeddings.mean_harmony(model, products, ROWS)
+    found = mean_harmony(model, products, ROWS)
     for i in range(5):
         for j in range(5):
             there = [b for b in ROWS if output.presence[b, i] and output.presence[b, j]]

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from m5lib import masking, objectives, simcl
 from m5lib.embeddings import READOUTS, read_out
 from m5lib.layers import AttentionBlock, Packed, Whitening, attention
 from m5lib.masking import Vocabulary, mask
-from m5lib.model import Model
+from m5lib.model import EXTRACTORS, Model
 from m5lib.models import zoo
 from m5lib.spec import Block, Objective, Spec, Stage
 from m5lib.streams import Batch, Stream
@@ -483,3 +484,72 @@ def test_given_only_a_title_nothing_else_of_the_product_is_read(five, name):
     one, two = (model(b.only([given])) for b in (batch, replace(batch, streams=others)))
     for readout in READOUTS:
         assert read_out(model, one, readout).equal(read_out(model, two, readout))
+
+
+HTML = b"<!DOCTYPE html><html><body>404</body></html>"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", EXTRACTORS])
+@pytest.mark.parametrize("fault", ["cut", "empty", "html", "lfs", "noise", "list"])
+def test_of_a_damaged_folder_the_file_the_fault_and_the_mend_are_said(five, tmp_path, name, fault):
+    model = build(five)
+    model.extractors = {"image": {"extractor": "Crops", "width": dict(five.widths)["image"]}}
+    model.save_pretrained(tmp_path)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    content = {"cut": whole[: len(whole) // 2], "empty": b"", "html": HTML, "lfs": LFS}
+    path.write_bytes((content | {"noise": bytes(range(256)), "list": b"[3]"})[fault])
+    says = {"html": "a web page", "lfs": "Git LFS .*; fetch it with git lfs pull", "empty": "empty"}
+    with pytest.raises(ValueError, match=rf"{name}: .*{says.get(fault, '; ')}"):
+        Model.from_pretrained(tmp_path)
+
+
+def test_every_field_of_a_configuration_is_checked(five, tmp_path):
+    """Left out, or of another type: an error that names file and field, or a model."""
+    model = build(five)
+    model.save_pretrained(tmp_path)
+    path, built = tmp_path / "config.json", 0
+    config = json.loads(path.read_text())
+    for field in config:
+        for changed in (
+            {key: value for key, value in config.items() if key != field},
+            config | {field: "128"},
+            config | {field: None},
+            config | {field: [["x"]]},
+        ):
+            path.write_text(json.dumps(changed))
+            try:
+                built += Model.from_pretrained(tmp_path) is not None
+            except ValueError as error:
+                assert "config.json" in str(error), error
+    assert built < len(config) * 2
+    path.write_text(json.dumps(config | {"width": "16"}))
+    with pytest.raises(ValueError, match="config.json: Spec: width is '16', not int"):
+        Model.from_pretrained(tmp_path)
+    path.write_text(json.dumps({key: value for key, value in config.items() if key != "stages"}))
+    with pytest.raises(ValueError, match="config.json: .*stages"):
+        Model.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_and_extractors_that_do_not_fit_are_named(five, stream_set, tmp_path):
+    model = build(five)
+    model.save_pretrained(tmp_path)
+    stream_set.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="tokenizer_config.json: .* word pieces, config.json has"):
+        Model.from_pretrained(tmp_path)
+    for path in tmp_path.glob("*token*"):
+        path.unlink()
+    (tmp_path / EXTRACTORS).write_text(json.dumps({"image": {"extractor": "Mine", "width": 3}}))
+    with pytest.raises(ValueError, match=rf"{EXTRACTORS}: image is 3 wide, in config.json \d+"):
+        Model.from_pretrained(tmp_path)
+
+
+def test_equal_weights_are_equal_bytes(five, tmp_path):
+    """Tied weights too: the file's header has an order of its own."""
+    model, seen = build(five), set()
+    for _ in range(8):
+        model.save_pretrained(tmp_path)
+        seen.add((tmp_path / "model.safetensors").read_bytes())
+    Model.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+    assert seen == {(tmp_path / "again" / "model.safetensors").read_bytes()}

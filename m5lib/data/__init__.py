@@ -1,5 +1,5 @@
-"""Media files and members of tars, files that are whole or not there, one process at a time, and
-the lines of tables: what other people's files are met with first (``docs/trust.md``)."""
+"""Media files and members of tars, JSON, one process at a time, and the lines of tables: what other
+people's files are met with first (``docs/trust.md``)."""
 
 import csv
 import errno
@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from m5lib.catalogue import DataError, Skip
+from m5lib.files import whole_file
 
 
 class MediaError(ValueError):
@@ -158,27 +158,9 @@ def in_folder(folder: Path, usual: str, others: bool = True) -> dict[str, MediaF
     )
 
 
-@contextmanager
-def whole_file(path: str | Path, sync: bool = False) -> Iterator[Path]:
-    """A temporary name in the same folder, made where missing, to write to: renamed to ``path`` at
-    the end, so that nobody ever sees half a file; with ``sync`` not even if the machine stops.
-    Where writing fails nothing is left."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.tmp")
-    try:
-        yield temporary
-        if sync:
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | Path, content, sync: bool = False) -> Path:
+def write_json(path: str | Path, content) -> Path:
     """Write JSON as a whole file. Lists of objects have one to a line."""
-    with whole_file(path, sync) as temporary:
+    with whole_file(path) as temporary:
         temporary.write_text(_text(content) + "\n", encoding="utf-8")
     return Path(path)
 

@@ -291,7 +291,7 @@ def _stored(
         "products": sum(len(record["ids"]) for _, record in records),
         "rows": sum(sum(record["lengths"]) for _, record in records),
     }
-    write_json(folder / f"{name}.json", index, sync=True)
+    write_json(folder / f"{name}.json", index)
     records = [(stem, record) for stem, record in records if any(record["lengths"])]
     stems, sizes = [stem for stem, _ in records], [sum(r["lengths"]) for _, r in records]
     values = Mapped([_file(stem, "npy") for stem in stems], sizes, extractor.width)
@@ -363,7 +363,7 @@ def _write(stem: Path, part: _Extracted, sources: list[str]) -> None:
     arrays = {"npy": part.values, "boxes.npy": part.boxes, "classes.npy": part.classes}
     files = {_file(stem, end): array for end, array in arrays.items() if array is not None}
     for path, array in files.items():
-        with whole_file(path, sync=True) as temporary, open(temporary, "wb") as file:
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
             np.save(file, array, allow_pickle=False)
     record = {
         "ids": part.ids,
@@ -374,4 +374,4 @@ def _write(stem: Path, part: _Extracted, sources: list[str]) -> None:
         # A file that is not there, or a disk that did not answer, is tried again next time.
         "again": any(skip.reason.startswith(UNREADABLE) for skip in part.skipped),
     }
-    write_json(_file(stem, "json"), record, sync=True)
+    write_json(_file(stem, "json"), record)

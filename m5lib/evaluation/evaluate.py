@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from m5lib.catalogue import Catalogue, DataError
-from m5lib.embeddings import BESIDE, fit_whitening, in_batches, joined, parts_of
+from m5lib.catalogue import Catalogue, DataError, Rows
+from m5lib.embeddings import BESIDE, in_batches, joined, parts_of, vectors_of
 from m5lib.evaluation import metrics, stats
 from m5lib.modalities import ordered
 from m5lib.model import Model
@@ -212,6 +212,19 @@ def clustering(catalogue: Catalogue, vectors, split: str = "query") -> list[dict
 
 #: What a modality may count in the read-out ``weighted``; another has to be better by the margin.
 COUNTS, MARGIN = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0), 0.002
+
+
+@torch.no_grad()
+def fit_whitening(model: Model, streams: Streams, rows: Rows) -> None:
+    """Fit the model's whitening on these products; only those that have a modality count for it."""
+    fitted: dict[tuple[str, str], list[torch.Tensor]] = {}
+    for batch in in_batches(model, streams, rows):
+        output = model.encode(batch)
+        for states in model.whitening:
+            for name, x in vectors_of(output, states):
+                fitted.setdefault((states, name), []).append(x[output.valid[name][:, 0]])
+    for (states, name), vectors in fitted.items():
+        model.whitening[states][name].fit(torch.cat(vectors))
 
 
 @torch.no_grad()

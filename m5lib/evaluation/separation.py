@@ -166,3 +166,17 @@ def modality_cosines(
     own = cosines.diagonal()
     others = (cosines.sum(dim=1) - own) / max(1, len(one) - 1)
     return np.asarray(rows)[np.concatenate(here)], own.cpu().numpy(), others.cpu().numpy()
+
+
+@torch.no_grad()
+def mean_harmony(model: Model, streams: Streams, rows: Rows) -> np.ndarray:
+    """(M, M) harmony scores before the fusion, each entry averaged over the products that have both
+    modalities (0 if none has)."""
+    device, sides = next(model.parameters()).device, len(model.spec.modalities)
+    total, count = torch.zeros(2, sides, sides, device=device)
+    for batch in in_batches(model, streams, rows):
+        output = model.encode(batch)
+        both = output.presence[:, :, None] & output.presence[:, None, :]
+        s = model.harmony(torch.stack(list(output.pooled.values()), dim=1), output.presence)
+        total, count = total + (both if s is None else s).sum(0), count + both.sum(0)
+    return (total / count.clamp(min=1)).float().cpu().numpy()

@@ -80,10 +80,8 @@ def class_logit(classifier: Classifier, labels: Sequence[str] | np.ndarray) -> T
     does not know."""
     known = {label: n for n, label in enumerate(classifier.labels)}
     if unknown := sorted({str(label) for label in labels} - set(known)):
-        raise ValueError(
-            f"the classifier knows no class {unknown[:3]}; it knows {len(known)}: "
-            f"{', '.join(list(known)[:5])} …"
-        )
+        knows = f"it knows {len(known)}: {', '.join(list(known)[:5])} …"
+        raise ValueError(f"the classifier knows no class {unknown[:3]}; {knows}")
     classifier.eval()
 
     def read(output: Output, sought: Tensor) -> Tensor:
@@ -128,9 +126,8 @@ def rows_of(catalogue: Catalogue, ids: Sequence[str] | np.ndarray) -> np.ndarray
     unknown one."""
     place = {product: row for row, product in enumerate(catalogue.ids)}
     if unknown := sorted(set(ids) - set(place)):
-        raise DataError(
-            f"{catalogue.name} has no product {unknown[:3]}; ids are such as {next(iter(place))!r}"
-        )
+        such = f"ids are such as {next(iter(place))!r}"
+        raise DataError(f"{catalogue.name} has no product {unknown[:3]}; {such}")
     return np.array([place[product] for product in ids], dtype=int)
 
 
@@ -207,10 +204,8 @@ def _hidden(model: Model, batch: Batch) -> Batch:
     """Every token hidden as in the masked tasks."""
     worded = {name for name in batch.streams if MODALITIES[name].kind == "words"}
     if worded and model.tokenizer is None:
-        raise ValueError(
-            "the model has no tokenizer, so nobody knows its [MASK]: load it by from_pretrained, "
-            "or set model.tokenizer"
-        )
+        mend = "load it by from_pretrained, or set model.tokenizer"
+        raise ValueError(f"the model has no tokenizer, so nobody knows its [MASK]: {mend}")
     fill = dict.fromkeys(batch.streams, 0.0)
     fill |= {name: model.tokenizer.mask_token_id for name in worded}
     blank = {n: torch.full_like(s.tokens, fill[n]) for n, s in batch.streams.items()}

@@ -19,6 +19,8 @@ from m5lib import ROOT
 from m5lib.data import write_json
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.evaluation import evaluate, stats
+from m5lib.files import whole_file
+from m5lib.lab import recording
 from m5lib.lab.recording import HIDDEN, chosen, compare, load_results, pick, results_folder, said
 from m5lib.lab.study import Studies, number
 from m5lib.modalities import MODALITIES
@@ -88,10 +90,8 @@ def differences(
             wanted = number(name, state) if isinstance(name, str) else name
             test = tested(studies, (one, wanted), (other, wanted))
             shown = name if isinstance(name, str) else f"{name['metric']}, {name['convention']}"
-            mean, low, high = (
-                scale * float("nan" if test[key] is None else test[key])
-                for key in ("difference", "low", "high")
-            )
+            values = (test[key] for key in ("difference", "low", "high"))
+            mean, low, high = (scale * float("nan" if x is None else x) for x in values)
             rows.append((f"{one} - {other}", shown, mean, low, high, test["p"], test["verdict"]))
     columns = ["difference", "number", "mean", "low", "high", "p", "as a claim"]
     return pd.DataFrame(rows, columns=columns).set_index(["difference", "number"])
@@ -150,7 +150,7 @@ def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
     if not name:
         return None
     if path.exists():
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = recording.read_results(path, "claims")
     new = {(row["id"], row["data"]) for row in verdicts}
     kept = [row for row in content["claims"] if (row["id"], row["data"]) not in new]
     sources = content["provenance"] | {
@@ -271,6 +271,7 @@ def markdown(frame: pd.DataFrame) -> str:
     rows = [map(str, frame.columns)]
     for values in frame.itertuples(index=False):
         cells = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in values)
+        cells = (cell.replace("|", r"\|").replace("\n", " ") for cell in cells)
         rows.append("" if cell == "nan" else cell for cell in cells)
     lines = ["| " + " | ".join(cells) + " |" for cells in rows]
     return "\n".join([lines[0], "|" + "---|" * len(frame.columns), *lines[1:]])
@@ -381,5 +382,6 @@ def main(arguments: list[str] | None = None) -> int:
     """``python -m m5lib readme``: write the generated tables into README, docs and results."""
     argparse.ArgumentParser("python -m m5lib readme", description=__doc__).parse_args(arguments)
     for path, text in pages().items():
-        path.write_text(text, encoding="utf-8")
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return 0

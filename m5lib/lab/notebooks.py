@@ -25,7 +25,8 @@ from urllib.parse import quote
 import nbformat
 
 from m5lib import ROOT, home
-from m5lib.data import whole_file, write_json
+from m5lib.data import write_json
+from m5lib.files import reading, whole_file
 
 
 class ParameterError(ValueError):
@@ -65,26 +66,23 @@ def parameters_of(notebook: str | Path) -> dict[str, object]:
     cells = nbformat.read(notebook, as_version=4).cells
     cells = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
-        raise ParameterError(
-            f"{notebook}: {len(cells)} cells are tagged 'parameters'; exactly one must be"
-        )
+        tagged = f"{len(cells)} cells are tagged 'parameters'; exactly one must be"
+        raise ParameterError(f"{notebook}: {tagged}")
     defaults = {}
     for statement in ast.parse(cells[0].source).body:
         try:  # `name = literal` or `name: type = literal`
             target = getattr(statement, "target", None) or statement.targets[0]
             defaults[target.id] = ast.literal_eval(statement.value)
         except (AttributeError, ValueError):
-            raise ParameterError(
-                f"{notebook}: line {statement.lineno} of the parameters cell is not `name ="
-                " literal`"
-            ) from None
+            line = f"line {statement.lineno} of the parameters cell is not `name = literal`"
+            raise ParameterError(f"{notebook}: {line}") from None
     return defaults
 
 
 def check(
     notebook: str | Path, given: Mapping[str, object], known: Mapping[str, object] | None = None
 ) -> dict[str, object]:
-    """The given parameters, converted where nothing is lost (an ``int`` for a ``float``).
+    """The given parameters, converted where nothing is lost (an ``int`` for a float or words).
     ``known`` are :func:`parameters_of` the notebook, where they were read before.
 
     Raises:
@@ -95,12 +93,12 @@ def check(
         if name not in known:
             raise ParameterError(f"{file} has no parameter {name!r}; it has {', '.join(known)}")
         kind = type(known[name])
-        value = float(value) if kind is float and type(value) is int else value
+        if (type(value), kind) in ((int, float), (int, str)):  # 501 for words: papermill's -p
+            value = kind(value)
         if type(value) is not kind:
-            raise ParameterError(
-                f"{file}: {name} = {value!r} is {type(value).__name__}, but the default"
-                f" {known[name]!r} is {kind.__name__}"
-            )
+            default = f"the default {known[name]!r} is {kind.__name__}"
+            is_a = f"{name} = {value!r} is {type(value).__name__}"
+            raise ParameterError(f"{file}: {is_a}, but {default}")
         checked[name] = value
     return checked
 
@@ -188,9 +186,9 @@ def to_html(notebook: Path) -> Path:
     page, _ = HTMLExporter(embed_images=True).from_notebook_node(
         book, resources={"metadata": {"name": notebook.stem}}
     )
-    path = notebook.with_suffix(".html")
-    path.write_text(page, encoding="utf-8")
-    return path
+    with whole_file(notebook.with_suffix(".html")) as path:
+        path.write_text(page, encoding="utf-8")
+    return notebook.with_suffix(".html")
 
 
 def outcome(notebook: Path) -> dict:
@@ -235,9 +233,7 @@ def _card(notebook: Path) -> str:
     about, page = outcome(notebook), quote(notebook.with_suffix(".html").name)
     state = f"failed: {about['error']}" if about["error"] else "finished"
     state += "" if about["seconds"] is None else f" · {about['seconds']:.0f} s"
-    given = " ".join(
-        f"{name}={value}" for name, value in about["parameters"].items() if value != ""
-    )
+    given = " ".join(f"{name}={x}" for name, x in about["parameters"].items() if x != "")
     texts = {"title": about["title"], "question": about["question"], "state": state}
     texts = {name: html.escape(text) for name, text in (texts | {"parameters": given}).items()}
     picture = f"data:image/png;base64,{about['picture']}"
@@ -259,7 +255,8 @@ def write_index(folder: Path, table: str = "", figures: Sequence[Path] = ()) -> 
         address = quote(os.path.relpath(figure, folder).replace(os.sep, "/"))
         name = html.escape(figure.stem)
         results += f'<figure><img loading="lazy" src="{address}" alt="{name}">{name}</figure>'
-    page = PAGE.replace("CARDS", "".join(cards)).replace("RESULTS", results)
+    head, middle, foot = re.split("CARDS|RESULTS", PAGE)  # a title may hold these words too
+    page = "".join([head, *cards, middle, results, foot])
     with whole_file(folder / "index.html") as path:
         path.write_text(page, encoding="utf-8")
     return folder / "index.html"
@@ -289,6 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.extractors:
         choose(options.extractors)  # a mistyped one costs no run
         shared["extractors"] = absolute(options.extractors)
+    if options.demo and options.data and not options.extractors:
+        todo = _measurable(todo, shared["data"])
     for notebook in todo:
         known = parameters_of(notebook)
         print(f"\n=== {notebook.name} ===", flush=True)
@@ -309,6 +308,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done, seconds = len(todo) - len(failed), time.monotonic() - begun
     print(f"{done} of {len(todo)} notebooks in {seconds:.0f} s; open {page}")
     return int(bool(failed))
+
+
+def _measurable(todo: list[Path], data: str) -> list[Path]:
+    """The notebooks, without those that measure by category where these products have none. Raises
+    ``DataError``: there are no products."""
+    from m5lib.catalogue import DataError
+    from m5lib.data import readers
+    from m5lib.evaluation.evaluate import require_labels
+
+    catalogue = readers.read(data)
+    try:
+        require_labels(catalogue)
+    except DataError as error:
+        print(f"left out is what measures by category: {error}")
+        return [n for n in todo if '"evaluate.require_labels(' not in n.read_text("utf-8")]
+    return todo
 
 
 # --- everything in results/
@@ -360,7 +375,8 @@ def results(arguments: Sequence[str] | None = None) -> int:
                 parameters["seeds"] = options.seeds
             done.append(fine and _recorded(path, parameters | {"record": record}))
             file, seconds = home("results", "times.json"), time.monotonic() - start
-            times = json.loads(file.read_text()) if file.exists() else {}
+            with reading(file, "delete it: it only says how long each took"):
+                times = json.loads(file.read_text()) if file.exists() else {}
             times[record] = round(times.get(record, 0) + seconds)  # all parts of what resumed
             write_json(file, times)
     claims.main([])

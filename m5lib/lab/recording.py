@@ -18,6 +18,7 @@ from matplotlib.image import AxesImage
 from m5lib import ROOT, home
 from m5lib.data import write_json
 from m5lib.embeddings import DEFAULT, PAPER
+from m5lib.files import reading
 from m5lib.lab import code_version
 from m5lib.lab.runs import best_device
 from m5lib.models.pretrained import read_bert
@@ -32,6 +33,9 @@ STATES = ("untrained", "pretrained", "finetuned", "control")
 HIDDEN = "hidden"
 #: Convention of mAP@10 of validation products: what choices are made by.
 VALIDATION = "min_k_r, validation queries"
+
+# What notebooks show of products in tables is text: two dollar signs in a title are no mathematics.
+pd.set_option("display.html.use_mathjax", False)
 
 # --- writing
 
@@ -67,7 +71,7 @@ def save_results(
     if isinstance(rows, pd.DataFrame):
         rows = rows[list(COLUMNS)].to_dict("records")
     if append and path.exists():
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_results(path)
     own = {row["notebook"] for row in rows}
     sources = {name: entry for name, entry in content["provenance"].items() if name not in own}
     sources |= dict.fromkeys(sorted(own), made)
@@ -76,9 +80,16 @@ def save_results(
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
-    """The rows of a results file."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    return pd.DataFrame(content["rows"], columns=list(COLUMNS))
+    """The rows of a results file. Raises ``ValueError``: it is none; the file and why."""
+    return pd.DataFrame(read_results(path)["rows"], columns=list(COLUMNS))
+
+
+def read_results(path: str | Path, rows: str = "rows") -> dict:
+    """A results file as it is, its rows under that name. Raises as :func:`load_results`."""
+    with reading(path, "delete it; what it held is recorded again by its notebook"):
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        dict(content["provenance"]), [dict(row) for row in content[rows]]  # or it is none
+        return content
 
 
 def results_folder() -> Path:

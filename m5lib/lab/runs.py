@@ -22,9 +22,10 @@ from m5lib.catalogue import Catalogue, Rows, split_of
 from m5lib.data import locked, m5features, readers, store, write_json
 from m5lib.data.backbones import agreed, choose
 from m5lib.data.extractors import PLAIN, Pixels
-from m5lib.embeddings import READOUTS, embeddings, mean_harmony
+from m5lib.embeddings import READOUTS, embeddings
 from m5lib.evaluation.evaluate import fit_readouts, retrieval
-from m5lib.evaluation.separation import modality_cosines
+from m5lib.evaluation.separation import mean_harmony, modality_cosines
+from m5lib.files import whole_file
 from m5lib.lab import code_version
 from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
@@ -32,7 +33,7 @@ from m5lib.models.finetune import Classifier, classify, finetune, labels_of
 from m5lib.models.pretrained import check_words, load_bert, read_bert, starting
 from m5lib.models.words import train_tokenizer
 from m5lib.models.zoo import build, change
-from m5lib.pretrain import Training, pretrain
+from m5lib.pretrain import Training, logged, pretrain
 from m5lib.shop import listings
 from m5lib.spec import Spec, check_choices
 from m5lib.streams import Ragged, Streams, computed, load_tokenizer
@@ -87,8 +88,7 @@ def best_device() -> torch.device:
 
 
 def thin(catalogue: Catalogue, products: int) -> Catalogue:
-    """At most so many products, the same share of each split, in the catalogue's order; 0 keeps
-    all."""
+    """At most so many products, the same share of each split, in their order; 0 keeps all."""
     if not 0 < products < len(catalogue):
         return catalogue
     step = len(catalogue) / products
@@ -247,8 +247,8 @@ class Plan:
 
 
 def data_name(catalogue: Catalogue, settings: Mapping[str, Mapping], bert: str = "") -> str:
-    """What result rows call the data: its name, and the extractors that are not the plain ones and
-    titles' BERT, with the first digits of their weights' checksum."""
+    """What result rows call the data: its name, extractors that are not the plain ones, titles'
+    BERT, with the first digits of their weights' checksum."""
     plain = {name: store.settings(extractor) for name, extractor in PLAIN.items()}
     others = [
         f"{name}={made['extractor']}" + f":{made.get('weights') or ''}"[:9].rstrip(":")
@@ -273,12 +273,11 @@ class Run:
         return self.folder.name
 
     def context(self, notebook: str, job: Job, catalogue: Catalogue) -> dict:
-        """The columns that all result rows of a notebook share. ``data`` says the extractors, where
-        they are not the plain ones, and titles' BERT."""
+        """The columns that all result rows of a notebook share (:func:`data_name`)."""
         data = data_name(catalogue, self.model.extractors, job.bert)
         shared = {"notebook": notebook, "run": self.name, "data": data, "profile": job.profile}
-        read = codes(self.model.spec.modalities)
-        return shared | {"seed": job.seed, "model": job.model, "modalities": read}
+        shared |= {"seed": job.seed, "model": job.model}
+        return shared | {"modalities": codes(self.model.spec.modalities)}
 
 
 def vectors(
@@ -288,14 +287,13 @@ def vectors(
     modalities: Iterable[str] | None = None,
     readouts: Iterable[str] = READOUTS,
 ) -> dict[str, np.ndarray]:
-    """Embeddings of the wanted rows by every read-out, as (N, D) arrays over the whole catalogue;
-    other rows are NaN."""
+    """Embeddings of the wanted rows by every read-out: (N, D) of all products, the others NaN."""
     parts = embeddings(model, streams, wanted, modalities, readouts)
     return {n: _spread(part, wanted, len(streams), np.nan) for n, part in parts.items()}
 
 
 def _spread(part: np.ndarray, rows: Rows, count: int, rest) -> np.ndarray:
-    """The rows of an array of ``count`` rows; what stands in the others is ``rest``."""
+    """An array of ``count`` rows, ``rest`` where it is not ``part``."""
     whole = np.full((count, part.shape[1]), rest, dtype=object if rest is None else np.float32)
     whole[rows] = part
     return whole
@@ -340,10 +338,9 @@ def glance(model: Model, streams: Streams) -> dict:
 
 
 def value(numbers: Iterable[dict], metric: str, convention: str) -> float:
-    """The value of one of the numbers that :mod:`m5lib.evaluation.evaluate` returns. Raises
-    ``StopIteration`` where it is not among them."""
-    wanted = (metric, convention)
-    return next(n["value"] for n in numbers if (n["metric"], n["convention"]) == wanted)
+    """One of the numbers of :mod:`m5lib.evaluation.evaluate`; ``StopIteration``: it lacks."""
+    named = ((n["metric"], n["convention"], n["value"]) for n in numbers)
+    return next(v for m, c, v in named if (m, c) == (metric, convention))
 
 
 def pretrained(job: Job, streams: Streams) -> Run:
@@ -352,47 +349,51 @@ def pretrained(job: Job, streams: Streams) -> Run:
     plan = job.plan(streams)
     weights, past = plan.folder / "model.safetensors", plan.folder / "history.jsonl"
     with locked(plan.folder / ".lock"):
+        steps = (job.products != "none") * plan.training.total_steps(len(plan.rows))
         if weights.exists():
-            history = [json.loads(text) for text in past.read_text().splitlines()]
+            _tidy(plan.folder)
             model = Model.from_pretrained(plan.folder).to(best_device())
-            return Run(model, plan.folder, history)
+            return Run(model, plan.folder, logged(past, steps))
         model = untrained(job, streams)
         known = {"job": asdict(job), "training": asdict(plan.training)}
         known |= {"extractors": streams.settings, "data": streams.catalogue.fingerprint}
         write_json(plan.folder / "job.json", known)
         history = []
-        if job.products != "none":
+        if steps:
             watch, before = partial(glance, streams=streams), glance(model, streams)
             history = pretrain(model, streams, plan.training, plan.folder, plan.rows, watch=watch)
             history[0]["before"] = before
-        past.write_text("".join(json.dumps(entry) + "\n" for entry in history))
+        with whole_file(past) as temporary:
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in history))
         model.save_pretrained(plan.folder)
-        (plan.folder / "checkpoint.pt").unlink(missing_ok=True)
+        _tidy(plan.folder)
     return Run(model.eval(), plan.folder, history)
 
 
+def _tidy(folder: Path) -> None:
+    """Remove what a finished run needs no more, and what a killed process left."""
+    for path in (folder / "checkpoint.pt", *folder.glob("*.tmp")):
+        path.unlink(missing_ok=True)
+
+
 def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
-    """The run's model fine-tuned with the profile's settings: trained, resumed or only loaded, in
-    ``finetuned`` of its folder. Of two processes the second waits, then loads."""
+    """The run's model fine-tuned, in ``finetuned`` of its folder, as by :func:`pretrained`."""
     folder = run.folder / "finetuned"
     with locked(folder / ".lock"):
-        if (folder / "classifier.safetensors").exists():
-            return Classifier.from_pretrained(folder).to(best_device())
-        torch.manual_seed(job.seed)
-        classifier = Classifier(copy.deepcopy(run.model), labels_of(streams)).to(best_device())
-        finetune(classifier, streams, job.plan(streams).tuning, folder)
-        classifier.save_pretrained(folder)
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return classifier.eval()
+        if not (folder / "classifier.safetensors").exists():
+            torch.manual_seed(job.seed)
+            classifier = Classifier(copy.deepcopy(run.model), labels_of(streams)).to(best_device())
+            finetune(classifier, streams, job.plan(streams).tuning, folder)
+            classifier.save_pretrained(folder)
+        _tidy(folder)
+    return Classifier.from_pretrained(folder).to(best_device())
 
 
 def tuned_vectors(
     classifier: Classifier, streams: Streams, wanted: Rows, modalities: Iterable[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fine-tuned features (N, H) and the five likeliest labels (N, 5) of the wanted rows over the
-    whole catalogue; others NaN and None.
-
-    For ``evaluate(catalogue, features, predicted=labels)``, state ``finetuned``.
+    whole catalogue, others NaN and None: for ``evaluate(catalogue, features, predicted=labels)``.
     """
     hidden, predicted = classify(classifier, streams, wanted, modalities)
     count = len(streams)

@@ -17,6 +17,7 @@ from m5lib.data import whole_file, write_json
 from m5lib.embeddings import PAPER
 from m5lib.evaluation import evaluate
 from m5lib.evaluation.separation import modality_cosines
+from m5lib.files import reading
 from m5lib.lab import code_version, recording, runs
 from m5lib.lab.recording import HIDDEN, VALIDATION, pick, said
 from m5lib.modalities import codes, from_codes, ordered
@@ -128,7 +129,8 @@ def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> St
             queries.to_parquet(path, index=False)
         write_json(kept, numbers)
     context = run.context(notebook, job, streams.catalogue) | ({"model": label} if label else {})
-    rows = recording.rows(json.loads(kept.read_text(encoding="utf-8")), context)
+    with reading(kept, "delete it to measure again"):
+        rows = recording.rows(json.loads(kept.read_text(encoding="utf-8")), context)
     size = sum(p.numel() for p in run.model.parameters())
     fingerprint, queries = streams.catalogue.fingerprint, pd.read_parquet(by_query)
     return Study(run.name, fingerprint, pd.DataFrame(rows), queries, run.history, size)

@@ -68,7 +68,12 @@ class Point:
 
 
 def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """A marker; nothing where there is none, or something else in its place: to be run again."""
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and isinstance(found.get("parameters"), dict):
+            return found if set(OUTCOME[:-1]) <= set(found) else {}
+    return {}
 
 
 def _digest(content: object) -> str:
@@ -92,19 +97,16 @@ def points(
     if isinstance(grid, Mapping):
         for axis, values in grid.items():
             if isinstance(values, str) or not isinstance(values, Sequence) or not len(values):
-                raise ParameterError(
-                    f"{name}: the grid's {axis} = {values!r} is not a list of values; give at least"
-                    " one, in a list"
-                )
+                mend = "is not a list of values; give at least one, in a list"
+                raise ParameterError(f"{name}: the grid's {axis} = {values!r} {mend}")
         rows = itertools.product(*grid.values())
         grid = [dict(zip(grid, values, strict=True)) for values in rows]
     listed = isinstance(grid, Sequence) and not isinstance(grid, str)
     if not listed or not all(isinstance(own, Mapping) for own in grid):
         raise ParameterError(f"{name}: the grid is neither lists by name nor points in a list")
     if clash := set(OUTCOME) & set(known):
-        raise ParameterError(
-            f"{name}: a sweep's table has its own column {min(clash)!r}; rename that parameter"
-        )
+        own = f"a sweep's table has its own column {min(clash)!r}; rename that parameter"
+        raise ParameterError(f"{name}: {own}")
     cells = nbformat.read(notebook, as_version=4).cells
     code = [cell.source for cell in cells if cell.cell_type == "code"]
     # not the cached version: kernels start with the library as it is now
@@ -234,9 +236,8 @@ def sweep(
             time.sleep(1)
         _index(place)
         done = sum(point.ended().get("status") == "finished" for point in todo)
-        raise KeyboardInterrupt(
-            f"stopped after {done} of {len(todo)} runs; the same call goes on from there"
-        ) from None
+        said = f"stopped after {done} of {len(todo)} runs; the same call goes on from there"
+        raise KeyboardInterrupt(said) from None
     finally:
         if own:
             pool.shutdown(cancel_futures=True)
@@ -276,7 +277,8 @@ def _frame(outcomes: Sequence[dict]) -> pd.DataFrame:
 
 def _index(folder: Path) -> None:
     """Write ``runs.parquet`` of all that lies there: other sweeps over the notebook, too."""
-    ended = [_read(path) | {"point": path.stem} for path in sorted(folder.glob("*.json"))]
+    markers = ((path.stem, _read(path)) for path in sorted(folder.glob("*.json")))
+    ended = [marker | {"point": name} for name, marker in markers if marker]
     if ended:
         with whole_file(folder / "runs.parquet") as path:
             _frame(ended).to_parquet(path, index=False)

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from m5lib.catalogue import DataError, Rows
+from m5lib.data import write_json
 from m5lib.embeddings import in_batches
+from m5lib.files import reading, whole_file
 from m5lib.model import Model
 from m5lib.pretrain import Task, Training, batch_of, run_loop
 from m5lib.streams import Batch, Streams
@@ -51,26 +53,29 @@ class Classifier(nn.Module):
         folder = Path(folder)
         self.model.save_pretrained(folder)
         head = {"labels": self.labels, "dropout": self.dropout.p}
-        text = json.dumps(head, indent=1, ensure_ascii=False) + "\n"
-        (folder / "labels.json").write_text(text, encoding="utf-8")
+        write_json(folder / "labels.json", head)
         state = {n: p.detach().contiguous() for n, p in self.named_parameters()}
         own = {name: p for name, p in state.items() if not name.startswith("model.")}
-        save_file(own, folder / "classifier.safetensors")
+        with whole_file(folder / "classifier.safetensors") as temporary:
+            save_file(own, temporary)
         return folder
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Classifier":
-        """Load what :meth:`save_pretrained` wrote, in evaluation mode. Raises ``FileNotFoundError``
-        where a file is missing, ``ValueError`` where a weight is."""
-        folder = Path(folder)
-        weights = load_file(folder / "classifier.safetensors")
-        head = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-        model, size = Model.from_pretrained(folder), len(weights["hidden.bias"])
-        classifier = cls(model, head["labels"], size, head["dropout"])
-        missing, unexpected = classifier.load_state_dict(weights, strict=False)
-        # the model's own weights are there already
-        if wrong := [name for name in missing if not name.startswith("model.")] + unexpected:
-            raise ValueError(f"{folder}: classifier.safetensors lacks or does not belong: {wrong}")
+        """Load what :meth:`save_pretrained` wrote, in evaluation mode. Raises as
+        ``Model.from_pretrained``, and ``ValueError`` for files of the head."""
+        path, model = Path(folder) / "classifier.safetensors", Model.from_pretrained(folder)
+        with reading(path, "take weights that fit the model and labels.json"):
+            weights = load_file(path)
+            size = len(weights.get("hidden.bias", ()))
+        with reading(path.with_name("labels.json")):
+            head = json.loads(path.with_name("labels.json").read_text(encoding="utf-8"))
+            classifier = cls(model, head["labels"], size, head["dropout"])
+        with reading(path, "take weights that fit the model and labels.json"):
+            missing, unexpected = classifier.load_state_dict(weights, strict=False)
+            # the model's own weights are there already
+            if wrong := [name for name in missing if not name.startswith("model.")] + unexpected:
+                raise ValueError(f"lacks or does not belong: {wrong}")
         return classifier.eval()
 
 
@@ -103,10 +108,8 @@ def finetune(
     numbers = [None if label is None else known.get(str(label)) for label in catalogue.labels]
     rows = np.array([row for row in rows if numbers[row] is not None], dtype=np.int64)
     if not len(rows):
-        raise DataError(
-            f"{catalogue.name}: no product of the classifier split has one of the {len(known)} "
-            "labels; nothing to fine-tune on"
-        )
+        lacks = f"no product of the classifier split has one of the {len(known)} labels"
+        raise DataError(f"{catalogue.name}: {lacks}; nothing to fine-tune on")
     spec = classifier.model.spec
 
     def losses(chosen: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -19,6 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from m5lib.data.extractors import checksum
+from m5lib.files import reading
 from m5lib.model import Model
 from m5lib.models.released import BERT_LAYER
 from m5lib.spec import Block, Spec, Stage
@@ -51,11 +52,8 @@ def read_bert(source: str | Path) -> Bert:
     Raises:
         ValueError: there is none, or it is of a family or form that our layers have not.
     """
-    try:
+    with reading(f"bert {source}", "give a folder with config.json, or a name on the hub"):
         config = AutoConfig.from_pretrained(str(source))
-    except (OSError, ValueError) as error:
-        mend = "give a folder with config.json, or a name on the hub and a network"
-        raise ValueError(f"bert {source}: {str(error).splitlines()[0]} ({mend})") from None
     width, family = getattr(config, "hidden_size", 0), config.model_type
     for field, ours in (
         ("model_type", tuple(FAMILIES)),
@@ -87,9 +85,8 @@ def check_words(bert: Bert, tokenizer) -> None:
     theirs, ours = load_tokenizer(bert.source).get_vocab(), tokenizer.get_vocab()
     if theirs != ours:
         mend = f"make the streams with tokenizer={bert.source!r}"
-        raise ValueError(
-            f"word pieces: BERT has its {len(theirs)}, the streams {len(ours)}; {mend}"
-        )
+        has = f"BERT has its {len(theirs)}, the streams {len(ours)}"
+        raise ValueError(f"word pieces: {has}; {mend}")
 
 
 def _same(field: str, theirs, ours, mend: str) -> None:
@@ -180,11 +177,11 @@ def load_bert(model: Model, bert: Bert) -> None:
     for field in ("heads", "hidden", "norm", "activation", "eps"):
         for block in blocks:
             _same(field, getattr(bert.block, field), getattr(block.block, field), mend)
-    source, loaded = AutoModel.from_pretrained(bert.source, output_loading_info=True)
+    with reading(f"bert {bert.source}", "put its weights there again"):
+        source, loaded = AutoModel.from_pretrained(bert.source, output_loading_info=True)
     if missing := sorted(name for name in loaded["missing_keys"] if "pooler" not in name):
-        raise ValueError(
-            f"bert {bert.source}: {missing[0]} is missing, {len(missing)} weights in all"
-        )
+        lacks = f"{missing[0]} is missing, {len(missing)} weights in all"
+        raise ValueError(f"bert {bert.source}: {lacks}")
     theirs = source.embeddings
     ours.words.weight.copy_(theirs.word_embeddings.weight[:words])
     position = theirs.position_embeddings.weight[bert.offset :][:places]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from m5lib.files import reading
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model
 from m5lib.models import zoo
@@ -82,10 +83,8 @@ def released_names(name: str) -> tuple[str, ...]:
             return ({"hidden": "dense1", "out": "dense2"}[layer] + f".{kind}",)
         case ["model", *rest]:
             return released_names(".".join(rest))
-    raise ValueError(
-        f"{name} has no place in the released model; this needs the row 'released' with all five "
-        "modalities"
-    )
+    needs = "this needs the row 'released' with all five modalities"
+    raise ValueError(f"{name} has no place in the released model; {needs}")
 
 
 def slices(name: str, ours: Tensor, theirs: Sequence[Tensor], lengths: Mapping[str, int]):
@@ -142,20 +141,19 @@ def import_released(
             places = slices(name, ours, theirs, lengths)
             for part, (here, there) in zip(theirs, places, strict=True):
                 if fresh[here].shape != part[there].shape:
-                    raise ValueError(
-                        f"{wanted[0]}: the checkpoint has {tuple(part.shape)}, the model's {name} "
-                        f"is {tuple(ours.shape)}"
-                    )
+                    has, own = tuple(part.shape), f"the model's {name} is {tuple(ours.shape)}"
+                    raise ValueError(f"{wanted[0]}: the checkpoint has {has}, {own}")
                 fresh[here] = part[there].to(ours.dtype)
             ours.copy_(fresh)
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """A state dict from a ``safetensors`` or a PyTorch file; nothing else in such a file is
-    executed."""
-    if Path(path).suffix == ".safetensors":
-        return load_file(str(path))
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """A state dict from a ``safetensors`` or a PyTorch file, of which nothing is executed. Raises
+    ``ValueError``: the file, and why it cannot be read."""
+    with reading(path):
+        if Path(path).suffix == ".safetensors":
+            return load_file(str(path))
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def released_spec(state: State, **heads) -> Spec:
@@ -196,8 +194,9 @@ def load_released(
         heads: ``heads``, ``feature_heads``, ``joint_heads``, where they are not the published ones.
     """
     state = read_state(path)
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    module = Model(released_spec(state, **heads))
+    with reading(path, "take a checkpoint of the released model"):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+        module = Model(released_spec(state, **heads))
     if "dense1.weight" in state:  # their labels are numbers in the order of a file we do not have
         labels = [str(n) for n in range(len(state["dense2.bias"]))]
         module = Classifier(module, labels, hidden=len(state["dense1.bias"]))

@@ -41,6 +41,7 @@ from m5lib.data.backbones import agreed, choose
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings, read_out
 from m5lib.evaluation import evaluate
 from m5lib.evaluation.metrics import rank
+from m5lib.files import reading
 from m5lib.lab import recording, runs
 from m5lib.modalities import MODALITIES, codes, ordered
 from m5lib.model import Model
@@ -162,34 +163,33 @@ class Index:
         return path
 
     def product(self, **contents: Any) -> Product:
-        """A query as a product. Keys are modalities: a title as text, attributes as a dict, a path
-        for each file; what is empty is absent.
+        """A query as a product. Keys are modalities: a title as text, attributes as a dict or as
+        JSON, a path for each file; what is empty is absent.
 
         Raises:
-            ValueError: an unknown modality or one that the model does not read, an empty query, or
-                an attribute that no product has.
-            DataError: a file that is not there.
+            ValueError: an unknown modality, one that the model does not read, an empty query, or
+                attributes that are none or that no product has.
+            DataError: what is no path, or a file that is not there.
         """
-        contents = {name: contents[name] for name in ordered(contents) if contents[name]}
+        contents = {name: contents[name] for name in ordered(contents) if _there(contents[name])}
         reads, attributes = self.model.spec.modalities, self.report.attributes.index
         if unread := [name for name in contents if name not in reads]:
             raise ValueError(f"the model does not read {unread}; it reads {', '.join(reads)}")
         if not contents:
             raise ValueError(f"the query is empty; give one or more of {', '.join(reads)}")
-        tables = [content for content in contents.values() if isinstance(content, Mapping)]
-        if unknown := [name for table in tables for name in table if name not in attributes]:
+        contents = {name: _content(name, given) for name, given in contents.items()}
+        tables = [content for content in contents.values() if isinstance(content, tuple)]
+        if unknown := [name for table in tables for name, _ in table if name not in attributes]:
             some = ", ".join(attributes[:12])
             raise ValueError(f"no product has an attribute {unknown}; the most frequent are {some}")
-        return Product("query", {name: _content(name, c) for name, c in contents.items()})
+        return Product("query", contents)
 
     def search(self, top: int = 8, way: str = "", **contents: Any) -> Hits:
-        """The products nearest to a mix of contents (:meth:`product`), by the ``way`` that
-        :meth:`best` chooses or a named one."""
+        """The products nearest to a mix of contents (:meth:`product`), :meth:`nearest`."""
         return self.nearest(self.product(**contents), top, way)
 
     def like(self, product: str, top: int = 8, way: str = "") -> Hits:
-        """The products nearest to one of the catalogue, itself left out. Raises ``KeyError`` for an
-        unknown id."""
+        """The products nearest to one of the catalogue, itself left out. ``KeyError``: no such."""
         rows = np.flatnonzero(self.catalogue.ids == product)
         if not len(rows):
             raise KeyError(f"{self.catalogue.name} has no product {product!r}")
@@ -200,9 +200,11 @@ class Index:
         its id is not listed.
 
         Raises:
-            DataError: a file of it cannot be read.
-            ValueError: an unknown way.
+            DataError: a file of it cannot be read, or there is no other product to find.
+            ValueError: an unknown way, or no hit is asked for.
         """
+        if not isinstance(top, int | np.integer) or top < 1:
+            raise ValueError(f"top {top!r}: how many hits; give a whole number from 1 on")
         streams = self.query(query)
         way = way or self.best(streams.modalities)
         vector = compared(embeddings(self.model, streams, [0], readouts=(DEFAULT, ACROSS)), way)
@@ -210,7 +212,8 @@ class Index:
         rows = np.flatnonzero((gallery != 0).any(axis=1))
         own = np.array([query.id], dtype=object)
         places = rank(vector, gallery, top, own, ids[rows], rows=rows)[0]
-        rows = rows[places[places >= 0]]
+        if not len(rows := rows[places[places >= 0]]):
+            raise DataError(f"{self.catalogue.name}: no other product to compare the query with")
         return Hits(streams.catalogue.products[0], way, rows, _cosine(vector, gallery[rows]))
 
     def query(self, product: Product) -> Streams:
@@ -346,16 +349,27 @@ def _name(query: Product) -> str:
     return " · ".join(f"{n}: {v}" for table in tables for n, v in table) or codes(query.contents)
 
 
+def _there(given: Any) -> bool:
+    plain = isinstance(given, str | Mapping | tuple)
+    return given is not None and (not plain or given not in ("", "{}", {}, ()))
+
+
 def _content(name: str, given: Any) -> Any:
     """What a product holds of a content that a user gives."""
-    if isinstance(given, Mapping):
-        return tuple((str(key), str(value)) for key, value in given.items())
-    if MODALITIES[name].kind == "words" or isinstance(given, MediaFile):
+    if isinstance(given, MediaFile):
         return given
-    path = Path(given)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; {name} in a query is the path of a file")
-    return MediaFile(path, size=path.stat().st_size)
+    if (row := MODALITIES[name]).hides == "entity":  # pairs
+        with reading(f"{name} of the query {given!r}", 'give attributes as {"colour": "red"}'):
+            pairs = json.loads(given) if isinstance(given, str) else dict(given)
+            return tuple((str(key), str(value)) for key, value in pairs.items())
+    if row.kind == "words":
+        return str(given)
+    if not isinstance(given, str | Path):
+        mend = "save it and give the path of the file"
+        raise DataError(f"{name} of the query is of type {type(given).__name__}; {mend}")
+    if not Path(given).is_file():
+        raise DataError(f"{given}: no such file; {name} in a query is the path of a file")
+    return MediaFile(Path(given), size=Path(given).stat().st_size)
 
 
 def compared(vectors: Mapping[str, Float[np.ndarray, "N _"]], way: str) -> Float[np.ndarray, "N _"]:
@@ -368,8 +382,7 @@ def compared(vectors: Mapping[str, Float[np.ndarray, "N _"]], way: str) -> Float
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-    """Rows of length one; sklearn's ``normalize`` refuses the NaN that stands for a modality a
-    product lacks."""
+    """Rows of length one; unlike sklearn's, of NaN (for a modality that lacks) too."""
     return x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
 
 

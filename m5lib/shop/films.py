@@ -119,7 +119,7 @@ def save_film(path: Path, frames: Iterable[np.ndarray], samples: np.ndarray | No
     """An MP4 file: H.264, with AAC sound where there is any."""
     import av
 
-    with whole_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as out:
+    with whole_file(path, False) as temporary, av.open(str(temporary), "w", format="mp4") as out:
         fast = {"crf": "26", "preset": "ultrafast", "threads": "1"}
         stream = out.add_stream("libx264", rate=FPS, options=fast)
         stream.width = stream.height = SIDE

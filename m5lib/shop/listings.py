@@ -14,6 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from m5lib import home
 from m5lib.catalogue import Catalogue, DataError
-from m5lib.data import locked, readers, whole_file
+from m5lib.data import locked, readers, whole_file, write_json
 from m5lib.shop import facets as shelf
 from m5lib.shop import films, pictures, sounds
 from m5lib.shop.facets import Facets
@@ -232,24 +233,27 @@ def make(
         _prepare(folder, what)
         if not (folder / "truth.parquet").exists():
             _write(folder, products, count, seed, workers)
+        shutil.rmtree(folder / "parts", ignore_errors=True)
     return read(folder)
 
 
 def _prepare(folder: Path, what: dict) -> None:
     """Make the folder ready: a shop of an older version gives way, another shop or other files do
     not."""
-    sign = folder / "shop.json"
-    found = json.loads(sign.read_text(encoding="utf-8")) if sign.exists() else None
-    if found is not None and found != what:
-        if {**found, "version": VERSION} != what:
-            mend = "give another folder, or delete it"
-            raise DataError(f"{folder}: holds another shop ({found}); {mend}")
-        shutil.rmtree(folder)
-    elif found is None and folder.exists() and any(folder.iterdir()):
-        raise DataError(f"{folder}: is not empty and holds no shop; give another folder")
+    sign, found = folder / "shop.json", None
+    with suppress(OSError, ValueError):
+        found = json.loads(sign.read_text(encoding="utf-8"))
+    there = [path for path in folder.glob("*") if path.suffix != ".tmp"]
+    if there and found != what:
+        if not isinstance(found, dict) or {**found, "version": VERSION} != what:
+            holds = "is not empty and holds no shop" if found is None else f"holds {found}"
+            raise DataError(f"{folder}: {holds}; give another folder, or delete it")
+        for path in there:  # the sign stays till all else is gone
+            shutil.rmtree(path) if path.is_dir() else path == sign or path.unlink()
+    if found != what:
+        write_json(sign, what)
     for place in ("parts", readers.ANNOTATIONS, "images", "videos", "audios"):
         (folder / place).mkdir(parents=True, exist_ok=True)
-    sign.write_text(json.dumps(what), encoding="utf-8")
 
 
 def _write(folder: Path, products: int, count: int, seed: int, workers: int | None) -> None:
@@ -275,7 +279,6 @@ def _write(folder: Path, products: int, count: int, seed: int, workers: int | No
         (place / f"{split}_ids.json").write_text(json.dumps(list(ids)), encoding="utf-8")
     with whole_file(folder / "truth.parquet") as temporary:
         truth.to_parquet(temporary, index=False)
-    shutil.rmtree(folder / "parts")
 
 
 def truth(folder: str | Path) -> pd.DataFrame:

@@ -158,5 +158,5 @@ def _stand(
 
 def save_picture(path: Path, image: Image.Image, quality: int = 88) -> None:
     """A JPEG file."""
-    with whole_file(path) as temporary:
+    with whole_file(path, sync=False) as temporary:
         image.save(temporary, "JPEG", quality=quality)

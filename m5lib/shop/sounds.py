@@ -106,6 +106,6 @@ def save_track(path: Path, samples: np.ndarray) -> None:
     """An MP3 file."""
     import av
 
-    with whole_file(path) as temporary, av.open(str(temporary), "w", format="mp3") as out:
+    with whole_file(path, False) as temporary, av.open(str(temporary), "w", format="mp3") as out:
         fast = {"compression_level": "9"}
         encode(out, out.add_stream("libmp3lame", rate=RATE, layout="mono", options=fast), samples)

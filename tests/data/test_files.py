@@ -56,3 +56,28 @@ def test_a_disk_that_fails_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(OSError, match="Input/output"), files.locked(tmp_path / ".lock"):
         pass
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ValueError("I/O error: (os error 28)")]
+)
+def test_a_full_disk_is_said_with_file_and_sizes(tmp_path, error):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match=r"full: 1\.5 MB .* MB are free; make room") as caught:
+        with files.whole_file(path) as temporary:
+            temporary.write_bytes(bytes(1_500_000))
+            raise error
+    assert caught.value.errno == 28 and caught.value.filename == str(path)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        real = getattr(files.os, name)
+        monkeypatch.setattr(
+            files.os, name, lambda *a, name=name, real=real: done.append(name) or real(*a)
+        )
+    files.write_json(tmp_path / "marker.json", {})
+    assert done == ["fsync", "replace"]

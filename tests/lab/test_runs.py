@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -134,7 +135,6 @@ def test_an_interrupted_run_resumes(stream_set, tmp_path, monkeypatch):
 
 
 def test_products_without_labels_pretrain_but_are_not_measured(extracted, tmp_path, monkeypatch):
-    from dataclasses import replace
 
     from m5lib import streams
     from m5lib.catalogue import DataError
@@ -265,3 +265,66 @@ def test_tables_and_pictures_are_kept_as_they_can_be_read_again(tmp_path, monkey
         sorted(path.name for path in tmp_path.glob("*.svg")) == ["n_matrix.svg"]
         and len(list(tmp_path.glob("*.png"))) == 2
     )
+
+
+def test_what_a_kill_leaves_beside_a_finished_model_goes(stream_set, tmp_path, monkeypatch):
+    """Between the model and the removal of the checkpoint; and half a file."""
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    job = runs.Job(profile="tiny", epochs=1)
+    run = runs.pretrained(job, stream_set)
+    kept = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
+    for name in ("checkpoint.pt", "checkpoint.pt.1-2.tmp", "model.safetensors.1-2.tmp"):
+        (run.folder / name).write_bytes(b"half")
+    runs.pretrained(job, stream_set)
+    assert {p.name: p.read_bytes() for p in run.folder.iterdir() if p.is_file()} == kept
+    (run.folder / "history.jsonl").write_bytes(kept["history.jsonl"][:-9])
+    with pytest.raises(ValueError, match=r"history\.jsonl: .*put it back, or delete .* train anew"):
+        runs.pretrained(job, stream_set)
+
+
+def test_a_run_killed_at_any_write_of_its_end_ends_as_one_left_alone(
+    stream_set, tmp_path, monkeypatch
+):
+    """After the last step: history, configuration, tokenizer, weights, removal."""
+    from test_kills import Disk
+
+    job = runs.Job(profile="tiny", epochs=1)
+    monkeypatch.setenv("M5_HOME", str(tmp_path / "whole"))
+    whole = runs.pretrained(job, stream_set)
+    monkeypatch.setattr(runs, "glance", lambda *_: {})
+    monkeypatch.setattr(runs, "fit_readouts", lambda *_: None)
+    disk = Disk(monkeypatch)
+    monkeypatch.setattr(runs, "pretrain", lambda *_, **__: [dict(x) for x in whole.history])
+    card = {"README.md"}  # the mixin of the hub writes it last, if there is time
+    names = {path.name for path in whole.folder.iterdir()} - card
+    plan = job.plan(stream_set)
+    for at in range(1, 99):
+        folder = tmp_path / f"{at}"
+        monkeypatch.setattr(runs.Job, "plan", lambda *_, to=folder: replace(plan, folder=to))
+        ended = [disk.run(lambda: runs.pretrained(job, stream_set), at) for _ in range(2)]
+        runs.pretrained(job, stream_set)
+        assert {path.name for path in folder.iterdir()} - card == names
+        lines = (folder / "history.jsonl").read_text().splitlines()
+        assert len(lines) == len(whole.history)
+        if all(ended):
+            break
+    assert at > 6
+
+
+def test_results_that_are_none_are_named(tmp_path):
+    path = tmp_path / "demo.json"
+    for content in ("", "{", "[]", '{"rows": 3}', '{"rows": [], "provenance": 3}', "<html>"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"demo\.json: .*; delete it"):
+            recording.load_results(path)
+        with pytest.raises(ValueError, match=r"demo\.json: .*; delete it"):
+            recording.save_results(path, [], {}, append=True)
+        assert path.read_text() == content
+
+
+def test_titles_in_tables_are_neither_mathematics_nor_markup():
+    frame = pd.DataFrame({"title": ["from $5 to $9", "<b>new</b>", "a|b\nc"]})
+    page = frame._repr_html_()
+    assert "tex2jax_ignore" in page and "mathjax_ignore" in page and "<b>" not in page
+    lines = claims.markdown(frame.set_index("title").assign(n=1)).splitlines()
+    assert len(lines) == 5 and lines[-1] == r"| a\|b c | 1 |"

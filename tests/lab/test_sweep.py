@@ -85,7 +85,7 @@ def test_strict_before_anything_starts(book):
     for grid, fixed, says in (
         ({"m": [1]}, {}, "no parameter 'm'"),
         ({"n": [1, 2, "3"]}, {}, "n = '3' is str"),
-        ({"n": [1]}, {"name": 3}, "name = 3 is int"),
+        ({"n": [1]}, {"name": 3.5}, "name = 3.5 is float"),
         ({"n": 3}, {}, "n = 3 is not a list"),
         ({"n": []}, {}, "at least one"),
         ({"name": "abc"}, {}, "not a list"),
@@ -395,3 +395,25 @@ def test_two_make_a_shop_once(tmp_path):
             lambda _: listings.make(40, folder=tmp_path / "shop", workers=1), range(2)
         )
     assert first.fingerprint == second.fingerprint and len(first) == 40
+
+
+@pytest.mark.parametrize("content", ["", '{"status": "fini', "[1]", '{"a": 1}', "[" * 100_000])
+def test_a_marker_that_is_none_costs_a_run_and_another_file_nothing(book, content):
+    (point,) = sweep.points(book, {"n": [1]})
+    point.output.parent.mkdir(parents=True)
+    point.output.with_suffix(".json").write_text(content)
+    for name in ("notes.json", "other.json"):
+        (point.output.parent / name).write_text(content or "null")
+    assert point.ended() == {}
+    frame = sweep.sweep(book, {"n": [1]}, executor=_Finishes())
+    assert frame["status"].tolist() == ["finished"]
+    assert len(pd.read_parquet(point.output.parent / "runs.parquet")) == 1
+    assert sweep.sweep(book, {"n": [1]}, executor=_Finishes())["status"].tolist() == ["cached"]
+
+
+def test_words_may_look_like_numbers(book):
+    """``-p name 501``: papermill hands on a number."""
+    (point,) = sweep.points(book, {"name": [501]})
+    assert point.parameters["name"] == "501"
+    with pytest.raises(notebooks.ParameterError, match="name = 5.5 is float"):
+        sweep.points(book, {"name": [5.5]})

@@ -188,9 +188,7 @@ def test_layers_and_positions_that_bert_has_not(tmp_path):
 
 
 def test_a_source_that_is_no_bert(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"bert .*/none: .* \(give a folder with config.json"
-    ) as no:
+    with pytest.raises(ValueError, match="bert .*/none: .*; give a folder with config.json") as no:
         read_bert(tmp_path / "none")
     assert "\n" not in str(no.value)
     (tmp_path / "empty").mkdir()

@@ -301,3 +301,40 @@ def test_planted_copies_are_found(index, home, tmp_path, monkeypatch):
     assert len(found) >= 5 and len(pairs) < len(other.catalogue) ** 2 / 8
     first = pairs.head(12)
     assert sum(b == f"twin-{a}" for a, b in zip(first["id"], first["other"], strict=True)) >= 3
+
+
+def test_queries_as_people_type_them(index, tmp_path):
+    assert index.product(text=501).contents == {"text": "501"}
+    attribute = index.report.attributes.index[0]
+    typed = index.product(table=json.dumps({attribute: 5}))
+    assert typed.contents == index.product(table={attribute: "5"}).contents
+    assert typed.contents == {"table": ((attribute, "5"),)}
+    for empty in ("", "{}", {}, None):
+        assert index.product(text="x", table=empty).contents == {"text": "x"}
+    for words in ("{colour: red}", "[1, 2]", "red", '"red"', 3, ["red"]):
+        with pytest.raises(ValueError, match='table of the query .*; give attributes as {"colour"'):
+            index.product(table=words)
+    for picture in (np.zeros((9, 9, 3), np.uint8), Image.new("RGB", (9, 9)), b"bytes", 7):
+        with pytest.raises(DataError, match="image of the query is of type .* give the path"):
+            index.product(image=picture)
+    for top in (0, -1):
+        with pytest.raises(ValueError, match="top .*: how many hits; give a whole number from 1"):
+            index.search(top, text="x")
+
+
+def test_a_single_product_can_be_asked_for_but_finds_no_other(index):
+    one = search.Index(
+        index.model,
+        Streams(
+            index.catalogue.take([0]),
+            {n: f._replace(offsets=f.offsets[:2]) for n, f in index.streams.features.items()},
+            index.model.tokenizer,
+            spec=index.model.spec,
+        ),
+        {name: vectors[:1] for name, vectors in index.vectors.items()},
+        index.made,
+    )
+    hits = one.search(text="red shirt")
+    assert list(hits.rows) == [0] and one.picture(hits).axes and not len(one.duplicates(0.5))
+    with pytest.raises(DataError, match="no other product to compare the query with"):
+        one.like(one.catalogue.ids[0])
