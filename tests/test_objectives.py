@@ -375,7 +375,7 @@ def test_which_modalities_are_masked_and_what_is_predicted(five, five_batch):
 
 def test_one_product_cannot_be_contrasted(five):
     model, output, targets = outputs(five, lambda: make_five_batch(products=1))
-    with pytest.raises(ValueError, match="a batch of one has nothing to be told from"):
+    with pytest.raises(ValueError, match="give two or more in a batch"):
         objectives.total(model, output, targets)
 
 
