@@ -1,8 +1,7 @@
 """Does the fused vector earn its place? Scores and losses of SIMCL side by side, by seed.
 
-    python benchmarks/fused.py run shop 3 <folder> [workers]            # a run of a form in turn
-    python benchmarks/fused.py run <products> 3 <folder> [workers]
-    python benchmarks/fused.py collect <folder> shop fused              # -> results/fused.json, …
+    python benchmarks/fused.py run FOLDER [--data PRODUCTS] [--seeds 3] [--workers 2]
+    python benchmarks/fused.py collect FOLDER fused [--data PRODUCTS]  # -> results/fused.json, …
 
 Each form is pre-trained by the profile ``small`` with 1,500 steps on each seed (``shop``: another
 shop; else the same 6,000 products with another order, masks and weights), then read out given some
@@ -11,10 +10,12 @@ the cosine of the fused first tokens of picture and title over training. What is
 not run again.
 """
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from m5lib.data import readers, write_json
 from m5lib.embeddings import ACROSS, DEFAULT, PAPER, READOUTS
 from m5lib.evaluation import evaluate
 from m5lib.evaluation.controls import controls
-from m5lib.lab import recording, runs
+from m5lib.lab import recording, runs, study
 from m5lib.modalities import codes, from_codes
 
 SCORES = {"objective.harmony": "embedding", "objective.diagonal": "fused"}
@@ -41,7 +42,7 @@ FORMS = {
     "scale_fused, unit targets": ("scale_fused", {"objective.targets": "unit"}),
 }
 SETS = ("T", "I", "I+T", "I+T+Tab", "I+T+Tab+V+A")
-VALIDATION = {"validation": recording.VALIDATION, "query": "min_k_r"}
+CONVENTIONS = (recording.VALIDATION, "min_k_r")
 PRODUCTS = 6000
 
 
@@ -56,20 +57,18 @@ def load(data: str, seed: int):
     return catalogue, features, runs.streams_of(catalogue, features, size())
 
 
-def retrieved(catalogue, vectors, split: str) -> list[dict]:
-    """mAP@10 (min(K, R)) of a split as a number of a result row."""
-    numbers = evaluate.retrieval(catalogue, vectors, split)
-    kept = [n for n in numbers if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r")]
-    return [n | {"convention": VALIDATION[split]} for n in kept]
+def retrieved(catalogue, vectors) -> list[dict]:
+    """mAP@10 (min(K, R)) of validation products and of queries, as numbers of result rows."""
+    number = {"task": "retrieval", "metric": "mAP@10", "convention": "min_k_r"}
+    queries = number | {"value": evaluate.value(evaluate.retrieval(catalogue, vectors))}
+    return [*study.choosing(catalogue, vectors), queries]
 
 
 def seen(run: runs.Run, context: dict) -> list[dict]:
-    """The cosines of :func:`m5lib.lab.runs.glance` as result rows."""
-    entries = [(0.0, run.history[0]["before"])]
-    entries += [((e["step"] + 1) / len(run.history), e) for e in run.history if "cosine" in e]
+    """The cosines of :func:`m5lib.lab.study.looks` as result rows."""
     found = []
-    for share, entry in entries:
-        for side, value in entry["cosine"].items():
+    for share, look in study.looks(run.history):
+        for side, value in look["cosine"].items():
             number = {"task": "similarity", "metric": "image-text cosine", "convention": side}
             state = "pretrained" if share else "untrained"
             more = {"state": state, "variant": f"fused_first, {share:.0%} of the steps"}
@@ -79,7 +78,7 @@ def seen(run: runs.Run, context: dict) -> list[dict]:
 
 def one(data: str, seed: int, label: str, path: Path) -> None:
     """Train a form on a seed, measure it, and write its rows."""
-    model, changes = FORMS[label]
+    (model, changes), begun = FORMS[label], time.monotonic()
     catalogue, _, streams = load(data, seed)
     runs.PROFILES["small"] = size()
     job = runs.Job(profile="small", seed=seed, model=model, changes=tuple(changes.items()))
@@ -93,10 +92,9 @@ def one(data: str, seed: int, label: str, path: Path) -> None:
             continue
         by_name = runs.vectors(run.model, streams, rows, names, (*READOUTS, ACROSS))
         for readout, vectors in by_name.items():
-            for split in VALIDATION:
-                more = {"state": "pretrained", "variant": readout, "modalities": given}
-                found += recording.rows(retrieved(catalogue, vectors, split), context, **more)
-    made = recording.provenance("small", seed, 0.0)
+            more = {"state": "pretrained", "variant": readout, "modalities": given}
+            found += recording.rows(retrieved(catalogue, vectors), context, **more)
+    made = recording.provenance("small", seed, time.monotonic() - begun)
     counts = dict(zip(run.model.spec.modalities, run.model.importance.tolist(), strict=True))
     write_json(path, {"rows": found, "made": made, "importance": counts})
 
@@ -108,9 +106,8 @@ def baseline(data: str, seed: int) -> list[dict]:
     context |= {"seed": seed, "state": "control"}
     found = []
     for name, (read, vectors) in controls(catalogue, runs.pixels(catalogue), seed).items():
-        for split in VALIDATION:
-            more = {"model": name, "variant": name, "modalities": codes(read)}
-            found += recording.rows(retrieved(catalogue, vectors, split), context, **more)
+        more = {"model": name, "variant": name, "modalities": codes(read)}
+        found += recording.rows(retrieved(catalogue, vectors), context, **more)
     return found
 
 
@@ -121,17 +118,17 @@ def run(data: str, seeds: int, folder: Path, workers: int) -> int:
 
     def start(item) -> int:
         label, seed = item
-        path = folder / f"{label.replace(', ', '-').replace(' ', '_')}-{seed}.json"
+        name = f"{Path(data).stem}-{label}-{seed}".replace(", ", "-").replace(" ", "_")
+        path = folder / f"{name}.json"
         if path.exists():
             return 0
-        words = [sys.executable, __file__, "one", data, str(seed), label, str(path)]
-        threads = {"OMP_NUM_THREADS": "1"} | ({} if workers > 1 else {"OMP_NUM_THREADS": "2"})
+        words = [sys.executable, __file__, "one", str(path), f"--data={data}"]
+        words += [f"--seeds={seed}", f"--form={label}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with open(path.with_suffix(".log"), "w") as log:
-            code = subprocess.run(
-                words, env=os.environ | threads, stderr=log, stdout=log
-            ).returncode
-        print(f"{label}, seed {seed}: {'FAILED' if code else 'done'}", flush=True)
-        return code
+            done = subprocess.run(words, env=environment, stderr=log, stdout=log)
+        print(f"{label}, seed {seed}: {'FAILED' if done.returncode else 'done'}", flush=True)
+        return done.returncode
 
     with ThreadPoolExecutor(workers) as pool:
         return sum(bool(code) for code in pool.map(start, todo))
@@ -166,7 +163,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
                 continue
             by_seed = part.pivot(index=["convention", "variant"], columns="seed", values="value")
             best = by_seed.loc[recording.VALIDATION].mean(axis=1).idxmax()
-            shown = (recording.said(by_seed.loc[[(c, best)]], 1, 3) for c in VALIDATION.values())
+            shown = (recording.said(by_seed.loc[[(c, best)]], 1, 3) for c in CONVENTIONS)
             columns[given][label] = " / ".join(text.item() for text in shown)
     return pd.DataFrame(columns).rename_axis("validation / query").fillna("")
 
@@ -180,6 +177,7 @@ def collect(folder: Path, data: str, name: str) -> None:
     for seed in sorted({row["seed"] for row in rows}):
         rows += baseline(data, seed)
     made = parts[0]["made"] | {"device": " and ".join(sorted({p["made"]["device"] for p in parts}))}
+    made["wall_seconds"] = sum(part["made"]["wall_seconds"] for part in parts)
     tables = {"table": table(pd.DataFrame(rows))}
     recording.record(name, rows, made, {}, tables)
     print(tables["table"].to_string())
@@ -190,13 +188,24 @@ def data_name(data: str) -> str:
     return data if data == "shop" else readers.read(data).name
 
 
-if __name__ == "__main__":
-    verb, *words = sys.argv[1:] or [""]
-    if verb == "one":
-        one(words[0], int(words[1]), words[2], Path(words[3]))
-    elif verb == "run" and len(words) in (3, 4):
-        sys.exit(bool(run(words[0], int(words[1]), Path(words[2]), int((words[3:] or ["1"])[0]))))
-    elif verb == "collect" and len(words) == 3:
-        collect(Path(words[0]), words[1], words[2])
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("verb", choices=("run", "collect", "one"))
+    parser.add_argument("folder", type=Path, help="where each run's rows are kept")
+    parser.add_argument("name", nargs="?", default="fused", help="of the file in results/")
+    parser.add_argument("--data", default="shop", help="products; the shop if not given")
+    parser.add_argument("--seeds", type=int, default=3, help="how many; of `one`: which")
+    parser.add_argument("--workers", type=int, default=1, help="runs side by side, a thread each")
+    parser.add_argument("--form", choices=FORMS, help="of `one`, which `run` starts")
+    given = parser.parse_args()
+    if given.verb == "one":
+        one(given.data, given.seeds, given.form, given.folder)
+    elif given.verb == "run":
+        sys.exit(bool(run(given.data, given.seeds, given.folder, given.workers)))
     else:
-        sys.exit(__doc__)
+        collect(given.folder, given.data, given.name)
+
+
+if __name__ == "__main__":
+    main()

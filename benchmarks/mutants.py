@@ -47,6 +47,8 @@ a study reports validation | test_a_study_reports_the_query_split
     hidden, by_query, predicted=labels) ==> hidden, by_query, "validation", predicted=labels)
 choices made on queries | test_a_study_reports_the_query_split
     (catalogue, vectors, "validation") ==> (catalogue, vectors)
+a look one step early | test_looks_are_those_before_and_after_each_quarter
+    (line["step"] + 1) / len(history) ==> line["step"] / len(history)
 conventions averaged | test_tables_beside_the_papers
     " and convention == @convention" ==> ""
 # notebooks/05_downstream.ipynb lab/test_notebooks.py
@@ -110,19 +112,27 @@ mean reads the first | test_model.py::test_read_outs_are_what_their_names_say
     "fused_mean": ReadOut(("fused",)) ==> "fused_mean": ReadOut(("fused",), first_token)
 fused_first of unit length | test_model.py::test_read_outs_are_what_their_names_say
     first_token, unit=False ==> first_token
+modalities count alike | test_model.py::test_read_outs_are_what_their_names_say
+    x if weights is None else weights[name] * x ==> x
 the absent count | test_an_absent_modality_adds_nothing_and_each_that_is_there_has_length_one
     = x * output.valid[name][:, :1] ==> = x
 given everything | test_embeddings_given_some_modalities_know_nothing_of_the_others
     yield batch if modalities is None else batch.only(modalities) ==> yield batch
 vectors with dropout | test_embeddings_given_some_modalities_know_nothing_of_the_others
     module.eval() ==> module.train()
+# m5lib/model.py test_model.py
+the fusion reads what it is not given | test_packed_tokens_are_what_padded_ones_are
+    x & given[:, i, None] for i ==> x for i
+only what is given is computed | test_packed_tokens_are_what_padded_ones_are
+    packed = Packed(torch.cat(list(valid.values()), 1), seen is not None)
+    ==> packed = Packed(torch.cat(list((readable or valid).values()), 1), seen is not None)
 # m5lib/layers.py test_model.py
 nothing to read is ones | test_packed_tokens_are_what_padded_ones_are
     torch.cat([x, x.new_zeros( ==> torch.cat([x, x.new_ones(
 a gradient in another's place | test_packed_tokens_are_what_padded_ones_are
     ctx.save_for_backward(back, index) ==> ctx.save_for_backward(back.flip(0), index)
 padding of a row is read | test_packed_tokens_are_what_padded_ones_are
-    there = (self.cells.back < len(row)) ==> there = (self.cells.back <= len(row))
+    there = (self.cells.back < len(row)) ==> there = (self.cells.back >= 0)
 # m5lib/streams.py test_streams.py
 summaries over the padded length | test_features_are_hidden_from_the_summary_too
     there.sum(1).clamp(min=1) ==> there.shape[1]
@@ -183,6 +193,8 @@ queries are learned from | test_queries_teach_nothing
 no dropout in the head | test_the_head_drops_out_in_training_only
     self.out(self.dropout(hidden)) ==> self.out(hidden)
 # m5lib/objectives.py test_objectives.py
+spread of all features at once | test_masked_values_equal_their_formulas
+    target.value.float().var(0).mean() ==> target.value.float().var()
 mean over pairs nobody has | test_a_pair_that_no_product_has_does_not_count
     _mean(means, there.sum()) ==> means.mean()
 # m5lib/simcl.py test_simcl.py

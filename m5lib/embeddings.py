@@ -97,9 +97,9 @@ def read_out(model: Model, output: Output, readout: str) -> Float[Tensor, "B E"]
         raise ValueError(f"unknown read-out {readout!r}: known are {(*TABLE, *BESIDE)}")
     if readout in TABLE:
         return joined(parts_of(model, output, readout), readout)
-    names = model.spec.modalities
-    counts = model.importance.tolist()
-    weights = dict(zip(names, counts, strict=True)) if readout == "weighted" else None
+    names, weights = model.spec.modalities, None
+    if readout == "weighted":
+        weights = dict(zip(names, model.importance.tolist(), strict=True))
     sides = [joined(parts_of(model, output, side), side, weights) for side in BESIDE[readout]]
     return torch.cat([F.normalize(side.float(), dim=-1) for side in sides], dim=-1)
 

@@ -30,7 +30,8 @@ def whole_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
     except Exception as error:  # that of safetensors has no errno
         if getattr(error, "errno", 0) != errno.ENOSPC and "(os error 28)" not in str(error):
             raise
-        size, free = os.path.getsize(temporary) / 1e6, shutil.disk_usage(path.parent).free / 1e6
+        size = temporary.stat().st_size / 1e6 if temporary.exists() else 0.0
+        free = shutil.disk_usage(path.parent).free / 1e6
         said = f"the disk is full: {size:.1f} MB were written, {free:.1f} MB are free; make room"
         raise OSError(errno.ENOSPC, said, str(path)) from error
     finally:

@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from m5lib.spec import Block
 
 Tokens, Context = Float[Tensor, "N D"], Float[Tensor, "K D"]
-
-
 #: On processors rows come in blocks, filled up with zeros: oneDNN plans each shape of a product of
 #: matrices anew, which takes longer than a small product itself.
 BLOCK, SIDE = 64, 8
 
 
-def _whole(count: int, block: int, x: Tensor) -> int:
+def _rounded_up(count: int, block: int, x: Tensor) -> int:
     return -(-count // block) * block if x.device.type == "cpu" else count
 
 
@@ -42,11 +40,11 @@ class _Move(torch.autograd.Function):
 
 
 class Places:
-    """N of R rows, each once and in their order: ``take`` them, ``put`` them back with zeros
-    elsewhere. On processors they are filled up to a whole :data:`BLOCK`."""
+    """N of R rows, each once, in their order, filled up to a :data:`BLOCK` on processors: ``take``
+    them, ``put`` them back with zeros elsewhere."""
 
     def __init__(self, index: Int[Tensor, " N"], rows: int):
-        size, numbers = _whole(len(index), BLOCK, index), torch.arange(len(index)).to(index)
+        size, numbers = _rounded_up(len(index), BLOCK, index), torch.arange(len(index)).to(index)
         self.same = len(index) == rows == size
         self.back = torch.full((rows,), size, device=index.device).scatter_(0, index, numbers)
         self.index = F.pad(index, (0, size - len(index)), value=rows)
@@ -69,7 +67,7 @@ class Packed:
         self.shape, self.whole, there = valid.shape, whole, valid.any(1) | whole
         index, rows = valid.flatten().nonzero().squeeze(1), int(there.sum())
         row = (there.cumsum(0) - 1)[index // valid.shape[1]]
-        self._lay(index, row, min(_whole(rows, SIDE, index), len(valid)))
+        self._lay(index, row, min(_rounded_up(rows, SIDE, index), len(valid)))
 
     def _lay(self, index: Tensor, row: Tensor, rows: int) -> None:
         """Find the cell of each token in the rows."""
@@ -79,7 +77,7 @@ class Packed:
             longest, numbers = max(counts.tolist(), default=0), torch.arange(len(row)).to(row)
             column = numbers - (counts.cumsum(0) - counts)[row]
             if len(row) < rows * longest:
-                longest = min(_whole(longest, SIDE, row), self.shape[1])
+                longest = min(_rounded_up(longest, SIDE, row), self.shape[1])
         self.row, self.sides = row, (rows, longest)
         self.cells = Places(row * longest + column, rows * longest)
         there = (self.cells.back < len(row)).view(self.sides)

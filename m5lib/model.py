@@ -148,20 +148,20 @@ class Stack(nn.Module):
             self.positions[name] = nn.Embedding(MODALITIES[name].slots, spec.width)
 
     def forward(
-        self, states: States, valid: Marks, wanted: Marks | None = None, seen=None, sees=None
+        self, states: States, valid: Marks, wanted: Marks | None = None, seen=None, readable=None
     ) -> States:
         """States of every modality -> states of every modality; zeros where nothing is there.
         ``wanted`` as in :meth:`Model.forward_from_embeddings`; the attention weights are put into
-        ``seen``, as ``Output.attention`` has them; ``sees`` are the marks of what may be read."""
+        ``seen``, as ``Output.attention`` has them; of what is there only ``readable`` is read."""
         taken = {name: states[name] for name in self.stage.takes(states)}
         here = {name: valid[name] for name in taken}
         for name, positions in self.positions.items():
             taken[name] = taken[name] + positions.weight[: taken[name].shape[1]]
         if not taken or self.stage.kind != "joint":
-            return {**states, **self._apart(taken, here, seen, sees or valid)}
-        return {**states, **self._joint(taken, here, wanted, seen, sees)}
+            return {**states, **self._apart(taken, here, seen, readable or valid)}
+        return {**states, **self._joint(taken, here, wanted, seen, readable)}
 
-    def _apart(self, states: States, valid: Marks, seen: Weights | None, sees: Marks) -> States:
+    def _apart(self, states: States, valid: Marks, seen: Weights | None, readable: Marks) -> States:
         """Each modality reads itself (solo, or nothing else is there) or the others, as they were
         before the layer (cross)."""
         crossing = self.stage.kind == "cross" and len(states) > 1
@@ -169,7 +169,7 @@ class Stack(nn.Module):
         x, read = {name: packed.pack(states[name]) for name, packed in own.items()}, {}
         others = {name: [n for n in states if n != name] for name in states if crossing}
         for name, rest in others.items():
-            read[name] = Packed(torch.cat([sees[n] for n in rest], 1), whole=True)
+            read[name] = Packed(torch.cat([readable[n] for n in rest], 1), whole=True)
         for layer in range(self.stage.layers):
             before, x = x, {}
             for name, packed in own.items():
@@ -181,12 +181,14 @@ class Stack(nn.Module):
                 x[name] = block(before[name], packed, context, read.get(name), weights)
         return {n: own[n].pad(self.norms[self.stage.owner(n)](x[n])) for n in own}
 
-    def _joint(self, states: States, valid: Marks, wanted: Marks | None, seen, sees) -> States:
-        """All read all, or what is seen. Of the last layer only what is wanted is computed."""
+    def _joint(self, states: States, valid: Marks, wanted: Marks | None, seen, readable) -> States:
+        """All read what is readable. Of the last layer only what is wanted is computed."""
         packed = Packed(torch.cat(list(valid.values()), 1), seen is not None)
         x = packed.pack(torch.cat(list(states.values()), 1))
         weights = None if seen is None else seen.setdefault("joint", [])
-        some, read = packed.only(torch.cat([sees[n] for n in valid], 1)) if sees else (None, packed)
+        some, read = None, packed
+        if readable:
+            some, read = packed.only(torch.cat([readable[n] for n in valid], 1))
         *blocks, last = self.blocks["joint"]
         for block in blocks:
             x = block(x, packed, some and some.take(x), read, weights)
@@ -271,8 +273,7 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         return {name: self.embeddings[owner(name)](batch.streams[name]) for name in names}
 
     def encode(self, batch: Batch) -> Output:
-        """What there is before the fusion: as :meth:`forward`, at a part of its cost, with
-        ``fused`` and ``summary`` empty."""
+        """As :meth:`forward`, up to the fusion: ``fused`` and ``summary`` are empty."""
         return self._encode(*self._inputs(batch))
 
     def _inputs(self, batch: Batch) -> tuple[States, Marks]:
@@ -313,18 +314,18 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         """
         seen = tuple({} for _ in self.stages) if attention else ()
         output = self._encode(embedded, valid, seen)
-        states, last, sees = output.encoded, len(self.stages) - 1, None
+        states, last, readable = output.encoded, len(self.stages) - 1, None
         if given is not None:
-            sees = {n: x & given[:, i, None] for i, (n, x) in enumerate(valid.items())}
+            readable = {n: x & given[:, i, None] for i, (n, x) in enumerate(valid.items())}
         for number in range(self.fusion, len(self.stages)):
             only = wanted if number == last and not attention else None
-            states = self.stages[number](states, valid, only, seen[number] if seen else None, sees)
-        summary = {name: first_token(x, (sees or valid)[name]) for name, x in states.items()}
+            looks = seen[number] if seen else None
+            states = self.stages[number](states, valid, only, looks, readable)
+        summary = {name: first_token(x, (readable or valid)[name]) for name, x in states.items()}
         return replace(output, fused=states, summary=summary)
 
     def forward(self, batch: Batch, wanted: Marks | None = None, **options) -> Output:
-        """The whole model on a batch that has every modality of the spec (as present or absent).
-        See :class:`Output`, and :meth:`forward_from_embeddings` for the arguments."""
+        """The whole model on a batch; arguments as :meth:`forward_from_embeddings`."""
         return self.forward_from_embeddings(*self._inputs(batch), wanted, **options)
 
     def harmony(self, vectors: simcl.Vectors, presence: simcl.Presence) -> simcl.Scores:
@@ -341,8 +342,7 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         return predictions
 
     def match(self, output: Output) -> dict[str, Float[Tensor, " B"]]:
-        """Logit, for each modality of ``Objective.matching``, that it belongs to the product:
-        linear in its fused summary."""
+        """Logit, by modality of ``Objective.matching``, that it belongs to the product."""
         return {name: m(output.summary[name]).squeeze(-1) for name, m in self.matchers.items()}
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -227,7 +227,8 @@ def run_loop(
     identity = {"training": asdict(training), **task.identity}
     checkpoint = Checkpoint(directory / "checkpoint.pt", identity)
     start = checkpoint.load(model, optimizer)
-    [half.unlink() for half in directory.glob("*.tmp")]  # left by a process that was killed
+    for half in directory.glob("*.tmp"):  # left by a process that was killed
+        half.unlink()
     history = logged(path := directory / "history.jsonl", start)
     model.train()
     saved, todo = time.monotonic(), range(start, min(steps, stop_after or steps))

@@ -277,11 +277,11 @@ FAMILIES = {
 #: Modality -> word -> extractor. ``official``: the features of the M5Product release, already
 #: extracted (:mod:`m5lib.data.m5features`).
 CHOICES = {
-    "image": {"crops": plain.Crops(), "pixels": plain.Pixels(), "regions": Regions()},
+    "image": {"crops": plain.Crops(), "pixels": plain.Pixels()}
+    | {"regions": Regions(), "lite0": Lite0()},
     "video": {"frames": plain.Frames(), "clips": Clips()},
     "audio": {"mfcc": plain.Mfcc(), "logmel": plain.LogMel(), "releasedmel": plain.ReleasedMel()},
 }
-CHOICES["image"]["lite0"] = Lite0()
 for _name, _reader in OFFICIAL.items():
     CHOICES[_name] |= {"hf": Backbone(), "official": _reader}
 

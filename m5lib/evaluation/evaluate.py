@@ -191,6 +191,12 @@ def retrieval(
     return numbers
 
 
+def value(numbers: Iterable[dict], metric: str = "mAP@10", convention: str = "min_k_r") -> float:
+    """One of the numbers above; ``StopIteration``: it is not among them."""
+    named = ((n["metric"], n["convention"], n["value"]) for n in numbers)
+    return next(v for m, c, v in named if (m, c) == (metric, convention))
+
+
 def clustering(catalogue: Catalogue, vectors, split: str = "query") -> list[dict]:
     """NMI and purity of k-means, k = number of classes among the products clustered; the mean over
     :data:`KMEANS_SEEDS`, each one start."""
@@ -253,9 +259,7 @@ def fit_readouts(model: Model, streams: Streams) -> None:
     def quality(weights: dict[str, float]) -> float:
         sides = [F.normalize(joined(p, side, weights), dim=-1) for side, p in parts.items()]
         matrix[rows] = torch.cat(sides, dim=-1).numpy()
-        numbers = retrieval(catalogue, matrix, "validation")
-        wanted = ("mAP@10", "min_k_r")
-        return next(n["value"] for n in numbers if (n["metric"], n["convention"]) == wanted)
+        return value(retrieval(catalogue, matrix, "validation"))
 
     weights = dict.fromkeys(model.spec.modalities, 1.0)
     best, before = quality(weights), None

@@ -288,7 +288,7 @@ def made_by(path: Path, notebook: str) -> str:
     return (
         f"From `results/{path.name}`: profile `{made['profile']}`, "
         f"seed{s} {', '.join(map(str, seeds))}, commit `{made['commit']}`, "
-        f"{made['device']}, {versions}; {seconds:.0f} s."
+        f"{made['device']}, {versions}" + (f"; {seconds:.0f} s." if seconds else ".")
     )
 
 

@@ -30,8 +30,12 @@ except ImportError:  # nothing is installed
 #: 100,000 listings and the paper's 250 M parameters.
 NEEDS = {"tiny": 0.1, "small": 0.4, "full": 15}
 TORCH = ("torch", "torchvision", "torchaudio")
-#: Of an extra: what an absent package of it costs.
-EXTRAS = {"dev": "; only `make test` needs it", "cluster": "; only sweeps on a cluster need it"}
+#: Of an extra: who needs a package of it. Only those of ``dev`` are missed where they are absent.
+EXTRAS = {
+    "dev": "; only `make test` needs it",
+    "cluster": "; only sweeps on a cluster need it",
+    "weights": "; only trials with real weights need it",
+}
 
 
 class Finding(NamedTuple):
@@ -87,7 +91,7 @@ def versions() -> Iterator[Finding]:
         have = _installed(name)
         if have and wanted.specifier.contains(have, prereleases=True):
             good += 1
-        elif have or extra != "cluster":
+        elif have or extra in ("", "dev"):
             said = f"{have} is installed" if have else "absent"
             said += f"{EXTRAS.get(extra, '')}; {wanted.specifier} is needed"
             mend = _pip_torch() if name in TORCH else _pip(name)

@@ -23,7 +23,7 @@ from m5lib.data import locked, m5features, readers, store, write_json
 from m5lib.data.backbones import agreed, choose
 from m5lib.data.extractors import PLAIN, Pixels
 from m5lib.embeddings import READOUTS, embeddings
-from m5lib.evaluation.evaluate import fit_readouts, retrieval
+from m5lib.evaluation.evaluate import fit_readouts, retrieval, value
 from m5lib.evaluation.separation import mean_harmony, modality_cosines
 from m5lib.files import whole_file
 from m5lib.lab import code_version
@@ -301,6 +301,12 @@ def _spread(part: np.ndarray, rows: Rows, count: int, rest) -> np.ndarray:
 
 def untrained(job: Job, streams: Streams) -> Model:
     """The model as :func:`pretrained` starts it: the control of every claim about pre-training."""
+    fit_readouts(model := _started(job, streams), streams)
+    return model.eval()
+
+
+def _started(job: Job, streams: Streams) -> Model:
+    """The same, its read-outs not fitted."""
     if job.extractors:
         agreed(streams.settings, job.extractors)
     torch.manual_seed(job.seed)
@@ -310,7 +316,6 @@ def untrained(job: Job, streams: Streams) -> Model:
     model.tokenizer = streams.tokenizer
     made = streams.settings
     model.extractors = {name: made[name] for name in model.spec.modalities if name in made}
-    fit_readouts(model, streams)
     return model.eval()
 
 
@@ -329,18 +334,12 @@ def glance(model: Model, streams: Streams) -> dict:
     for readout, matrix in vectors(model, streams, rows).items():
         numbers = retrieval(catalogue, matrix, "validation")
         if numbers:  # none, where products have no labels
-            measured[readout] = value(numbers, "mAP@10", "min_k_r")
+            measured[readout] = value(numbers)
     pair = model.spec.modalities[:2]
     if len(pair) == 2 and len(asking):
         _, own, others = modality_cosines(model, streams, asking, pair)
         seen["cosine"] = {"own": float(own.mean()), "others": float(others.mean())}
     return {"validation": measured} | seen
-
-
-def value(numbers: Iterable[dict], metric: str, convention: str) -> float:
-    """One of the numbers of :mod:`m5lib.evaluation.evaluate`; ``StopIteration``: it lacks."""
-    named = ((n["metric"], n["convention"], n["value"]) for n in numbers)
-    return next(v for m, c, v in named if (m, c) == (metric, convention))
 
 
 def pretrained(job: Job, streams: Streams) -> Run:
@@ -354,7 +353,7 @@ def pretrained(job: Job, streams: Streams) -> Run:
             _tidy(plan.folder)
             model = Model.from_pretrained(plan.folder).to(best_device())
             return Run(model, plan.folder, logged(past, steps))
-        model = untrained(job, streams)
+        model = _started(job, streams) if steps else untrained(job, streams)
         known = {"job": asdict(job), "training": asdict(plan.training)}
         known |= {"extractors": streams.settings, "data": streams.catalogue.fingerprint}
         write_json(plan.folder / "job.json", known)

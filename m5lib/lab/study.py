@@ -5,7 +5,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -107,8 +107,19 @@ Studies = Mapping[tuple[str, int], Study]
 def choosing(catalogue: Catalogue, vectors: np.ndarray) -> list[dict]:
     """mAP@10 (min(K, R)) of validation products: what choices are made by."""
     numbers = evaluate.retrieval(catalogue, vectors, "validation")
-    chosen = [n for n in numbers if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r")]
-    return [n | {"convention": VALIDATION} for n in chosen]
+    number = {"task": "retrieval", "metric": "mAP@10", "convention": VALIDATION}
+    return [number | {"value": evaluate.value(numbers)}] if numbers else []
+
+
+def looks(history: Sequence[dict]) -> list[tuple[float, dict]]:
+    """What :func:`m5lib.lab.runs.glance` saw before training and after each quarter, each with its
+    share of the steps; nothing of a run that was not pre-trained."""
+    start = [(0.0, line["before"]) for line in history[:1] if "before" in line]
+    return start + [
+        (round((line["step"] + 1) / len(history), 2), line)
+        for line in history
+        if "validation" in line
+    ]
 
 
 def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> Study:

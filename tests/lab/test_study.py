@@ -172,6 +172,16 @@ def test_a_grid_leaves_out_what_the_products_cannot_tell(stream_set, capsys):
     assert list(study.jobs(grid, lacking, features, size, 0)) == ["all", "complete", "zeros", "T"]
 
 
+def test_looks_are_those_before_and_after_each_quarter():
+    history = [{"step": step} for step in range(8)]
+    history[0]["before"] = {"validation": 1}
+    for step in (1, 3, 5, 7):
+        history[step]["validation"] = step
+    assert study.looks([]) == []
+    found = [(share, look["validation"]) for share, look in study.looks(history)]
+    assert found == [(0.0, 1), (0.25, 1), (0.5, 3), (0.75, 5), (1.0, 7)]
+
+
 def test_fine_queries_look_for_other_listings_of_the_same_product():
     products = [
         Product(f"q{n}", {"text": "x"}, "mug", "fine_query", instance=str(n)) for n in range(3)
