@@ -76,15 +76,9 @@ def seen(run: runs.Run, context: dict) -> list[dict]:
     return found
 
 
-def one(data: str, seed: int, label: str, path: Path) -> None:
-    """Train a form on a seed, measure it, and write its rows."""
-    (model, changes), begun = FORMS[label], time.monotonic()
-    catalogue, _, streams = load(data, seed)
-    runs.PROFILES["small"] = size()
-    job = runs.Job(profile="small", seed=seed, model=model, changes=tuple(changes.items()))
-    run = runs.pretrained(job, streams)
-    context = run.context("09_simcl", job, catalogue) | {"model": label}
-    found = seen(run, context)
+def measured(run: runs.Run, streams, context: dict) -> list[dict]:
+    """The rows of a run: its cosines over training, and each read-out given each of SETS."""
+    catalogue, found = streams.catalogue, seen(run, context)
     rows = np.union1d(evaluate.needed_rows(catalogue), catalogue.split("validation"))
     for given in SETS:
         names = from_codes(given)
@@ -94,9 +88,25 @@ def one(data: str, seed: int, label: str, path: Path) -> None:
         for readout, vectors in by_name.items():
             more = {"state": "pretrained", "variant": readout, "modalities": given}
             found += recording.rows(retrieved(catalogue, vectors), context, **more)
+    return found
+
+
+def one(data: str, seed: int, label: str, path: Path) -> None:
+    """Train a form on a seed, measure it, and write its rows."""
+    (model, changes), begun = FORMS[label], time.monotonic()
+    catalogue, _, streams = load(data, seed)
+    runs.PROFILES["small"] = size()
+    job = runs.Job(profile="small", seed=seed, model=model, changes=tuple(changes.items()))
+    run = runs.pretrained(job, streams)
+    context = run.context("09_simcl", job, catalogue) | {"model": label}
+    write(path, run, measured(run, streams, context), seed, begun)
+
+
+def write(path: Path, run: runs.Run, rows: list[dict], seed: int, begun: float) -> None:
+    """The rows of a run, what made them, and how much each modality counts."""
     made = recording.provenance("small", seed, time.monotonic() - begun)
     counts = dict(zip(run.model.spec.modalities, run.model.importance.tolist(), strict=True))
-    write_json(path, {"rows": found, "made": made, "importance": counts})
+    write_json(path, {"rows": rows, "made": made, "importance": counts})
 
 
 def baseline(data: str, seed: int) -> list[dict]:
@@ -111,10 +121,10 @@ def baseline(data: str, seed: int) -> list[dict]:
     return found
 
 
-def run(data: str, seeds: int, folder: Path, workers: int) -> int:
-    """Every form on every seed, a process each; how many failed."""
+def run(script: str, forms, data: str, seeds: int, folder: Path, workers: int) -> int:
+    """Every form on every seed, a process of ``script`` each; how many failed."""
     folder.mkdir(parents=True, exist_ok=True)
-    todo = [(label, seed) for label in FORMS for seed in range(seeds)]
+    todo = [(label, seed) for seed in range(seeds) for label in forms]
 
     def start(item) -> int:
         label, seed = item
@@ -122,7 +132,7 @@ def run(data: str, seeds: int, folder: Path, workers: int) -> int:
         path = folder / f"{name}.json"
         if path.exists():
             return 0
-        words = [sys.executable, __file__, "one", str(path), f"--data={data}"]
+        words = [sys.executable, script, "one", str(path), f"--data={data}"]
         words += [f"--seeds={seed}", f"--form={label}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with open(path.with_suffix(".log"), "w") as log:
@@ -146,14 +156,14 @@ ROWS = {
 }
 
 
-def table(rows: pd.DataFrame) -> pd.DataFrame:
+def table(rows: pd.DataFrame, lines=ROWS) -> pd.DataFrame:
     """mAP@10 of validation products / of queries, ``mean ± deviation`` over seeds, against what is
     given. Of several read-outs or controls the one that validation products choose."""
     rows = rows[rows["task"] == "retrieval"]
     control, columns = rows["state"] == "control", {}
     for given in [s for s in SETS if s in set(rows.loc[~control, "modalities"])]:
         columns[given] = {}
-        for label, (form, readouts) in ROWS.items():
+        for label, (form, readouts) in lines.items():
             read = [set(m.split("+")) <= set(given.split("+")) for m in rows["modalities"]]
             part = rows[control & np.array(read)]
             if form:
@@ -176,11 +186,17 @@ def collect(folder: Path, data: str, name: str) -> None:
     rows = [row for part in parts for row in part["rows"]]
     for seed in sorted({row["seed"] for row in rows}):
         rows += baseline(data, seed)
-    made = parts[0]["made"] | {"device": " and ".join(sorted({p["made"]["device"] for p in parts}))}
+    record(name, parts, rows, table(pd.DataFrame(rows)))
+
+
+def record(name: str, parts: list[dict], rows: list[dict], shown: pd.DataFrame) -> None:
+    """Rows of several parts as one file of ``results/``, which says all that made them."""
+    made = dict(parts[0]["made"])
+    for key in ("commit", "code", "device"):
+        made[key] = " and ".join(sorted({part["made"][key] for part in parts}))
     made["wall_seconds"] = sum(part["made"]["wall_seconds"] for part in parts)
-    tables = {"table": table(pd.DataFrame(rows))}
-    recording.record(name, rows, made, {}, tables)
-    print(tables["table"].to_string())
+    recording.record(name, rows, made, {}, {"table": shown})
+    print(shown.to_string())
 
 
 def data_name(data: str) -> str:
@@ -188,21 +204,27 @@ def data_name(data: str) -> str:
     return data if data == "shop" else readers.read(data).name
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def asked(doc: str, forms, name: str) -> argparse.Namespace:
+    """The command line of this script, and of those like it."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("verb", choices=("run", "collect", "one"))
     parser.add_argument("folder", type=Path, help="where each run's rows are kept")
-    parser.add_argument("name", nargs="?", default="fused", help="of the file in results/")
+    parser.add_argument("name", nargs="?", default=name, help="of the file in results/")
     parser.add_argument("--data", default="shop", help="products; the shop if not given")
     parser.add_argument("--seeds", type=int, default=3, help="how many; of `one`: which")
     parser.add_argument("--workers", type=int, default=1, help="runs side by side, a thread each")
-    parser.add_argument("--form", choices=FORMS, help="of `one`, which `run` starts")
-    given = parser.parse_args()
+    parser.add_argument("--form", choices=forms, help="of `one`, which `run` starts")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Do what the command line says."""
+    given = asked(__doc__, FORMS, "fused")
     if given.verb == "one":
         one(given.data, given.seeds, given.form, given.folder)
     elif given.verb == "run":
-        sys.exit(bool(run(given.data, given.seeds, given.folder, given.workers)))
+        how = (given.data, given.seeds, given.folder, given.workers)
+        sys.exit(bool(run(__file__, FORMS, *how)))
     else:
         collect(given.folder, given.data, given.name)
 
