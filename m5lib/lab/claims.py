@@ -3,7 +3,8 @@ README and docs (``python -m m5lib readme``), of which nothing is typed by hand.
 
 A claim (``paper/claims.csv``) says that one row of a table is better than another by some metric.
 Ours is the difference with a 95 % interval over seeds and queries. ``confirmed``: the interval lies
-above 0; ``contradicted``: below; ``not confirmed``: it holds 0; ``not testable``: says why.
+above 0; ``contradicted``: below; ``not confirmed``: it holds 0; ``not testable``: says why. Counts
+are after a correction for so many tests, and apart where the shop was calibrated for the order.
 """
 
 import argparse
@@ -14,19 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import false_discovery_control
 
 from m5lib import ROOT
 from m5lib.data import write_json
-from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.evaluation import evaluate, stats
 from m5lib.files import whole_file
 from m5lib.lab import recording
-from m5lib.lab.recording import HIDDEN, chosen, compare, load_results, pick, results_folder, said
+from m5lib.lab.recording import load_results, results_folder
 from m5lib.lab.study import Studies, number
 from m5lib.modalities import MODALITIES
 
 CLAIMS = ROOT / "paper" / "claims.csv"
 VERDICTS = ("confirmed", "not confirmed", "contradicted", "not testable")
+CALIBRATED = "of the confirmed, calibrated"
 #: Endings of a claim's sides -> the number that they mean: "T finetuned", "I+T coarse".
 ENDINGS = {
     " finetuned": number("mAP@1_finetune"),
@@ -134,13 +136,26 @@ def judge(studies: Studies, sources: Iterable[str]) -> list[dict]:
 
 
 def table(verdicts: Iterable[dict]) -> pd.DataFrame:
-    """The verdicts for people: differences in per cent, as the paper prints them."""
-    shown = "id source metric better worse published_difference difference low high verdict reason"
-    frame = pd.DataFrame(list(verdicts)).reindex(columns=shown.split()).set_index("id")
-    for column in ("difference", "low", "high"):
+    """The verdicts for people: differences in per cent, as the paper prints them, with their 95 %
+    interval, p, and the smallest difference that such a test finds in four of five cases: 2.8
+    standard errors, (1.96 + 0.84) (high - low) / (2 x 1.96)."""
+    shown = "id source metric better worse published_difference difference low high detectable p"
+    frame = pd.DataFrame(list(verdicts)).reindex(columns=[*shown.split(), "verdict", "reason"])
+    frame["detectable"] = (frame["high"] - frame["low"]).astype(float) * 2.8 / 3.92
+    for column in ("difference", "low", "high", "detectable"):
         frame[column] = (100 * frame[column].astype(float)).round(1)
+    frame["p"] = frame["p"].astype(float).round(4)
     frame = frame.rename(columns={"published_difference": "paper", "difference": "ours"})
-    return frame.astype(object).where(frame.notna(), "")
+    return frame.set_index("id").astype(object).where(frame.set_index("id").notna(), "")
+
+
+def corrected(claims: pd.DataFrame) -> pd.Series:
+    """The verdicts after the correction of Benjamini and Hochberg (1995) over every claim tested:
+    of those decided, at most 5 % are expected to be so by chance."""
+    tested = claims["p"].notna() & (claims["verdict"] != "not testable")
+    decided = tested.copy()
+    decided[tested] = false_discovery_control(claims.loc[tested, "p"].astype(float)) <= 0.05
+    return claims["verdict"].where(decided | ~tested, "not confirmed")
 
 
 def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
@@ -158,54 +173,6 @@ def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
     }
     rows = sorted(kept + verdicts, key=lambda row: (row["data"], row["id"]))
     return write_json(path, {"provenance": sources, "claims": rows})
-
-
-def _shown(rows: pd.DataFrame) -> list[str]:
-    """The paper's read-out, the default and the one chosen on validation products, if recorded."""
-    names = dict.fromkeys([PAPER, DEFAULT, chosen(rows)])
-    return [name for name in names if name in set(rows["variant"])]
-
-
-def compact(path: Path) -> pd.DataFrame:
-    """mAP@10 by category: modalities against state and read-out, and the best control."""
-    rows = load_results(path).query("notebook == '05_downstream' and task == 'retrieval'")
-    columns = {}
-    for variant in _shown(rows):
-        table = compare(rows, "mAP@10", "min_k_r", variant)
-        columns |= {f"{state}, {variant}": table[state] for state in ("untrained", "pretrained")}
-    columns["best control"] = table["control"]
-    return pd.DataFrame(columns).loc[table.index].rename_axis("given").round(3)
-
-
-def _by_seed(rows: pd.DataFrame, variant: str, index: str, metric: str = "mAP@10") -> pd.Series:
-    """``mean ± deviation`` over seeds of retrieval by category, or of the fine-tuned head."""
-    convention = "min_k_r" if metric == "mAP@10" else "fine-tuned head"
-    wanted = {"metric": metric, "variant": variant, "convention": convention}
-    rows = pick(rows.query("task != 'fine retrieval'"), wanted)
-    return said(rows.pivot(index=index, columns="seed", values="value"))
-
-
-def ladder(path: Path) -> pd.DataFrame:
-    """Models trained on more and more modalities (Table 3), in per cent; read-outs as above."""
-    rows = load_results(path).query("model == 'scale' and state != 'untrained'")
-    columns = {f"mAP@10, {name}": _by_seed(rows, name, "modalities") for name in _shown(rows)}
-    for metric in ("mAP@10", "accuracy"):
-        columns[f"{metric}, fine-tuned"] = _by_seed(rows, HIDDEN, "modalities", metric)
-    table = pd.DataFrame(columns).rename_axis("trained on")
-    sets = ("T", "I+T", "I+T+Tab", "I+T+Tab+V", "I+T+Tab+V+A")
-    return table.reindex([codes for codes in sets if codes in table.index])
-
-
-def losses(paths: Mapping[str, Path]) -> pd.DataFrame:
-    """What each of the losses teaches (Table 6, its ticks read as losses), in per cent, by data."""
-    labels, columns = ("no loss", "masked tasks only", "contrast only", "IMCL+PRE"), {}
-    for data, path in paths.items():
-        rows = load_results(path)
-        columns[f"{data}: mAP@10, {PAPER}"] = _by_seed(rows, PAPER, "model")
-        columns[f"{data}: mAP@10, fine-tuned"] = _by_seed(rows, HIDDEN, "model")
-    table = pd.DataFrame(columns).loc[[f"scale, {label}" for label in labels]]
-    names = ["nothing (random weights)", "masked tasks", "contrast", "both"]
-    return table.set_axis(names).rename_axis("pre-trained with")
 
 
 def released(path: Path) -> pd.DataFrame:
@@ -249,20 +216,32 @@ def fused(path: Path) -> pd.DataFrame:
 
 
 def counted(path: Path) -> str:
-    """How many of the paper's claims got which verdict, and a line for each contradicted one."""
+    """How many of the paper's claims got which verdict after :func:`corrected`, and a line for each
+    contradicted one."""
     claims = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["claims"])
     claims["table"] = claims["source"].str.extract(r"^(\w+ [0-9.]+)", expand=False)
-    counts = claims.groupby(["data", "table", "verdict"]).size().unstack(fill_value=0)
+    known, before = pd.read_csv(CLAIMS, index_col="id"), claims["verdict"].value_counts()
+    claims["verdict"] = corrected(claims)
+    built_in = claims["id"].map(known["calibrated"]) == claims["data"]
+    built_in = claims[built_in & (claims["verdict"] == "confirmed")]
+    by = ["data", "table"]
+    counts = claims.groupby([*by, "verdict"]).size().unstack(fill_value=0)
+    counts = counts.reindex(columns=VERDICTS, fill_value=0)
+    counts[CALIBRATED] = built_in.groupby(by).size().reindex(counts.index, fill_value=0)
     order = sorted(counts.index, key=lambda key: (key[0], *map(int, re.findall(r"\d+", key[1]))))
-    text = markdown(counts.reindex(order, columns=VERDICTS, fill_value=0))
+    now, tested = claims["verdict"].value_counts(), (claims["verdict"] != "not testable").sum()
+    text = f"{tested} claims are tested. Each at 5 % by itself, {before.get('confirmed', 0)} are "
+    text += f"confirmed and {before.get('contradicted', 0)} contradicted. After the correction for "
+    text += f"so many tests, {now.get('confirmed', 0)} and {now.get('contradicted', 0)}. Of the "
+    text += f"confirmed, {len(built_in)} are orders that the shop was calibrated for."
     lines = ["Contradicted, in per cent with 95 % intervals:", ""]
-    metric = pd.read_csv(CLAIMS, index_col="id")["metric"]
     for row in claims.query("verdict == 'contradicted'").itertuples():
         paper = f" (paper {row.published_difference})" if row.published_difference != "" else ""
         ours, low, high = (f"{100 * value:+.1f}" for value in (row.difference, row.low, row.high))
-        claim = f"{row.source}, {metric[row.id]}: {row.better} over {row.worse}{paper}"
+        claim = f"{row.source}, {known.metric[row.id]}: {row.better} over {row.worse}{paper}"
         lines.append(f"- {row.data}, {claim}: ours {ours} [{low}, {high}]")
-    return "\n".join([text, "", *(lines if lines[2:] else ["None is contradicted."])])
+    lines = lines if lines[2:] else ["None is contradicted."]
+    return "\n".join([text, "", markdown(counts.loc[order]), "", *lines])
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -294,9 +273,9 @@ def made_by(path: Path, notebook: str) -> str:
 
 #: A generated block, its file, the notebook that made it (14 was once 03), its table.
 TABLES = (
-    ("demo", "demo.json", "05_downstream", compact),
-    ("fashion", "fashion.json", "05_downstream", compact),
-    ("modality_count", "modality_count.json", "06_modality_count", ladder),
+    ("demo", "demo.json", "05_downstream", recording.compact),
+    ("fashion", "fashion.json", "05_downstream", recording.compact),
+    ("modality_count", "modality_count.json", "06_modality_count", recording.ladder),
     ("fused", "fused.json", "09_simcl", fused),
     ("fused_fashion", "fused_fashion.json", "09_simcl", fused),
     ("differences", "model.json", "03_model", released),
@@ -315,7 +294,7 @@ def blocks(results: Path) -> dict[str, str]:
     paths = {"shop": results / "simcl.json", "real products": results / "simcl_fashion.json"}
     if all(path.exists() for path in paths.values()):
         made = (made_by(path, "09_simcl") for path in paths.values())
-        text["losses"] = "\n\n".join([markdown(losses(paths)), *made])
+        text["losses"] = "\n\n".join([markdown(recording.losses(paths)), *made])
     if (path := results / "times.json").exists():
         times = json.loads(path.read_text(encoding="utf-8"))
         order = sorted(times, key=lambda name: -times[name])
@@ -351,6 +330,12 @@ def gallery(results: Path) -> str:
                 vector = f" [svg]({path.stem}.svg)" if f"{path.stem}.svg" in paths else ""
                 figures.append(f"![{title}]({file}){vector}")
         lines += [*figures, ""]
+    if (path := results / "claims.json").exists():
+        frame = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["claims"])
+        frame["metric"] = frame["id"].map(pd.read_csv(CLAIMS, index_col="id")["metric"])
+        frame["verdict"], lines = corrected(frame), [*lines, "## claims", ""]
+        for data, part in frame.groupby("data"):
+            lines += [f"**{data}**", "", markdown(table(part.to_dict("records"))), ""]
     return "\n".join(lines)
 
 

@@ -208,7 +208,7 @@ def test_what_each_loss_teaches_stands_in_its_own_row(tmp_path):
                 row = CONTEXT | study.number(column) | {"model": f"scale, {label}", "seed": seed}
                 rows.append(row | {"value": 0.1 * place + 0.01 * seed + more})
     path = recording.save_results(tmp_path / "s.json", rows, recording.provenance("tiny", 0, 1.0))
-    table = claims.losses({"shop": path})
+    table = recording.losses({"shop": path})
     for place, name in enumerate(shown):
         before, after = table.loc[name]
         assert (
@@ -246,13 +246,46 @@ def test_verdicts_of_other_products_stay(tmp_path, monkeypatch):
     assert len({(row["id"], row["data"]) for row in kept["claims"]}) == len(kept["claims"]) == 4
     assert len(kept["provenance"]) == 2 and claims.record("", [], {}) is None
     text = claims.counted(tmp_path / "claims.json").splitlines()
-    assert text[0] == "| data | table | " + " | ".join(claims.VERDICTS) + " |"
-    assert text[3] == "| shop | Table 7 | 0 | 2 | 0 | 0 |" and text[-1] == "None is contradicted."
+    said = "4 claims are tested. Each at 5 % by itself, 0 are confirmed and 0 contradicted."
+    assert text[0].startswith(said)
+    assert text[2] == f"| data | table | {' | '.join(claims.VERDICTS)} | {claims.CALIBRATED} |"
+    assert text[5] == "| shop | Table 7 | 0 | 2 | 0 | 0 | 0 |"
+    assert text[-1] == "None is contradicted."
     claims.record("r", claims.judge(two(-0.1, seeds=2), ["Table 7"]), {})
     text = claims.counted(tmp_path / "claims.json").splitlines()
-    assert text[3] == "| shop | Table 7 | 0 | 0 | 2 | 0 |"
+    assert text[5] == "| shop | Table 7 | 0 | 0 | 2 | 0 | 0 |"
     against = [line for line in text if line.startswith("- shop, Table 7, mAP@1: MEM over MLM")]
     assert len(against) == 1 and "ours -10." in against[0] or "ours -9." in against[0]
+
+
+def test_verdicts_are_corrected_for_their_number():
+    """Benjamini and Hochberg by steps: the k smallest p stand, k the last with p <= .05 k / m."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        p = rng.uniform(size=20) ** rng.integers(1, 6)
+        frame = pd.DataFrame({"p": [*p, None], "verdict": "confirmed"})
+        frame.loc[20, "verdict"] = "not testable"
+        order, last = np.argsort(p), 0
+        for k, n in enumerate(order, 1):
+            last = k if p[n] <= 0.05 * k / len(p) else last
+        expected = ["not confirmed"] * 20
+        for n in order[:last]:
+            expected[n] = "confirmed"
+        assert list(claims.corrected(frame)) == [*expected, "not testable"]
+
+
+def test_calibrated_orders_are_counted_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("M5_RESULTS", str(tmp_path))
+    row = {"source": "Table 3 (subset)", "notebook": "n", "published_difference": "", "p": 1e-4}
+    row |= {"verdict": "confirmed", "reason": "", "difference": 0.1, "low": 0.05, "high": 0.15}
+    found = [row | {"id": id, "data": data} for id in ("C01", "C13") for data in ("shop", "d")]
+    claims.record("r", found, {})
+    text = claims.counted(tmp_path / "claims.json").splitlines()
+    assert text[0].endswith("Of the confirmed, 1 are orders that the shop was calibrated for.")
+    assert text[4] == "| d | Table 3 | 2 | 0 | 0 | 0 | 0 |"
+    assert text[5] == "| shop | Table 3 | 2 | 0 | 0 | 0 | 1 |"
+    shown = claims.table(found).loc["C01"]  # 2.8 standard errors; the interval holds 3.92
+    assert [*shown["detectable"]] == [7.1, 7.1] and [*shown["p"]] == [0.0001, 0.0001]
 
 
 def test_compact_and_ladder_tables(tmp_path):
@@ -301,7 +334,7 @@ def test_compact_and_ladder_tables(tmp_path):
     assert recording.compare(frame, "mAP@10", "min_k_r", DEFAULT).loc[
         "I+T", "pretrained"
     ] == pytest.approx(0.31)
-    table = claims.compact(path)
+    table = recording.compact(path)
     assert recording.chosen(pd.DataFrame(rows)) == "encoded_first"
     assert table.loc["I+T", "pretrained, encoded_first"] == pytest.approx(0.51) and table.loc[
         "T", "best control"
@@ -319,7 +352,7 @@ def test_compact_and_ladder_tables(tmp_path):
     path = recording.save_results(
         tmp_path / "y.json", [r for r in rows + fine if r["state"] == "pretrained"] + tuned, made
     )
-    steps = claims.ladder(path)
+    steps = recording.ladder(path)
     assert (
         steps.loc["I+T", "mAP@10, encoded_first"] == "50.5 ± 0.7"
         and steps.loc["I+T", "accuracy, fine-tuned"] == "30.5 ± 0.7"
