@@ -76,15 +76,15 @@ def seen(run: runs.Run, context: dict) -> list[dict]:
     return found
 
 
-def measured(run: runs.Run, streams, context: dict) -> list[dict]:
-    """The rows of a run: its cosines over training, and each read-out given each of SETS."""
+def measured(run: runs.Run, streams, context: dict, readouts=(*READOUTS, ACROSS)) -> list[dict]:
+    """The rows of a run: its cosines over training, and the read-outs given each of SETS."""
     catalogue, found = streams.catalogue, seen(run, context)
     rows = np.union1d(evaluate.needed_rows(catalogue), catalogue.split("validation"))
     for given in SETS:
         names = from_codes(given)
         if not set(names) <= set(streams.modalities):
             continue
-        by_name = runs.vectors(run.model, streams, rows, names, (*READOUTS, ACROSS))
+        by_name = runs.vectors(run.model, streams, rows, names, readouts)
         for readout, vectors in by_name.items():
             more = {"state": "pretrained", "variant": readout, "modalities": given}
             found += recording.rows(retrieved(catalogue, vectors), context, **more)

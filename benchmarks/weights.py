@@ -66,7 +66,8 @@ def one(data: str, seed: int, label: str, path: Path) -> None:
     job, streams = load(data, seed, label)
     run = runs.pretrained(job, streams)
     context = run.context("09_simcl", job, streams.catalogue) | {"model": label}
-    fused.write(path, run, fused.measured(run, streams, context), seed, begun)
+    shown = (PAPER, "encoded_mean", "whitened", "fused_layered", DEFAULT)
+    fused.write(path, run, fused.measured(run, streams, context, shown), seed, begun)
 
 
 def sides(job: runs.Job, streams) -> dict[str, np.ndarray]:
