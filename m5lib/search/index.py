@@ -36,16 +36,16 @@ from matplotlib.figure import Figure
 
 from m5lib import figures
 from m5lib.catalogue import Catalogue, DataError, Product
-from m5lib.data import MediaFile, store, whole_file
+from m5lib.data import whole_file
 from m5lib.data.backbones import agreed, choose
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings, read_out
 from m5lib.evaluation import evaluate
 from m5lib.evaluation.metrics import rank
-from m5lib.files import reading
 from m5lib.lab import recording, runs
-from m5lib.modalities import MODALITIES, codes, ordered
+from m5lib.modalities import codes
 from m5lib.model import Model
 from m5lib.search import intake
+from m5lib.search.encode import READOUTS, Encoder, directions, unit
 from m5lib.streams import Stream, Streams, with_summary
 
 WAYS = (DEFAULT, ACROSS, "both")
@@ -104,25 +104,30 @@ def build(
         job = runs.Job(profile, "scale_fused", seed=seed, extractors=extractors, bert=bert)
         run = runs.pretrained(job, streams)
         trained, folder = run.model, run.folder
-    vectors = embeddings(trained, streams, range(len(streams)), readouts=(DEFAULT, ACROSS))
+    encoder = Encoder(trained, made)
+    vectors = encoder.embed(streams, range(len(streams)))
     how = recording.provenance(profile, seed, time.monotonic() - begun, extractors, bert)
     how |= {"model": str(folder.name), "fingerprint": catalogue.fingerprint}
     how["data"] = runs.data_name(catalogue, trained.extractors, bert)
-    return Index(trained, streams, vectors, how, made)
+    return Index(encoder, streams, vectors, how)
 
 
 @dataclass
 class Index:
-    """Products, the model, and the vectors (N, D) of both read-outs with everything that each
-    product has; ``extractors`` for queries (None: made again from the model's settings)."""
+    """Products, what encodes them, and the vectors (N, D) of both read-outs with everything that
+    each product has."""
 
-    model: Model
+    encoder: Encoder
     streams: Streams
     vectors: dict[str, np.ndarray]
     made: dict
-    extractors: Mapping[str, Any] | None = None
     _given: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict, repr=False)
     _best: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False)
+
+    @property
+    def model(self) -> Model:
+        """The pre-trained one."""
+        return self.encoder.model
 
     @cached_property
     def details(self) -> np.ndarray:
@@ -162,27 +167,47 @@ class Index:
             pq.write_table(table, temporary)
         return path
 
-    def product(self, **contents: Any) -> Product:
-        """A query as a product. Keys are modalities: a title as text, attributes as a dict or as
-        JSON, a path for each file; what is empty is absent.
+    @cached_property
+    def _directions(self) -> dict[str, np.ndarray]:
+        """Of the training products, or of all where there is none."""
+        rows = self.catalogue.split("train")
+        rows = rows if len(rows) else range(len(self.streams))
+        return {name: directions(vectors[rows]) for name, vectors in self.vectors.items()}
 
-        Raises:
-            ValueError: an unknown modality, one that the model does not read, an empty query, or
-                attributes that are none or that no product has.
-            DataError: what is no path, or a file that is not there.
-        """
-        contents = {name: contents[name] for name in ordered(contents) if _there(contents[name])}
-        reads, attributes = self.model.spec.modalities, self.report.attributes.index
-        if unread := [name for name in contents if name not in reads]:
-            raise ValueError(f"the model does not read {unread}; it reads {', '.join(reads)}")
-        if not contents:
-            raise ValueError(f"the query is empty; give one or more of {', '.join(reads)}")
-        contents = {name: _content(name, given) for name, given in contents.items()}
-        tables = [content for content in contents.values() if isinstance(content, tuple)]
+    def truncate(self, truncate_dim: int) -> "Index":
+        """The same products by vectors of fewer numbers: the ``truncate_dim`` directions along
+        which the training products' vectors lie most (:func:`m5lib.search.encode.directions`).
+        Raises ``ValueError`` where there are no so many."""
+        most = max(vectors.shape[1] for vectors in self.vectors.values())
+        if not 0 < truncate_dim <= most:
+            what = f"truncate_dim {truncate_dim}: how many numbers to keep"
+            raise ValueError(f"{what}; give a whole number from 1 to {most}")
+        turned = {name: basis[:, :truncate_dim] for name, basis in self._directions.items()}
+        vectors, before = {n: self.vectors[n] @ turned[n] for n in turned}, self.encoder.turned
+        turned = {n: before[n] @ basis if n in before else basis for n, basis in turned.items()}
+        how = self.made | {"truncate_dim": truncate_dim}
+        return Index(replace(self.encoder, turned=turned), self.streams, vectors, how)
+
+    def encode(
+        self, products: Any, readout: str = DEFAULT, truncate_dim: int = 0, batch_size: int = 128
+    ) -> Float[np.ndarray, "... D"]:
+        """Vectors of unit length of any products (:meth:`m5lib.search.encode.Encoder.encode`); with
+        ``truncate_dim`` as by :meth:`truncate`."""
+        encoder = self.truncate(truncate_dim).encoder if truncate_dim else self.encoder
+        return encoder.encode(products, readout, batch_size)
+
+    similarity = staticmethod(Encoder.similarity)
+
+    def product(self, **contents: Any) -> Product:
+        """A query as a product (:meth:`m5lib.search.encode.Encoder.product`). Raises ``ValueError``
+        too for attributes that no product has."""
+        product = self.encoder.product(contents)
+        attributes, given = self.report.attributes.index, product.contents.values()
+        tables = [content for content in given if isinstance(content, tuple)]
         if unknown := [name for table in tables for name, _ in table if name not in attributes]:
             some = ", ".join(attributes[:12])
             raise ValueError(f"no product has an attribute {unknown}; the most frequent are {some}")
-        return Product("query", contents)
+        return product
 
     def search(self, top: int = 8, way: str = "", **contents: Any) -> Hits:
         """The products nearest to a mix of contents (:meth:`product`), :meth:`nearest`."""
@@ -207,7 +232,7 @@ class Index:
             raise ValueError(f"top {top!r}: how many hits; give a whole number from 1 on")
         streams = self.query(query)
         way = way or self.best(streams.modalities)
-        vector = compared(embeddings(self.model, streams, [0], readouts=(DEFAULT, ACROSS)), way)
+        vector = compared(self.encoder.embed(streams, [0]), way)
         gallery, ids = self.gallery(streams.modalities, way), self.catalogue.ids
         rows = np.flatnonzero((gallery != 0).any(axis=1))
         own = np.array([query.id], dtype=object)
@@ -217,18 +242,8 @@ class Index:
         return Hits(streams.catalogue.products[0], way, rows, _cosine(vector, gallery[rows]))
 
     def query(self, product: Product) -> Streams:
-        """A query's streams; a sound that lies in its video is part of it. Raises ``DataError`` for
-        a file that cannot be read."""
-        if self.extractors is None:
-            self.extractors = agreed(self.model.extractors)
-        wanted = {n: e for n, e in self.extractors.items() if n in self.model.spec.modalities}
-        try:
-            catalogue, features = store.extract(Catalogue("query", (product,)), wanted)
-        except DataError as error:
-            raise DataError(f"nothing of the query can be read; {error}") from None
-        for skip in catalogue.skipped:
-            raise DataError(f"{product.contents[skip.field].name}: {skip.reason}")
-        return Streams(catalogue, features, self.model.tokenizer, spec=self.model.spec)
+        """A query's streams (:meth:`m5lib.search.encode.Encoder.streams`)."""
+        return self.encoder.streams([product])
 
     def gallery(self, names: tuple[str, ...], way: str) -> Float[np.ndarray, "N D"]:
         """Vectors of all products, to compare with a query of these modalities. Raises
@@ -240,7 +255,7 @@ class Index:
                 self._given.pop(next(iter(self._given)))
             given, rows = self.vectors, range(len(self.streams))
             if not set(names) >= set(self.streams.modalities):
-                given = embeddings(self.model, self.streams, rows, names, [DEFAULT])
+                given = self.encoder.embed(self.streams, rows, names, [DEFAULT])
             self._given[names] = given[DEFAULT]
         return compared(self.vectors | {DEFAULT: self._given[names]}, way)
 
@@ -253,7 +268,8 @@ class Index:
         if not len(queries):
             return {}
         rows = np.union1d(queries, catalogue.split("gallery"))
-        own = runs.vectors(self.model, self.streams, rows, names, (DEFAULT, ACROSS))
+        own = runs.vectors(self.model, self.streams, rows, names, READOUTS)
+        own = self.encoder.turn(own)
         answers = own | {ACROSS: self.vectors[ACROSS]}
         for way in WAYS:
             given = (names, names if way == DEFAULT else self.streams.modalities)
@@ -323,9 +339,9 @@ class Index:
         """
         vectors, total, edge = self.details, 0, threshold
         best = np.zeros(0, dtype=[("distance", "f8"), ("row", "i8"), ("of", "i8")])
-        unit = _unit(vectors.astype(np.float32))
-        for start in range(0, len(unit), 512):
-            cosines = unit[start : start + 512] @ unit[start:].T
+        near_by = unit(vectors.astype(np.float32))
+        for start in range(0, len(near_by), 512):
+            cosines = near_by[start : start + 512] @ near_by[start:].T
             cosines[np.tril_indices(len(cosines), m=cosines.shape[1])] = -2.0  # each pair once
             total += int((cosines >= threshold).sum())
             rows, others = start + np.array(np.nonzero(cosines >= edge - 1e-5))
@@ -348,46 +364,18 @@ def _name(query: Product) -> str:
     return " · ".join(f"{n}: {v}" for table in tables for n, v in table) or codes(query.contents)
 
 
-def _there(given: Any) -> bool:
-    plain = isinstance(given, str | Mapping | tuple)
-    return given is not None and (not plain or given not in ("", "{}", {}, ()))
-
-
-def _content(name: str, given: Any) -> Any:
-    """What a product holds of a content that a user gives."""
-    if isinstance(given, MediaFile):
-        return given
-    if (row := MODALITIES[name]).hides == "entity":  # pairs
-        with reading(f"{name} of the query {given!r}", 'give attributes as {"colour": "red"}'):
-            pairs = json.loads(given) if isinstance(given, str) else dict(given)
-            return tuple((str(key), str(value)) for key, value in pairs.items())
-    if row.kind == "words":
-        return str(given)
-    if not isinstance(given, str | Path):
-        mend = "save it and give the path of the file"
-        raise DataError(f"{name} of the query is of type {type(given).__name__}; {mend}")
-    if not Path(given).is_file():
-        raise DataError(f"{given}: no such file; {name} in a query is the path of a file")
-    return MediaFile(Path(given), size=Path(given).stat().st_size)
-
-
 def compared(vectors: Mapping[str, Float[np.ndarray, "N _"]], way: str) -> Float[np.ndarray, "N _"]:
     """The vectors whose cosine a way is. Raises ``ValueError`` for an unknown way."""
     if way not in WAYS:
         raise ValueError(f"unknown way {way!r} to compare: known are {WAYS}")
     if way in vectors:
         return vectors[way]
-    return np.hstack([_unit(vectors[readout]) for readout in (DEFAULT, ACROSS)])
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    """Rows of length one; unlike sklearn's, of NaN (for a modality that lacks) too."""
-    return x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
+    return np.hstack([unit(vectors[readout]) for readout in (DEFAULT, ACROSS)])
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """(N,) cosines of the rows of two arrays, of which one may have a single row."""
-    return (_unit(one.astype(np.float64)) * _unit(other.astype(np.float64))).sum(axis=1)
+    return (unit(one.astype(np.float64)) * unit(other.astype(np.float64))).sum(axis=1)
 
 
 def _thinned(stream: Stream, share: float, rng: torch.Generator) -> Stream:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from m5lib.catalogue import Product
-from m5lib.embeddings import ACROSS, DEFAULT, embeddings, read_out
+from m5lib.embeddings import ACROSS, DEFAULT, read_out
 from m5lib.explain import attribution
 from m5lib.figures import attribution as figures
 from m5lib.modalities import MODALITIES
@@ -65,12 +65,12 @@ def explain(index: Index, hits: Hits, place: int = 0, side: str = "hit") -> Expl
     device, names = next(model.parameters()).device, query.modalities
     if side == "hit":
         streams = index.streams
-        other = compared(embeddings(model, query, [0], readouts=(DEFAULT, ACROSS)), hits.way)
+        other = compared(index.encoder.embed(query, [0]), hits.way)
     else:
         other = index.gallery(names, hits.way)[[row]]
         streams, row = query, 0
     batch, sought = streams.batch([row]).to(device), torch.from_numpy(other).float().to(device)
-    target = attribution.Target("similarity", model, _cosine(model, names, hits.way), sought)
+    target = attribution.Target("similarity", model, _cosine(index, names, hits.way), sought)
     shares = attribution.shapley(target, batch)
     gradients = attribution.integrated_gradients(target, batch)
     scores = {name: x[0].double().cpu().numpy() for name, x in gradients.tokens.items()}
@@ -81,9 +81,10 @@ def explain(index: Index, hits: Hits, place: int = 0, side: str = "hit") -> Expl
     return Explanation(side, cosine, modalities, scores, error, tokens, streams, row)
 
 
-def _cosine(model: Model, names: tuple[str, ...], way: str):
+def _cosine(index: Index, names: tuple[str, ...], way: str):
     """(output, sought) -> (B,) cosine by a way of :data:`m5lib.search.index.WAYS`, for a query of
     these modalities."""
+    model, turned = index.model, index.encoder.turned
 
     def read(output: Output, sought: Tensor) -> Tensor:
         valid = {n: x if n in names else torch.zeros_like(x) for n, x in output.valid.items()}
@@ -91,8 +92,10 @@ def _cosine(model: Model, names: tuple[str, ...], way: str):
         given = {ACROSS: output}
         if DEFAULT in readouts:  # what the query lacks is not there before the fusion either
             given[DEFAULT] = model.forward_from_embeddings(output.embedded, valid, {})
-        vectors = [read_out(model, given[readout], readout).float() for readout in readouts]
-        vectors = [F.normalize(vector, dim=-1) for vector in vectors]
+        vectors = {n: read_out(model, given[n], n).float() for n in readouts}
+        for n in turned.keys() & vectors.keys():
+            vectors[n] = vectors[n] @ torch.from_numpy(turned[n]).to(vectors[n].device)
+        vectors = [F.normalize(vector, dim=-1) for vector in vectors.values()]
         return F.cosine_similarity(torch.cat(vectors, dim=-1), sought, dim=-1)
 
     return read

@@ -125,7 +125,7 @@ def test_the_best_way_is_the_one_of_validation_products(index):
         index.catalogue, products=tuple(replace(p, label=None) for p in index.catalogue.products)
     )
     streams = Streams(bare, index.streams.features, index.model.tokenizer, spec=index.model.spec)
-    unlabelled = search.Index(index.model, streams, index.vectors, index.made)
+    unlabelled = search.Index(index.encoder, streams, index.vectors, index.made)
     assert (
         unlabelled.best(("text",)) == "both"
         and unlabelled.picture(unlabelled.search(text="Red Watch")).axes
@@ -314,9 +314,12 @@ def test_queries_as_people_type_them(index, tmp_path):
     for words in ("{colour: red}", "[1, 2]", "red", '"red"', 3, ["red"]):
         with pytest.raises(ValueError, match='table of the query .*; give attributes as {"colour"'):
             index.product(table=words)
-    for picture in (np.zeros((9, 9, 3), np.uint8), Image.new("RGB", (9, 9)), b"bytes", 7):
+    for picture in (b"bytes", 7):
         with pytest.raises(DataError, match="image of the query is of type .* give the path"):
             index.product(image=picture)
+    for array in (np.zeros((9, 9, 3)), np.zeros((3, 9, 9), np.uint8), np.zeros(9, np.uint8)):
+        with pytest.raises(DataError, match="image of the query .* give uint8, .H, W. or .H, W, 3"):
+            index.product(image=array)
     for top in (0, -1):
         with pytest.raises(ValueError, match="top .*: how many hits; give a whole number from 1"):
             index.search(top, text="x")
@@ -324,7 +327,7 @@ def test_queries_as_people_type_them(index, tmp_path):
 
 def test_a_single_product_can_be_asked_for_but_finds_no_other(index):
     one = search.Index(
-        index.model,
+        index.encoder,
         Streams(
             index.catalogue.take([0]),
             {n: f._replace(offsets=f.offsets[:2]) for n, f in index.streams.features.items()},
@@ -338,3 +341,89 @@ def test_a_single_product_can_be_asked_for_but_finds_no_other(index):
     assert list(hits.rows) == [0] and one.picture(hits).axes and not len(one.duplicates(0.5))
     with pytest.raises(DataError, match="no other product to compare the query with"):
         one.like(one.catalogue.ids[0])
+
+
+def test_encode_takes_products_as_they_come(index, tmp_path):
+    """A dict, a list with other modalities in each, a product of the catalogue; a picture by path,
+    in Pillow or as an array: the vectors of the same products one by one, of unit length."""
+    place = int(np.flatnonzero(index.catalogue.presence[["image", "text", "table"]].all(axis=1))[0])
+    own = index.catalogue.products[place]
+    picture, table = own.contents["image"].path, dict(own.contents["table"])
+    shown = Image.open(picture)
+    shown.save(tmp_path / "same.png")
+    many = [
+        {"text": own.contents["text"], "table": table, "image": str(picture)},
+        {"text": "red watch"},
+        {"image": shown},
+        {"image": np.asarray(shown), "text": "", "table": None},
+        {"image": tmp_path / "same.png"},
+        {"table": json.dumps(table)},
+        own,
+    ]
+    for readout in (DEFAULT, ACROSS):
+        vectors = index.encode(many, readout)
+        assert vectors.shape == (7, index.vectors[readout].shape[1]) and vectors.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+        for product, vector in zip(many, vectors, strict=True):
+            np.testing.assert_allclose(index.encode(product, readout), vector, atol=1e-5)
+        stored = index.vectors[readout][place]
+        cosines = index.similarity(vectors, stored)[:, 0]
+        assert cosines[[0, 6]] == pytest.approx(1.0, abs=1e-4) and cosines[1] < 0.99
+        np.testing.assert_allclose(vectors[2], vectors[3], atol=1e-5)
+        np.testing.assert_allclose(vectors[2], vectors[4], atol=1e-5)
+    slow = [[float(a @ b) for b in vectors[:3]] for a in vectors]
+    np.testing.assert_allclose(index.similarity(vectors, vectors[:3]), slow, atol=1e-5)
+    for product, error, says in (
+        ([{"text": "x"}, {}], ValueError, "the product 1 is empty"),
+        ([{"text": "x"}, {"image": "gone.jpg"}], DataError, "gone.jpg: no such file"),
+        (["a title"], ValueError, "the product 0 is of type str; give a dict of modalities"),
+        ([], ValueError, "no product to encode"),
+    ):
+        with pytest.raises(error, match=says):
+            index.encode(product)
+
+
+def test_an_encoder_without_products_gives_the_same_vectors(index, home, monkeypatch):
+    monkeypatch.setenv("M5_HOME", str(home))
+    encoder = search.Encoder.from_pretrained(runs.home("runs", index.made["model"]))
+    some = [{"text": "blue scarf"}, {"table": {"gender": "Men"}}]
+    np.testing.assert_array_equal(encoder.encode(some), index.encode(some))
+
+
+def test_truncated_vectors_keep_what_can_be_kept(index):
+    """All directions change no cosine; d of them keep more of the inner products than any others;
+    search, vectors and explanations are those of the truncated vectors."""
+    width = index.vectors[ACROSS].shape[1]
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-9)  # noqa: E731
+    rows = index.catalogue.split("train")
+    x = unit(index.vectors[ACROSS][rows])
+    lost = []
+    for d in (2, 8, width):
+        cut = index.truncate(d)
+        assert [cut.vectors[name].shape[1] for name in (ACROSS, DEFAULT)] == [d, d]
+        y = index.encode([index.catalogue.products[row] for row in rows], ACROSS, d)
+        part = x @ cut.encoder.turned[ACROSS]
+        np.testing.assert_allclose(y, unit(part), atol=1e-4)
+        lost.append(np.linalg.norm(x @ x.T - part @ part.T))
+        best = np.linalg.svd(x)[1] ** 2
+        assert lost[-1] == pytest.approx(np.linalg.norm(best[d:]), abs=1e-3)
+    assert lost[0] > lost[1] > lost[2]
+    names = ("text",)
+    whole, cut = index.search(5, ACROSS, text="Red Watch"), index.truncate(width)
+    np.testing.assert_allclose(
+        whole.cosines, cut.search(5, ACROSS, text="Red Watch").cosines, atol=1e-4
+    )
+    small = index.truncate(4)
+    hits = small.search(3, "both", text="Red Watch")
+    for side in ("hit", "query"):
+        why = explain(small, hits, 0, side)
+        assert why.modalities.sum() == pytest.approx(hits.cosines[0], abs=1e-4)
+    assert set(small.evidence(names)) == set(WAYS) and small.made["truncate_dim"] == 4
+    twice = small.truncate(2)  # of vectors that are truncated already
+    own = index.catalogue.products[3]
+    np.testing.assert_allclose(
+        index.similarity(twice.encode(own), twice.vectors[DEFAULT][3]), 1, atol=1e-3
+    )
+    for wrong in (0, -1, index.vectors[DEFAULT].shape[1] + 1):
+        with pytest.raises(ValueError, match="truncate_dim .*; give a whole number from 1 to"):
+            index.truncate(wrong)
