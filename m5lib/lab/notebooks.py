@@ -266,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m m5lib notebooks``. Returns 1 where a notebook failed (the others still ran)."""
     from m5lib.data.backbones import absolute, choose
     from m5lib.lab import recording, runs
+    from m5lib.models.pretrained import read_bert
 
     parser = argparse.ArgumentParser(
         prog="python -m m5lib notebooks", description="Run notebooks into reports/."
@@ -277,6 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     option("--record", default="demo", help="name in results/ of what the demo finds")
     option("--data", default="", help="folder or file of products; by default each notebook's own")
     option("--extractors", default="", help="such as image=regions:weights.pt; by default plain")
+    option("--bert", default="", help="a BERT that titles start from; by default random weights")
     options, begun, failed = parser.parse_args(arguments), time.monotonic(), []
     show_progress()
     todo = options.notebook or [n for n in find() if not options.demo or "demo" in results_of(n)]
@@ -286,6 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.extractors:
         choose(options.extractors)  # a mistyped one costs no run
         shared["extractors"] = absolute(options.extractors)
+    if options.bert:
+        read_bert(options.bert)
+        shared["bert"] = absolute(f":{options.bert}")[1:]
     if options.demo and options.data and not options.extractors:
         todo = _measurable(todo, shared["data"])
     for notebook in todo:

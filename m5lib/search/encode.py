@@ -54,10 +54,10 @@ class Encoder:
         model = intake.load_model(folder)
         return cls(model, agreed(model.extractors, extractors))
 
-    def product(self, contents: Mapping[str, Any], name: str = "query") -> Product:
-        """A product by that id. Keys of ``contents`` are modalities: a title as text, attributes as
-        a dict or as JSON, the path of each file, a picture also in memory (Pillow, or a uint8 array
-        (H, W) or (H, W, 3)); what is empty is absent.
+    def product(self, contents: Any, name: str = "query") -> Product:
+        """A product by that id. ``contents`` is a dict, its keys modalities: a title as text,
+        attributes as a dict or as JSON, the path of each file, a picture also in memory (Pillow, or
+        a uint8 array (H, W) or (H, W, 3)); what is empty is absent.
 
         Raises:
             ValueError: an unknown modality, one that the model does not read, nothing at all, or
@@ -152,6 +152,11 @@ def directions(vectors: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "D D"]:
 def unit(x: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
     """Rows of length one; unlike sklearn's, of NaN (for a modality that lacks) too."""
     return x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
+
+
+def cosine(one: Float[np.ndarray, "N D"], other: Float[np.ndarray, "M D"]) -> np.ndarray:
+    """(N,) cosines of the rows of two arrays, of which one may have a single row."""
+    return (unit(one.astype(np.float64)) * unit(other.astype(np.float64))).sum(axis=1)
 
 
 @dataclass(frozen=True)

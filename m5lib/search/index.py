@@ -45,7 +45,8 @@ from m5lib.lab import recording, runs
 from m5lib.modalities import codes
 from m5lib.model import Model
 from m5lib.search import intake
-from m5lib.search.encode import READOUTS, Encoder, directions, unit
+from m5lib.search.duplicates import Near, calibrate, pairs
+from m5lib.search.encode import READOUTS, Encoder, cosine, directions, unit
 from m5lib.streams import Stream, Streams, with_summary
 
 WAYS = (DEFAULT, ACROSS, "both")
@@ -239,7 +240,7 @@ class Index:
         places = rank(vector, gallery, top, own, ids[rows], rows=rows)[0]
         if not len(rows := rows[places[places >= 0]]):
             raise DataError(f"{self.catalogue.name}: no other product to compare the query with")
-        return Hits(streams.catalogue.products[0], way, rows, _cosine(vector, gallery[rows]))
+        return Hits(streams.catalogue.products[0], way, rows, cosine(vector, gallery[rows]))
 
     def query(self, product: Product) -> Streams:
         """A query's streams (:meth:`m5lib.search.encode.Encoder.streams`)."""
@@ -326,36 +327,27 @@ class Index:
             streams = {n: _thinned(stream, share, rng) for n, stream in batch.streams.items()}
             output = self.model(replace(batch, streams=streams).to(device))
             copy = read_out(self.model, output, NEAR).float().cpu().numpy()
-            cosines.append(_cosine(copy, self.details[batch.rows]))
+            cosines.append(cosine(copy, self.details[batch.rows]))
         return np.concatenate(cosines)
 
-    def duplicates(self, threshold: float, most: int = 200_000) -> pd.DataFrame:
-        """Pairs of products at or above a cosine by all that they have (read-out :data:`NEAR`),
-        best first: ``id``, ``other``, ``cosine``.
+    def near(self, precision: float = 0.9) -> Near:
+        """From which cosine on pairs are near-duplicates, without labels
+        (:func:`m5lib.search.duplicates.calibrate`)."""
+        return calibrate(self.details, precision)
 
-        Exact: single precision finds the pairs, double precision decides. Only the ``most`` best
-        are kept; ``.attrs["pairs"]`` says how many reach the threshold (in single precision where
-        some were dropped).
+    def duplicates(self, threshold: float | None = None, most: int = 200_000) -> pd.DataFrame:
+        """Pairs of products at or above a cosine (None: of :meth:`near`) by all that they have
+        (read-out :data:`NEAR`), best first: ``id``, ``other``, ``cosine``.
+
+        Only the ``most`` best are kept; ``.attrs["pairs"]`` says how many reach the threshold
+        (:func:`m5lib.search.duplicates.pairs`).
         """
-        vectors, total, edge = self.details, 0, threshold
-        best = np.zeros(0, dtype=[("distance", "f8"), ("row", "i8"), ("of", "i8")])
-        near_by = unit(vectors.astype(np.float32))
-        for start in range(0, len(near_by), 512):
-            cosines = near_by[start : start + 512] @ near_by[start:].T
-            cosines[np.tril_indices(len(cosines), m=cosines.shape[1])] = -2.0  # each pair once
-            total += int((cosines >= threshold).sum())
-            rows, others = start + np.array(np.nonzero(cosines >= edge - 1e-5))
-            for low in range(0, len(rows), 2**16):  # bounds the memory of low thresholds
-                row, of = rows[low : low + 2**16], others[low : low + 2**16]
-                near = np.empty(len(row), dtype=best.dtype)
-                near["row"], near["of"] = row, of
-                near["distance"] = -_cosine(vectors[row], vectors[of])
-                best = np.sort(np.concatenate([best, near[near["distance"] <= -edge]]))[:most]
-                edge = -best["distance"][-1] if len(best) == most else edge
+        threshold = self.near().cosine if threshold is None else threshold
+        best, total = pairs(self.details, threshold, most)
         one, other = (self.catalogue.ids[best[side]] for side in ("row", "of"))
-        pairs = pd.DataFrame({"id": one, "other": other, "cosine": -best["distance"]})
-        pairs.attrs["pairs"] = len(pairs) if len(pairs) < most else max(total, len(pairs))
-        return pairs
+        table = pd.DataFrame({"id": one, "other": other, "cosine": -best["distance"]})
+        table.attrs["pairs"] = total
+        return table
 
 
 def _name(query: Product) -> str:
@@ -371,11 +363,6 @@ def compared(vectors: Mapping[str, Float[np.ndarray, "N _"]], way: str) -> Float
     if way in vectors:
         return vectors[way]
     return np.hstack([unit(vectors[readout]) for readout in (DEFAULT, ACROSS)])
-
-
-def _cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(N,) cosines of the rows of two arrays, of which one may have a single row."""
-    return (unit(one.astype(np.float64)) * unit(other.astype(np.float64))).sum(axis=1)
 
 
 def _thinned(stream: Stream, share: float, rng: torch.Generator) -> Stream:
