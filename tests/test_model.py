@@ -250,10 +250,21 @@ def test_whitening_decorrelates_what_it_was_fitted_on():
     torch.testing.assert_close(torch.cov(whitening(x).T), torch.eye(6), atol=1e-3, rtol=1e-3)
     assert whitening(x).mean(0).abs().max() < 1e-3
     flat = Whitening(6)
-    flat.fit(
-        torch.cat([x[:, :1], torch.zeros(5000, 5)], 1)
-    )  # directions without content stay finite
-    assert torch.isfinite(flat(x)).all()
+    flat.fit(torch.cat([x[:, :1], torch.zeros(5000, 5)], 1))
+    assert torch.isfinite(flat(x)).all()  # directions without content stay finite
+
+
+def test_whitening_leaves_something_of_how_much_directions_differ():
+    """Along each axis of the covariance by its own: x / sqrt(λ_k + 0.3 mean λ)."""
+    torch.manual_seed(0)
+    x = torch.randn(5000, 3) * torch.tensor([5.0, 1.0, 0.1]) - 2
+    (whitening := Whitening(3)).fit(x)
+    values, axes = torch.linalg.eigh(torch.cov(x.T))
+    for row in x[:20]:
+        for k in range(3):
+            along = (row - x.mean(0)) @ axes[:, k]
+            slow = along / (values[k] + 0.3 * sum(values) / 3).sqrt()
+            torch.testing.assert_close(whitening(row[None])[0, k].abs(), slow.abs())
 
 
 def test_saved_and_loaded_models_give_identical_embeddings(five, tmp_path):
