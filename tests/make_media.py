@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -29,13 +30,16 @@ def shared(*parts: str) -> Path:
 
 @dataclass(frozen=True)
 class Slow(Crops):
-    """Crops whose process is killed at the ``last`` call, where one is set."""
+    """Crops whose process is killed at the ``last`` call, where one is set; ``pause`` seconds
+    each."""
 
     last: ClassVar[int] = 0
+    pause: ClassVar[float] = 0.0
     calls: ClassVar[list] = []
 
     def __call__(self, file):
         self.calls.append(1)
+        time.sleep(self.pause)
         if len(self.calls) == self.last:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(file)

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,29 +180,54 @@ def _is_table(content) -> bool:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """One process or thread at a time behind a file, whose folder is made where missing: others
-    wait, and say so. Ends with the process.
+    wait, and say so, or (``wait`` false) are told False and go by. Ends with the process.
 
     Where files cannot be locked (a network disk mounted without locks) nobody waits: what is made
     twice is made to the same bytes, and files appear under their names only when they are whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, fallback_to_soft=False)
+    lock, mine = FileLock(path, fallback_to_soft=False), True
     try:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            print(f"{path.parent}: another process is at work here; waiting for it", flush=True)
-            lock.acquire(poll_interval=0.2)
+            if mine := wait:
+                said = f"{path.parent}: another process is at work here; waiting for it"
+                print(said, flush=True)
+                lock.acquire(poll_interval=0.2)
     except (OSError, NotImplementedError) as error:
         no_locks = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
         if isinstance(error, OSError) and error.errno not in no_locks:
             raise
     try:
-        yield
+        yield mine
     finally:
         lock.release()
+
+
+def in_parallel(work: Callable, items: Iterable, workers: int | None = None) -> Iterator:
+    """``work`` of each item, in order, on ``workers`` threads (default: one per core).
+
+    Threads, not processes: FFmpeg, Pillow and torch let go of the interpreter while they work,
+    threads need neither a main guard nor a second import of torch, and on two cores they are as
+    fast (``benchmarks/extractors.json``). torch uses one thread in each.
+    """
+    import joblib
+    import torch
+
+    threads = torch.get_num_threads()
+    workers = workers or joblib.cpu_count()  # knows containers, affinity, and a sweep's share
+    pool = joblib.Parallel(
+        workers, prefer="threads", return_as="generator", pre_dispatch="8 * n_jobs"
+    )
+    torch.set_num_threads(1)
+    try:
+        with closing(pool(joblib.delayed(work)(item) for item in items)) as results:
+            yield from results
+    finally:
+        torch.set_num_threads(threads)
 
 
 # --- tables that are text

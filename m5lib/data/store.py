@@ -15,17 +15,23 @@ put zeros, section 4.1).
 
 ``key`` is a hash of the extractor's settings and of the ids and checksums of the shard's products.
 Work that is done is found by its key, so nothing is made twice, a killed extraction goes on where
-it stopped, and its end is the same to the byte. Files appear under their name only when they are
-whole. The folder can be moved; no path is in it. Delete it to start anew.
+it stopped, and its end is the same to the byte. Any number of processes may work in one folder:
+each takes shards that nobody is at (``<key>.lock``), and one that is killed loses one at most.
+Files appear only when they are whole. The folder can be moved, no path is in it; delete it anytime.
+
+>>> clean, features = extract(catalogue, folder="features", processes=8)  # or with an executor
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +39,7 @@ import numpy as np
 from tqdm import tqdm
 
 from m5lib.catalogue import Catalogue, Product, Skip
-from m5lib.data import locked, whole_file, write_json
+from m5lib.data import in_parallel, locked, whole_file, write_json
 from m5lib.data.decoding import MediaError, probe
 from m5lib.data.extractors import PLAIN, Features, described, settings
 from m5lib.modalities import MODALITIES
@@ -49,6 +55,8 @@ def extract(
     folder: str | Path | None = None,
     workers: int | None = None,
     shard: int = 256,
+    processes: int = 1,
+    executor: Executor | None = None,
 ) -> tuple[Catalogue, dict[str, Ragged]]:
     """Features of every feature modality that the catalogue has and that has an extractor.
 
@@ -57,9 +65,12 @@ def extract(
             in video), products get it from there (:func:`with_sound`).
         folder: where they are kept; what is there is not made again, and features are read from it
             lazily. None: in memory.
-        workers: threads (:func:`in_parallel`).
-        shard: products per shard. A killed extraction loses at most one; take some thousands for
+        workers: threads of each process (:func:`in_parallel`).
+        shard: products per shard. A killed process loses at most one; take some thousands for
             millions of products.
+        processes: how many work on the folder, this one among them.
+        executor: runs them, any of ``concurrent.futures``; this process then waits. Machines must
+            see the folder, and the media, under the same paths.
 
     Returns:
         the catalogue without what could not be decoded (:func:`without`), and for each modality a
@@ -75,11 +86,12 @@ def extract(
         parts = {name: _in_memory(catalogue, name, e, workers) for name, e in chosen.items()}
     else:
         folder = Path(folder).absolute()  # read later, perhaps by a process that works elsewhere
-        with locked(folder / ".lock"):
-            for part in folder.rglob("*.tmp"):  # left by a process that was killed
-                part.unlink()
+        alone = executor is not None or processes < 2
+        others = None if alone else ProcessPoolExecutor(processes - 1, get_context("spawn"))
+        with others or nullcontext(executor) as pool:
+            crew = partial(_together, pool, processes, executor is not None)
             parts = {
-                name: _stored(catalogue, name, e, folder, workers, shard)
+                name: _stored(catalogue, name, e, folder, workers, shard, crew)
                 for name, e in chosen.items()
             }
     broken = [skip for part in parts.values() for skip in part.skipped]
@@ -180,38 +192,12 @@ def _checked(features: tuple, width: int) -> Features:
     return features
 
 
-def in_parallel(work: Callable, items: Iterable, workers: int | None = None) -> Iterator:
-    """``work`` of each item, in order, on ``workers`` threads (default: one per core).
-
-    Threads, not processes: FFmpeg, Pillow and torch let go of the interpreter while they work,
-    threads need neither a main guard nor a second import of torch, and on two cores they are as
-    fast (``benchmarks/extractors.json``). torch uses one thread in each.
-    """
-    import joblib
-    import torch
-
-    threads = torch.get_num_threads()
-    workers = workers or joblib.cpu_count()  # knows containers, affinity, and a sweep's share
-    pool = joblib.Parallel(
-        workers, prefer="threads", return_as="generator", pre_dispatch="8 * n_jobs"
-    )
-    torch.set_num_threads(1)
-    try:
-        with closing(pool(joblib.delayed(work)(item) for item in items)) as results:
-            yield from results
-    finally:
-        torch.set_num_threads(threads)
-
-
 def with_sound(catalogue: Catalogue, workers: int | None = None) -> Catalogue:
     """The catalogue with the sound of its videos: a product without a sound file whose video has a
     sound track gets that video as its audio content (the paper cuts all of its audio from the
-    video, section 3).
-
-    A video without a sound track changes nothing: the product has no audio. One that cannot be
-    opened is left to the video's extractor, which lists it. Which modality lies inside which is in
-    the table (``Modality.inside``).
-    """
+    video, section 3). One without a sound track changes nothing, one that cannot be opened is left
+    to the video's extractor, which lists it. The table has what lies inside what
+    (``Modality.inside``)."""
     products = list(catalogue.products)
     for name, row in MODALITIES.items():
         here = [
@@ -277,12 +263,12 @@ class Mapped:
 
 
 def _stored(
-    catalogue: Catalogue, name: str, extractor, folder: Path, workers: int | None, size: int
+    catalogue: Catalogue, name: str, extractor, folder: Path, workers, size: int, crew: Callable
 ) -> _Extracted:
     """Features of one modality from the folder, after those that lack are written there."""
-    (folder / name).mkdir(exist_ok=True)
+    (folder / name).mkdir(parents=True, exist_ok=True)
     shards, skipped = _plan(catalogue, name, extractor, folder, size, workers)
-    _fill(shards, name, extractor, workers)
+    crew(shards, name, extractor, workers)
     records = [(stem, json.loads(_file(stem, "json").read_bytes())) for stem in shards]
     skipped += [Skip(w, name, reason) for _, record in records for w, reason in record["skipped"]]
     index = {
@@ -291,7 +277,13 @@ def _stored(
         "products": sum(len(record["ids"]) for _, record in records),
         "rows": sum(sum(record["lengths"]) for _, record in records),
     }
-    write_json(folder / f"{name}.json", index)
+    with locked(folder / ".lock"):
+        for half in [*folder.glob(f"{name}.json.*.tmp"), *(folder / name).glob("*.tmp")]:
+            with locked(lock := half.with_name(f"{half.name.split('.')[0]}.lock"), False) as mine:
+                if mine:  # left by a process that was killed
+                    half.unlink(missing_ok=True)
+                    lock.unlink(missing_ok=True)
+        write_json(folder / f"{name}.json", index)
     records = [(stem, record) for stem, record in records if any(record["lengths"])]
     stems, sizes = [stem for stem, _ in records], [sum(r["lengths"]) for _, r in records]
     values = Mapped([_file(stem, "npy") for stem in stems], sizes, extractor.width)
@@ -332,31 +324,62 @@ def _plan(
     return shards, lost
 
 
-def _done(stem: Path) -> bool:
-    """Whether a shard is there, whole, and met no fault that may have passed."""
+def _done(stem: Path, once: bool = False) -> bool:
+    """Whether a shard is there, whole, and met no fault that may have passed (or ``once`` did)."""
     try:
         record = json.loads(_file(stem, "json").read_bytes())
         sizes = record["bytes"].items()
         whole = all(stem.with_name(name).stat().st_size == size for name, size in sizes)
-        return whole and not record["again"]
+        return whole and (once or not record["again"])
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _fill(shards: Mapping[Path, list], name: str, extractor, workers: int | None) -> None:
-    """Extract and write the shards that are not there."""
+def _together(pool, processes: int, elsewhere: bool, shards, name, extractor, workers) -> None:
+    """Fill the shards in several processes. What one that was killed has left is done here."""
+    if pool is not None and not elsewhere and workers is None:
+        workers = max(1, (os.cpu_count() or 1) // processes)
+    jobs, count = [], processes - (not elsewhere)
+    with suppress(BrokenExecutor):  # one of its processes was killed
+        for _ in range(0 if pool is None or all(map(_done, shards)) else count):
+            jobs.append(pool.submit(_fill, shards, name, extractor, workers, True))
+    for job in jobs * elsewhere:  # this process has no work but to wait
+        job.exception()
+    _fill(shards, name, extractor, workers)
+    for job in jobs:  # not by `wait`: those of submitit are no futures
+        job.exception()
+
+
+def _fill(
+    shards: Mapping[Path, list], name: str, extractor, workers: int | None, quiet: bool = False
+) -> None:
+    """Make the shards that lack: first those that nobody is at, then what others have left."""
     todo = {stem: pairs for stem, pairs in shards.items() if not _done(stem)}
-    products = [product for pairs in todo.values() for product, _ in pairs]
-    total = sum(map(len, shards.values()))
-    results = _results(extractor, products, name, workers)
-    title, ready = f"{name} features", total - len(products)
-    bar = tqdm(results, title, total, initial=ready, unit=" files", disable=not todo)
-    with closing(results), closing(bar):
-        rest = iter(bar)
-        for stem, pairs in todo.items():
-            ids, sources = [product.id for product, _ in pairs], [source for _, source in pairs]
-            part = _Extracted.joined(ids, [next(rest) for _ in pairs], extractor.width)
-            _write(stem, part, sources)
+    total, lacking = (sum(map(len, some.values())) for some in (shards, todo))
+    left, hints = set(todo), {"unit": " files", "disable": quiet or not todo}
+    with tqdm(None, f"{name} features", total, initial=total - lacking, **hints) as bar:
+        for later in (False, True):
+            for stem in [stem for stem in todo if stem in left]:
+                with locked(_file(stem, "lock"), wait=later) as mine:
+                    if not mine:
+                        continue
+                    left.remove(stem)
+                    if _done(stem, once=later):
+                        bar.update(len(todo[stem]))
+                    else:
+                        _make(stem, todo[stem], name, extractor, workers, bar)
+                    _file(stem, "lock").unlink(missing_ok=True)
+
+
+def _make(stem: Path, pairs: list[tuple[Product, str]], name, extractor, workers, bar) -> None:
+    """Extract and write one shard."""
+    results, (products, sources) = [], zip(*pairs, strict=True)
+    with closing(_results(extractor, products, name, workers)) as made:
+        for result in made:
+            results.append(result)
+            bar.update()
+    part = _Extracted.joined([p.id for p in products], results, extractor.width)
+    _write(stem, part, list(sources))
 
 
 def _write(stem: Path, part: _Extracted, sources: list[str]) -> None:

@@ -9,6 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
+from time import sleep
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from make_media import Slow, file_of, pictures, tone, write_image, write_sound, write_video
 
 from m5lib.catalogue import Catalogue, Product
-from m5lib.data import store
+from m5lib.data import locked, store
 from m5lib.data.extractors import PLAIN, Crops, Frames, Mfcc
 
 
@@ -192,6 +194,74 @@ def test_killed_at_a_random_moment_and_started_again_it_is_the_same_store(tmp_pa
     other, expected = store.extract(catalogue, {"image": Slow()}, tmp_path / "undisturbed", shard=2)
     assert bytes_of(tmp_path / "s") == bytes_of(tmp_path / "undisturbed")
     assert clean == other and same(features, expected)
+
+
+MANY = """
+import sys, time; sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+from make_media import Slow, pictures
+from m5lib.data import store
+Slow.last, Slow.pause = {last}, 0.03
+folder = Path({folder!r})
+catalogue = pictures(folder / "p")
+(folder / "ready{last}").touch()
+while len(list(folder.glob("ready*"))) < 2:
+    time.sleep(0.01)
+store.extract(catalogue, {{"image": Slow()}}, folder / "s", workers=1, shard=2)
+print(len(Slow.calls))
+"""
+
+
+def test_two_at_once_share_the_work_and_one_that_is_killed_loses_a_shard_at_most(tmp_path):
+    """The second dies at its sixth file; what it had written is not done again."""
+    catalogue, root = pictures(tmp_path / "p"), Path(__file__).parents[1]
+    started = []
+    for last in (99, 6):
+        code = MANY.format(last=last, tests=str(root), root=str(root.parent), folder=str(tmp_path))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        started.append(subprocess.Popen([sys.executable, "-c", code], **pipes))
+    said = [process.communicate()[0] for process in started]
+    codes = [process.returncode for process in started]
+    # a machine that is busy may let the second come too late for its sixth
+    assert codes[0] == 0 and codes[1] in (0, -signal.SIGKILL)
+    clean, features = store.extract(catalogue, {"image": Slow()}, tmp_path / "s", shard=2)
+    other, expected = store.extract(catalogue, {"image": Slow()}, tmp_path / "alone", shard=2)
+    assert bytes_of(tmp_path / "s") == bytes_of(tmp_path / "alone")
+    assert clean == other and same(features, expected)
+    seen, files = int(said[0].split()[-1]), len(catalogue)
+    assert seen == files - 4 if codes[1] else seen == files - int(said[1].split()[-1])
+
+
+def test_a_shard_that_another_is_at_is_left_to_it(tmp_path):
+    """And the index comes last, when that is done too."""
+    catalogue, folder = pictures(tmp_path / "p"), tmp_path / "s"
+    store.extract(catalogue, {"image": Crops()}, folder, shard=4)
+    expected, index = bytes_of(folder), folder / "image.json"
+    stems = json.loads(index.read_text())["shards"]
+    index.unlink()
+    for path in (folder / "image").glob(f"{stems[0]}.*"), (folder / "image").glob(f"{stems[3]}.*"):
+        [file.unlink() for file in path]
+    work = Thread(target=store.extract, args=(catalogue, {"image": Crops()}, folder, 1, 4))
+    with locked(folder / "image" / f"{stems[0]}.lock"):
+        work.start()
+        while not (folder / "image" / f"{stems[3]}.json").exists():
+            sleep(0.01)
+        work.join(0.3)
+        assert work.is_alive() and not index.exists()
+        assert not (folder / "image" / f"{stems[0]}.json").exists()
+    work.join()
+    assert bytes_of(folder) == expected
+
+
+def test_an_executor_or_processes_give_the_bytes_of_one(mixed, tmp_path):
+    store.extract(mixed, PLAIN, tmp_path / "one", shard=3)
+    with ProcessPoolExecutor(2, get_context("spawn")) as executor:
+        options = {"shard": 3, "processes": 2}
+        found = store.extract(mixed, PLAIN, tmp_path / "far", executor=executor, **options)
+    here = store.extract(mixed, PLAIN, tmp_path / "here", **options)
+    assert found[0] == here[0] and same(found[1], here[1])
+    for folder in ("far", "here"):
+        assert bytes_of(tmp_path / folder) == bytes_of(tmp_path / "one")
 
 
 def test_a_fault_that_may_pass_is_tried_again(tmp_path, monkeypatch):
