@@ -6,9 +6,9 @@
 
 One step is what the loop does with a batch that is on the device: masks, forward, losses, backward,
 clipping, AdamW. The batches are random, with the paper's numbers of tokens and feature widths:
-``dense``; ``half absent``, half the tokens missing, modality by modality; ``uneven``, every stream
-of a length of its own. Each checkout runs in a process of its own. Takes its results' place, by
-device, in ``benchmarks/step.json``.
+``dense``; ``shop``, the presence and lengths of the synthetic shop; ``half absent``, half the
+tokens missing, modality by modality; ``uneven``, every stream of a length of its own. Each checkout
+runs in a process of its own. Takes its results' place, by device, in ``benchmarks/step.json``.
 
 ``mfu`` counts the products of what is there and is read: padding, and what is computed without
 need, lower it. The peak is a large square product in the same type, measured in the same run.
@@ -30,7 +30,15 @@ from statistics import median
 ROOT = Path(__file__).resolve().parents[1]
 FEATURES = {"image": 2048, "video": 1024, "audio": 751}
 VOCABULARY = 21128
-VARIANTS = ("dense", "half absent", "uneven")
+VARIANTS = ("dense", "shop", "half absent", "uneven")
+#: The shop's products, by plain extractors: share that has a modality, fewest and most tokens.
+SHOP = {
+    "image": (0.98, 15, 15),
+    "text": (0.99, 5, 14),
+    "table": (0.97, 7, 21),
+    "video": (0.85, 4, 7),
+    "audio": (0.82, 20, 39),
+}
 SIZES = {
     "paper": {"width": 768, "layers": 6, "heads": 12},
     "256 wide": {"width": 256, "layers": 4, "heads": 4},
@@ -56,6 +64,10 @@ def lengths_of(variant: str, count: int, generator):
     if variant == "uneven":
         share = torch.rand(count, len(longest), generator=generator)
         return (2 + share * (longest - 1)).long().clamp(max=longest)
+    if variant == "shop":
+        shares, fewest, most = (torch.tensor(column) for column in zip(*SHOP.values(), strict=True))
+        draw, there = (torch.rand(count, len(longest), generator=generator) for _ in range(2))
+        return (there < shares) * (fewest + draw * (most - fewest + 1)).long()
     if variant == "half absent":  # any set of modalities for one, the others for the next
         codes = torch.randint(1, 2 ** len(longest) - 1, (count // 2,), generator=generator)
         first = (codes[:, None] >> torch.arange(len(longest))) & 1
@@ -150,13 +162,18 @@ class Worker:
         import torch
 
         import m5lib
-        from m5lib.lab import code_version
         from m5lib.lab.recording import device_name
+
+        try:
+            from m5lib.lab import code_version
+        except ImportError:  # an older checkout
+            from m5lib.data import code_version
 
         command = ["git", "-C", str(m5lib.ROOT), "describe", "--always", "--dirty=+"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         made = {"commit": commit or "?", "code": code_version(), "versions": versions}
+        made |= {"threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
         return made | {"kind": self.device.type, "device": device_name(self.device)}
 
     def peak(self) -> dict:
