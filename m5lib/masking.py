@@ -17,8 +17,9 @@ from what is left, so that it does not give the hidden tokens away.
 >>> targets["text"].value.shape, masked.streams["text"].tokens.shape  # (S,), (B, L)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -61,26 +62,31 @@ def maskable(stream: Stream) -> Bool[Tensor, "B L"]:
     return stream.valid & ~summary
 
 
-def _choose_tokens(stream: Stream, rate: float, generator: torch.Generator) -> Tensor:
-    draw = torch.rand(stream.valid.shape, generator=generator, device=stream.valid.device)
-    return (draw < rate) & maskable(stream)
+def _draw(generator: torch.Generator, part, *shape: int, high: int = 0) -> Tensor:
+    """Uniform numbers (B, …) in [0, 1), or below ``high``, for the products of a batch. A part of
+    one (``Batch.part``) has those that it has in the whole."""
+    first, count = part or (0, shape[0])
+    settings = {"size": (count, *shape[1:]), "generator": generator, "device": generator.device}
+    draw = torch.randint(high, **settings) if high else torch.rand(**settings)
+    return draw[first : first + shape[0]]
 
 
-def _choose_entities(stream: Stream, rate: float, generator: torch.Generator) -> Tensor:
+def _choose_tokens(stream: Stream, rate: float, draw: Callable) -> Tensor:
+    return (draw(*stream.valid.shape) < rate) & maskable(stream)
+
+
+def _choose_entities(stream: Stream, rate: float, draw: Callable) -> Tensor:
     """Of a chosen pair the property (even number) or the value (odd number) is hidden whole."""
     pair = stream.entity.clamp(min=0) // 2  # (B, L), fewer pairs than tokens
-    draw, side = (torch.rand(pair.shape, generator=generator, device=pair.device) for _ in range(2))
-    chosen, odd = (draw < rate).gather(1, pair), (side < 0.5).gather(1, pair)
+    chosen, odd = ((draw(*pair.shape) < share).gather(1, pair) for share in (rate, 0.5))
     return chosen & (stream.entity % 2 == odd.long()) & maskable(stream)
 
 
-def _hide_words(stream, chosen, vocabulary: Vocabulary, generator, entities: bool) -> Stream:
+def _hide_words(stream, chosen, vocabulary: Vocabulary, draw: Callable, entities: bool) -> Stream:
     hidden = torch.full_like(stream.tokens, vocabulary.mask)
     if not entities:
-        settings = {"generator": generator, "device": chosen.device}
-        draw = torch.rand(chosen.shape, **settings)
-        other = torch.randint(vocabulary.size, chosen.shape, **settings)
-        hidden = torch.where(draw < 0.8, hidden, torch.where(draw < 0.9, other, stream.tokens))
+        kind, other = draw(*chosen.shape), draw(*chosen.shape, high=vocabulary.size)
+        hidden = torch.where(kind < 0.8, hidden, torch.where(kind < 0.9, other, stream.tokens))
     return replace(stream, tokens=torch.where(chosen, hidden, stream.tokens))
 
 
@@ -106,19 +112,19 @@ def mask(
         the batch with the chosen tokens hidden, and for each modality its target; a stream may have
         nothing chosen (S = 0).
     """
-    streams, targets = {}, {}
+    streams, targets, draw = {}, {}, partial(_draw, generator, batch.part)
     for name, stream in batch.streams.items():
         if only is not None and name not in only:
             streams[name] = stream
             continue
         row = MODALITIES[name]
         entities = (hides or {}).get(name, row.hides) == "entity"
-        chosen = (_choose_entities if entities else _choose_tokens)(stream, rate, generator)
+        chosen = (_choose_entities if entities else _choose_tokens)(stream, rate, draw)
         product, token = chosen.nonzero(as_tuple=True)
         source = stream.classes if name in classes else stream.tokens
         targets[name] = Target(product, token, source[product, token], name in classes)
         if row.kind == "words":
-            streams[name] = _hide_words(stream, chosen, vocabulary, generator, entities)
+            streams[name] = _hide_words(stream, chosen, vocabulary, draw, entities)
         else:
             # the released loader divides by the number of valid tokens, hidden ones included
             left = stream.tokens.masked_fill(chosen[..., None], 0.0)
@@ -135,12 +141,14 @@ def hidden(batch: Batch, targets: Mapping[str, Target]) -> dict[str, Bool[Tensor
 
 
 def drawn_modalities(
-    presence: Bool[Tensor, "B M"], share: float, generator: torch.Generator
+    presence: Bool[Tensor, "B M"],
+    share: float,
+    generator: torch.Generator,
+    part: tuple[int, int] | None = None,
 ) -> Bool[Tensor, "B M"]:
     """Which modalities the fusion sees (``Objective.drop``): of this share of the products each
-    with probability 1/2, but at least one; of the others all."""
-    settings = {"generator": generator, "device": presence.device}
-    draw = torch.rand(presence.shape, **settings).masked_fill(~presence, -1.0)
+    with probability 1/2, but at least one; of the others all. ``part`` is that of the batch."""
+    draw = _draw(generator, part, *presence.shape).masked_fill(~presence, -1.0)
     some = presence & ((draw > 0.5) | (draw == draw.amax(1, keepdim=True)))
-    dropped = torch.rand(len(presence), 1, **settings) < share
+    dropped = _draw(generator, part, len(presence), 1) < share
     return torch.where(dropped, some, presence)

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,7 +33,8 @@ from m5lib.streams import Batch, Streams, impute
 @dataclass(frozen=True)
 class Training:
     """Settings of the loop. Paper (section 5, supplement G): Adam, 1e-4, warm-up, linear decay,
-    batch 64, 5 epochs, mixed precision."""
+    batch 64, 5 epochs, mixed precision. Checkpoints are ``checkpoint_seconds`` apart, and 100 times
+    as long as writing one took (0: one after each step)."""
 
     epochs: int | float = 5
     batch_size: int = 256
@@ -79,6 +81,11 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     share, then linear down to 0."""
     first = max(1, round(warmup * steps))
     return (step + 1) / first if step < first else max(0.0, (steps - step) / max(1, steps - first))
+
+
+def world() -> tuple[int, int]:
+    """The number of this process and of how many that train together: (0, 1) alone."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 @lru_cache(maxsize=1)
@@ -142,7 +149,7 @@ class Task(NamedTuple):
         label: for the progress bar.
         rows: the products to learn from.
         losses: of a batch of rows, with a generator for all that is random in it: the loss and its
-            parts by name.
+            parts by name (with a ``loss`` among them where the first is but a part of it).
         identity: what tells this run's checkpoint from that of another run.
     """
 
@@ -160,6 +167,7 @@ def pretrain(
     rows: np.ndarray | None = None,
     stop_after: int | None = None,
     watch: Callable[[Model], dict] | None = None,
+    parts=None,
 ) -> list[dict]:
     """Pre-train in place on the given rows (by default the ``train`` split); resumes from the
     directory's checkpoint.
@@ -171,6 +179,7 @@ def pretrain(
         stop_after: stop after this step as an interruption would, for tests.
         watch: called with the model after each quarter of the steps; what it returns is kept in
             that line of the history.
+        parts: how batches are divided (:class:`m5lib.models.parallel.Parts`); by default not.
 
     Returns:
         the history, that of earlier parts of the same run included.
@@ -183,31 +192,45 @@ def pretrain(
     rate, hides = objective.mask_rate, dict(objective.hides)
 
     def losses(chosen: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = batch_of(streams, chosen, generator.device, spec)
+        part = parts and parts.share(len(chosen))
+        batch = batch_of(streams, chosen, generator.device, spec, part)
         batch, targets = mask(batch, words, generator, rate, hides, tasks, objective.classes)
+        there, given = batch.presence_of(spec.modalities), None
+        if objective.drop:
+            given = drawn_modalities(there, objective.drop, generator, batch.part)
+        if parts is not None:
+            return parts.losses(batch, targets, given, generator.initial_seed())
         # what the heads will read of the fused states: nothing, where they read before the fusion
         wanted = hidden(batch, targets) if objective.reads == "fused" else {}
-        there = torch.stack([batch.streams[name].valid[:, 0] for name in spec.modalities], 1)
-        given = drawn_modalities(there, objective.drop, generator) if objective.drop else None
-        loss, parts = objectives.total(model, model(batch, wanted, given=given), targets)
-        return loss, {"temperature": model.temperature} | parts
+        loss, values = objectives.total(model, model(batch, wanted, given=given), targets)
+        return loss, {"temperature": model.temperature} | values
 
     identity = {"spec": spec.to_dict(), "data": catalogue.fingerprint, "rows": len(rows)}
     task = Task("pre-training", rows, losses, identity)
     return run_loop(model, task, training, Path(directory), stop_after, watch)
 
 
-def batch_of(streams: Streams, rows: np.ndarray, device: torch.device, spec: Spec) -> Batch:
-    """The batch of the rows on a device, imputed before masks are drawn, where the model wants it.
+def batch_of(
+    streams: Streams,
+    rows: np.ndarray,
+    device: torch.device,
+    spec: Spec,
+    part: tuple[int, int] | None = None,
+) -> Batch:
+    """The batch of the rows on a device, or a part of it from one place up to another, imputed
+    before masks are drawn, where the model wants it.
 
     Raises:
         ValueError: no product of the batch has any of the model's modalities.
     """
-    batch, names = streams.batch(rows), list(spec.modalities)
-    if not any(batch.streams[name].valid.any() for name in names):
+    imputed, names = spec.missing == "impute", list(spec.modalities)
+    batch = streams.batch(rows, None if imputed else part)
+    if part is None and not batch.presence_of(names).any():
         raise ValueError(f"no product of the batch has any of {names} (rows {rows[:3].tolist()} …)")
     batch = batch.to(device)
-    return impute(batch, spec.empty) if spec.missing == "impute" else batch
+    if imputed:  # all, for one that lacks a modality makes the stream of each longer
+        batch = impute(batch, spec.empty)
+    return batch.take(*part) if imputed and part else batch
 
 
 def run_loop(
@@ -221,31 +244,36 @@ def run_loop(
     """Train in place; resumes from the directory's checkpoint if that has the same identity. See
     :func:`pretrain`. After Ctrl-C the same call goes on from the last checkpoint."""
     directory.mkdir(parents=True, exist_ok=True)
-    steps = training.total_steps(len(task.rows))
+    leads, steps = world()[0] == 0, training.total_steps(len(task.rows))
     torch.manual_seed(training.seed)
     optimizer = optimiser(model, training)
     identity = {"training": asdict(training), **task.identity}
     checkpoint = Checkpoint(directory / "checkpoint.pt", identity)
     start = checkpoint.load(model, optimizer)
-    for half in directory.glob("*.tmp"):  # left by a process that was killed
+    for half in directory.glob("*.tmp") if leads else ():  # left by a process that was killed
         half.unlink()
-    history = logged(path := directory / "history.jsonl", start)
+    path = directory / "history.jsonl" if leads else Path(os.devnull)
+    history = logged(path, start) if leads else []
     model.train()
-    saved, todo = time.monotonic(), range(start, min(steps, stop_after or steps))
+    todo, pause = range(start, min(steps, stop_after or steps)), training.checkpoint_seconds
+    saved = time.monotonic()
     with open(path, "a") as log:
-        bar = tqdm(todo, task.label, steps, initial=start, unit=" steps")
+        bar = tqdm(todo, task.label, steps, initial=start, unit=" steps", disable=not leads)
         for step in bar:
             line = train_step(model, task, training, optimizer, step, steps)
-            if watch and (step + 1) * 4 // steps > step * 4 // steps:
+            if leads and watch and (step + 1) * 4 // steps > step * 4 // steps:
                 line |= watch(model)
             history.append(line)
             bar.set_postfix_str(f"loss {line['loss']:.3f}", refresh=False)
             log.write(json.dumps(line) + "\n")
-            if step == todo[-1] or time.monotonic() - saved > training.checkpoint_seconds:
+            begun = time.monotonic()
+            if leads and (step == todo[-1] or begun - saved > pause):
                 log.flush()  # the checkpoint's lines are safe before it is
                 os.fsync(log.fileno())
                 checkpoint.save(model, optimizer, step + 1)
                 saved = time.monotonic()
+                # so that writing takes less than 1 % of the time, however large the model is
+                pause = training.checkpoint_seconds and max(pause, 100 * (saved - begun))
     return history
 
 
@@ -265,19 +293,19 @@ def train_step(
     share = schedule(step, steps, training.warmup)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
+    optimizer.zero_grad(set_to_none=True)
     with autocast(device, training.precision):
         loss, parts = task.losses(chosen, generator)
     # the one wait for the device, before the backward pass, which runs while the host goes on
-    values = [x.detach().to(device, torch.float32) for x in (loss, *parts.values())]
-    values = torch.stack(values).tolist()
+    parts = {"loss": loss} | parts
+    values = torch.stack([x.detach().to(device, torch.float32) for x in parts.values()]).tolist()
     if not math.isfinite(values[0]):
         mend = f"lower the learning rate ({training.learning_rate})"
         raise FloatingPointError(f"the loss is {values[0]} at step {step}; {mend}")
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), training.clip)
     optimizer.step()
-    line = {"step": step, "epoch": round((step + 1) / per_epoch, 4), "loss": values[0]}
-    line |= dict(zip(parts, values[1:], strict=True))
+    line = {"step": step, "epoch": round((step + 1) / per_epoch, 4)}
+    line |= dict(zip(parts, values, strict=True))
     line |= {"learning_rate": training.learning_rate * share}
     return line | {"products_per_second": round(len(chosen) / (time.monotonic() - begun), 1)}

@@ -104,6 +104,10 @@ class Stream:
         moved = {k: v.to(device, non_blocking=True) for k, v in self.tensors().items()}
         return replace(self, **moved)
 
+    def take(self, first: int, last: int) -> "Stream":
+        """The products from ``first`` up to ``last``."""
+        return replace(self, **{key: x[first:last] for key, x in self.tensors().items()})
+
     def absent(self) -> "Stream":
         """The stream of products that lack the modality: one token, not valid."""
         first = {key: value[:, :1] for key, value in self.tensors().items()}
@@ -113,20 +117,32 @@ class Stream:
 @dataclass(frozen=True)
 class Batch:
     """B products: streams in the order of the table, and ``rows`` (B,), where they stand in the
-    catalogue. ``settings`` say what extractor made each feature stream."""
+    catalogue. ``settings`` say what extractor made each feature stream. Of a part of a batch
+    ``part`` says its first product and how many the whole has."""
 
     streams: Mapping[str, Stream]
     rows: np.ndarray
     settings: Mapping[str, Mapping] = field(default_factory=dict)
+    part: tuple[int, int] | None = None
 
     @property
     def presence(self) -> Bool[Tensor, "B M"]:
         """Which modalities each product has; one column per stream."""
-        return torch.stack([stream.valid[:, 0] for stream in self.streams.values()], dim=1)
+        return self.presence_of(self.streams)
+
+    def presence_of(self, names: Iterable[str]) -> Bool[Tensor, "B M"]:
+        """Which of these modalities each product has."""
+        return torch.stack([self.streams[name].valid[:, 0] for name in names], dim=1)
 
     def to(self, device) -> "Batch":
         """The batch on a device."""
         return replace(self, streams={n: stream.to(device) for n, stream in self.streams.items()})
+
+    def take(self, first: int, last: int) -> "Batch":
+        """The products from ``first`` up to ``last``, as a part of this batch."""
+        streams = {name: stream.take(first, last) for name, stream in self.streams.items()}
+        (start, count), rows = self.part or (0, len(self.rows)), self.rows[first:last]
+        return replace(self, streams=streams, rows=rows, part=(start + first, count))
 
     def only(self, names: Iterable[str]) -> "Batch":
         """The same products with the other modalities taken away, for "given only these": they
@@ -253,34 +269,38 @@ class Streams:
                 lengths[name] = tokens + (tokens > 0)
         return lengths
 
-    def batch(self, rows: Rows) -> Batch:
-        """The batch of the given rows, padded to the longest of each stream."""
+    def batch(self, rows: Rows, part: tuple[int, int] | None = None) -> Batch:
+        """The batch of the given rows, padded to the longest of each stream; or a part of it, from
+        one place up to another, which is padded alike."""
         rows, streams = np.asarray(rows, dtype=np.int64), {}
         for name in self._given:
-            words = name in self.words
-            streams[name] = (self._word_stream if words else self._feature_stream)(name, rows)
-        return Batch(streams, rows, self.settings)
+            make = self._word_stream if name in self.words else self._feature_stream
+            streams[name] = make(name, rows, slice(*part or (None,)))
+        if part is None:
+            return Batch(streams, rows, self.settings)
+        return Batch(streams, rows[slice(*part)], self.settings, (part[0], len(rows)))
 
-    def _word_stream(self, name: str, rows: np.ndarray) -> Stream:
+    def _word_stream(self, name: str, rows: np.ndarray, part: slice) -> Stream:
         words = self.words[name]
-        index, there = _places(words.offsets, rows, MODALITIES[name].max_tokens)
+        index, there = _places(words.offsets, rows, MODALITIES[name].max_tokens, part)
         tokens = torch.from_numpy(np.where(there, words.pieces[index], words.pad))
         entity = torch.from_numpy(np.where(there, words.entities[index], -1))
         return Stream(tokens, torch.from_numpy(there), entity=entity)
 
-    def _feature_stream(self, name: str, rows: np.ndarray) -> Stream:
+    def _feature_stream(self, name: str, rows: np.ndarray, part: slice) -> Stream:
+        count = len(rows[part])
         if name not in self.modalities:  # the model reads it, no product has it
-            zeros, width = torch.zeros(len(rows), 1, 1), dict(self.spec.widths)[name]
+            zeros, width = torch.zeros(count, 1, 1), dict(self.spec.widths)[name]
             boxes = zeros.repeat(1, 1, 5) if MODALITIES[name].position == "box" else None
             return Stream(zeros.repeat(1, 1, width), zeros[..., 0].bool(), boxes=boxes)
         ragged = self.features[name]
-        index, there = _places(ragged.offsets, rows, MODALITIES[name].max_tokens)
+        index, there = _places(ragged.offsets, rows, MODALITIES[name].max_tokens, part)
         there = torch.from_numpy(there)
         valid = torch.cat([there[:, :1], there], dim=1)
 
         def padded(array, summary) -> Tensor:
             values = torch.from_numpy(array[index].astype(np.float32)) * there[..., None]
-            first = torch.tensor(summary).expand(len(rows), 1, values.shape[-1])
+            first = torch.tensor(summary).expand(count, 1, values.shape[-1])
             return torch.cat([first * there[:, :1, None], values], dim=1)
 
         boxes = None if ragged.boxes is None else padded(ragged.boxes, WHOLE)
@@ -289,13 +309,16 @@ class Streams:
         return Stream(tokens, valid, boxes=boxes, classes=classes)
 
 
-def _places(offsets: np.ndarray, rows: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (B, L) of the rows' tokens in the flat arrays, and which are there (B, L)."""
+def _places(
+    offsets: np.ndarray, rows: np.ndarray, limit: int, part: slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (B, L) of the tokens of a part of the rows in the flat arrays, and which are there
+    (B, L)."""
     lengths = np.minimum(offsets[rows + 1] - offsets[rows], limit)
     steps = np.arange(max(1, int(lengths.max(initial=0))))
-    there = steps[None, :] < lengths[:, None]
+    there = steps[None, :] < lengths[part, None]
     # what is not there points to the last value of all, which for words is padding
-    return np.where(there, offsets[rows][:, None] + steps[None, :], -1), there
+    return np.where(there, offsets[rows[part]][:, None] + steps[None, :], -1), there
 
 
 def with_summary(tokens: Float[Tensor, "B L F"], valid: Bool[Tensor, "B L"]) -> Tensor:

@@ -302,3 +302,10 @@ def difference(
         for side in ("ours", "theirs")
     ]
     return stats.paired_bootstrap(*(np.stack(side) if shared else side for side in sides), draws)
+
+
+def spread(part: np.ndarray, rows: Rows, count: int, rest) -> np.ndarray:
+    """An array of ``count`` rows, ``rest`` where it is not ``part``."""
+    whole = np.full((count, part.shape[1]), rest, dtype=object if rest is None else np.float32)
+    whole[rows] = part
+    return whole

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 
 from m5lib.catalogue import Rows
-from m5lib.embeddings import in_batches
+from m5lib.embeddings import embeddings, in_batches
+from m5lib.evaluation.evaluate import fit_readouts, retrieval, spread, value
 from m5lib.evaluation.metrics import rank
 from m5lib.model import Model
 from m5lib.streams import Streams
@@ -180,3 +181,26 @@ def mean_harmony(model: Model, streams: Streams, rows: Rows) -> np.ndarray:
         s = model.harmony(torch.stack(list(output.pooled.values()), dim=1), output.presence)
         total, count = total + (both if s is None else s).sum(0), count + both.sum(0)
     return (total / count.clamp(min=1)).float().cpu().numpy()
+
+
+def glance(model: Model, streams: Streams) -> dict:
+    """A look at a model on validation products: mAP@10 (min(K, R)) of each read-out, the mean
+    harmony scores before the fusion, and the mean cosine of the fused first tokens of its first two
+    modalities, a product's ``own`` and with ``others``.
+
+    Fits the read-outs on the way (:func:`fit_readouts`).
+    """
+    catalogue = streams.catalogue
+    fit_readouts(model, streams)
+    asking, _ = catalogue.queries("validation")
+    rows = np.concatenate([asking, catalogue.split("gallery")])
+    measured, seen = {}, {"harmony": mean_harmony(model, streams, asking).tolist()}
+    for readout, part in embeddings(model, streams, rows).items():
+        numbers = retrieval(catalogue, spread(part, rows, len(streams), np.nan), "validation")
+        if numbers:  # none, where products have no labels
+            measured[readout] = value(numbers)
+    pair = model.spec.modalities[:2]
+    if len(pair) == 2 and len(asking):
+        _, own, others = modality_cosines(model, streams, asking, pair)
+        seen["cosine"] = {"own": float(own.mean()), "others": float(others.mean())}
+    return {"validation": measured} | seen

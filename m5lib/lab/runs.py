@@ -23,17 +23,18 @@ from m5lib.data import locked, m5features, readers, store, write_json
 from m5lib.data.backbones import agreed, choose
 from m5lib.data.extractors import PLAIN, Pixels
 from m5lib.embeddings import READOUTS, embeddings
-from m5lib.evaluation.evaluate import fit_readouts, retrieval, value
-from m5lib.evaluation.separation import mean_harmony, modality_cosines
+from m5lib.evaluation.evaluate import fit_readouts, spread
+from m5lib.evaluation.separation import glance
 from m5lib.files import whole_file
 from m5lib.lab import code_version
 from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier, classify, finetune, labels_of
+from m5lib.models.parallel import Parts, launch, led, meet
 from m5lib.models.pretrained import check_words, load_bert, read_bert, starting
 from m5lib.models.words import train_tokenizer
 from m5lib.models.zoo import build, change
-from m5lib.pretrain import Training, logged, pretrain
+from m5lib.pretrain import Training, logged, pretrain, world
 from m5lib.shop import listings
 from m5lib.spec import Spec, check_choices
 from m5lib.streams import Ragged, Streams, computed, load_tokenizer
@@ -159,6 +160,9 @@ class Job:
     through ``bert_layers`` of it (0: all; in the profile ``full`` as many as the row says, the
     paper's 6), which learn at ``bert_rate`` (0: frozen) times ``bert_decay`` per layer down.
 
+    ``devices`` train a batch together, each ``micro`` products at a time (0: all it has of it): the
+    same batches, the same run (:mod:`m5lib.models.parallel`).
+
     Raises:
         ValueError: ``products`` is none of these, or a rate is negative.
     """
@@ -177,6 +181,8 @@ class Job:
     settings: tuple[tuple[str, Any], ...] = ()
     changes: tuple[tuple[str, Any], ...] = ()
     products: Literal["all", "complete", "none"] = "all"
+    devices: int = 1
+    micro: int = 0
 
     def __post_init__(self):
         check_choices(self)
@@ -212,7 +218,8 @@ class Job:
             spec = starting(spec, bert, deep, self.bert_rate, self.bert_decay)
         settled = {
             # extractors and bert by what they compute, not by where they lie
-            "job": asdict(self) | {"extractors": None, "bert": bert and bert.version},
+            "job": asdict(replace(self, devices=1, micro=0, extractors=""))
+            | {"bert": bert and bert.version},
             "extractors": [computed(made[name]) for name in spec.modalities if name in made],
             "training": asdict(training),
             "spec": spec.to_dict(),
@@ -289,14 +296,7 @@ def vectors(
 ) -> dict[str, np.ndarray]:
     """Embeddings of the wanted rows by every read-out: (N, D) of all products, the others NaN."""
     parts = embeddings(model, streams, wanted, modalities, readouts)
-    return {n: _spread(part, wanted, len(streams), np.nan) for n, part in parts.items()}
-
-
-def _spread(part: np.ndarray, rows: Rows, count: int, rest) -> np.ndarray:
-    """An array of ``count`` rows, ``rest`` where it is not ``part``."""
-    whole = np.full((count, part.shape[1]), rest, dtype=object if rest is None else np.float32)
-    whole[rows] = part
-    return whole
+    return {n: spread(part, wanted, len(streams), np.nan) for n, part in parts.items()}
 
 
 def untrained(job: Job, streams: Streams) -> Model:
@@ -319,54 +319,43 @@ def _started(job: Job, streams: Streams) -> Model:
     return model.eval()
 
 
-def glance(model: Model, streams: Streams) -> dict:
-    """A look at a model on validation products: mAP@10 (min(K, R)) of each read-out, the mean
-    harmony scores before the fusion, and the mean cosine of the fused first tokens of its first two
-    modalities, a product's ``own`` and with ``others``.
-
-    Fits the read-outs on the way (:func:`m5lib.evaluation.evaluate.fit_readouts`).
-    """
-    catalogue = streams.catalogue
-    fit_readouts(model, streams)
-    asking, _ = catalogue.queries("validation")
-    rows = np.concatenate([asking, catalogue.split("gallery")])
-    measured, seen = {}, {"harmony": mean_harmony(model, streams, asking).tolist()}
-    for readout, matrix in vectors(model, streams, rows).items():
-        numbers = retrieval(catalogue, matrix, "validation")
-        if numbers:  # none, where products have no labels
-            measured[readout] = value(numbers)
-    pair = model.spec.modalities[:2]
-    if len(pair) == 2 and len(asking):
-        _, own, others = modality_cosines(model, streams, asking, pair)
-        seen["cosine"] = {"own": float(own.mean()), "others": float(others.mean())}
-    return {"validation": measured} | seen
-
-
 def pretrained(job: Job, streams: Streams) -> Run:
     """Pre-train, resume, or only load: whatever is left to do. The folder then holds config,
-    history and ``model.safetensors``. Of two processes the second waits, then loads."""
-    plan = job.plan(streams)
-    weights, past = plan.folder / "model.safetensors", plan.folder / "history.jsonl"
-    with locked(plan.folder / ".lock"):
+    history and ``model.safetensors``. Of two processes the second waits, then loads; those of
+    torchrun train together, and ``job.devices`` are started here."""
+    plan, (_, together) = job.plan(streams), world()
+    with led(locked(plan.folder / ".lock")):
+        if not (plan.folder / "model.safetensors").exists():
+            if together == 1 < job.devices:
+                launch(_train, job.devices, job, streams)
+            else:
+                _train(job, streams)
+        _tidy(plan.folder)
         steps = (job.products != "none") * plan.training.total_steps(len(plan.rows))
-        if weights.exists():
-            _tidy(plan.folder)
-            model = Model.from_pretrained(plan.folder).to(best_device())
-            return Run(model, plan.folder, logged(past, steps))
-        model = _started(job, streams) if steps else untrained(job, streams)
+        model = Model.from_pretrained(plan.folder).to(best_device())
+        return Run(model, plan.folder, logged(plan.folder / "history.jsonl", steps))
+
+
+def _train(job: Job, streams: Streams) -> None:
+    """The training of a run; of several processes the first writes its folder."""
+    plan, leads, history = job.plan(streams), world()[0] == 0, []
+    model = untrained(job, streams) if job.products == "none" else _started(job, streams)
+    if leads:
         known = {"job": asdict(job), "training": asdict(plan.training)}
         known |= {"extractors": streams.settings, "data": streams.catalogue.fingerprint}
         write_json(plan.folder / "job.json", known)
-        history = []
-        if steps:
-            watch, before = partial(glance, streams=streams), glance(model, streams)
-            history = pretrain(model, streams, plan.training, plan.folder, plan.rows, watch=watch)
-            history[0]["before"] = before
-        with whole_file(past) as temporary:
+    if job.products != "none":
+        watch, before = partial(glance, streams=streams), leads and glance(model, streams)
+        options = {"watch": watch, "parts": None}
+        if job.micro or world()[1] > 1:
+            options["parts"] = Parts(model, job.micro)
+        history = pretrain(model, streams, plan.training, plan.folder, plan.rows, **options)
+        history[0]["before"] = before
+    if leads:
+        with whole_file(plan.folder / "history.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(entry) + "\n" for entry in history))
         model.save_pretrained(plan.folder)
-        _tidy(plan.folder)
-    return Run(model.eval(), plan.folder, history)
+    meet()
 
 
 def _tidy(folder: Path) -> None:
@@ -396,4 +385,4 @@ def tuned_vectors(
     """
     hidden, predicted = classify(classifier, streams, wanted, modalities)
     count = len(streams)
-    return _spread(hidden, wanted, count, np.nan), _spread(predicted, wanted, count, None)
+    return spread(hidden, wanted, count, np.nan), spread(predicted, wanted, count, None)

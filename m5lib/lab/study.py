@@ -112,7 +112,7 @@ def choosing(catalogue: Catalogue, vectors: np.ndarray) -> list[dict]:
 
 
 def looks(history: Sequence[dict]) -> list[tuple[float, dict]]:
-    """What :func:`m5lib.lab.runs.glance` saw before training and after each quarter, each with its
+    """What :func:`.separation.glance` saw before training and after each quarter, each with its
     share of the steps; nothing of a run that was not pre-trained."""
     start = [(0.0, line["before"]) for line in history[:1] if "before" in line]
     return start + [

@@ -32,8 +32,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,7 +41,7 @@ import joblib
 import nbformat
 import pandas as pd
 
-from m5lib import home
+from m5lib import ROOT, home
 from m5lib.data import locked, whole_file, write_json
 from m5lib.lab import ROOMS, code_version, notebooks
 from m5lib.lab.notebooks import ParameterError
@@ -356,3 +356,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     says = f"{len(frame) - failed} of {len(frame)} runs finished{says}"
     print(f"{says}, in {time.monotonic() - begun:.0f} s; see {index}")
     return int(failed > 0)
+
+
+def pretrain(arguments: Sequence[str] | None = None) -> int:
+    """``python -m m5lib pretrain``, alone or as what torchrun starts: the run that notebook 04
+    loads when it has the same parameters."""
+    from m5lib.lab import runs
+    from m5lib.models.parallel import joined, meet
+    from m5lib.pretrain import world
+
+    parser = argparse.ArgumentParser("python -m m5lib pretrain", description="one pre-training run")
+    notebook = ROOT / "notebooks" / "04_pretrain.ipynb"
+    parser.add_argument("set", nargs="*", metavar="NAME=A", help=f"parameters of {notebook.name}")
+    try:
+        words = _assignments(notebook, parser.parse_args(arguments).set, several=False)
+        given = notebooks.parameters_of(notebook) | notebooks.check(notebook, words)
+        job = runs.Job(**{f.name: given[f.name] for f in fields(runs.Job) if f.name in given})
+    except ValueError as error:
+        parser.error(str(error))
+    size = runs.profile_of(job.profile)
+    with joined() if "RANK" in os.environ else nullcontext():
+        for others in (False, True):  # the first process fills the caches
+            if (world()[0] > 0) == others:
+                read = runs.load(given["data"], size, job.seed, job.extractors)
+                words = job.tokenizer or job.bert
+                streams = runs.streams_of(*read, size, given["modalities"], words)
+            meet()
+        run = runs.pretrained(job, streams)
+        if world()[0] == 0:
+            print(f"{len(run.history)} steps in {run.folder}")
+    return 0

@@ -328,3 +328,19 @@ def test_titles_in_tables_are_neither_mathematics_nor_markup():
     assert "tex2jax_ignore" in page and "mathjax_ignore" in page and "<b>" not in page
     lines = claims.markdown(frame.set_index("title").assign(n=1)).splitlines()
     assert len(lines) == 5 and lines[-1] == r"| a\|b c | 1 |"
+
+
+def test_two_devices_train_the_run_of_one(stream_set, tmp_path, monkeypatch):
+    """A process starts them, and loads what they trained; so does one that finds it there."""
+    job = runs.Job(profile="tiny", epochs=0.5, settings=(("dropout", 0.0),))
+    monkeypatch.setenv("M5_HOME", str(tmp_path / "one"))
+    one = runs.pretrained(job, stream_set)
+    monkeypatch.setenv("M5_HOME", str(tmp_path / "two"))
+    several = replace(job, devices=2, micro=5)
+    two = runs.pretrained(several, stream_set)
+    assert two.name == one.name and len(two.history) == len(one.history) == 2
+    for found, expected in zip(two.history, one.history, strict=True):
+        assert set(found) == set(expected)
+        assert found["loss"] == pytest.approx(expected["loss"], rel=0.02)  # bf16 where it pays
+    monkeypatch.setattr(runs, "launch", None)
+    assert runs.pretrained(several, stream_set).history == two.history

@@ -1,0 +1,333 @@
+"""One batch in parts: micro-batches, where it is larger than the memory, and several devices.
+
+The gradient is that of the whole batch, though its contrast compares all products: their vectors
+come first, then the gradient of the contrast by each, then every part with its share of it
+(GradCache, Gao et al. 2021, arXiv 2101.06983). Vectors and presence are gathered from all devices,
+harmony scores are made of them, and every loss divides by the count of the whole batch. Each device
+computes the contrast, and DistributedDataParallel adds up the rest.
+
+>>> history = pretrain(model, streams, training, folder, parts=Parts(model, micro=16))
+>>> launch(train, 2, job, streams)  # train(job, streams) in two processes, which meet
+"""
+
+import io
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import pairwise
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from m5lib import objectives
+from m5lib.masking import Target, hidden
+from m5lib.modalities import MODALITIES, codes
+from m5lib.model import Model, Output
+from m5lib.pretrain import world
+from m5lib.simcl import Presence, at_least_float32
+from m5lib.streams import Batch, Stream
+
+
+def shares(products: int) -> list[tuple[int, int]]:
+    """Where the share of each process in a batch begins and ends; some may have none."""
+    size = world()[1]
+    return list(pairwise(products * n // size for n in range(size + 1)))
+
+
+class Parts:
+    """The losses of a model's batches, part by part.
+
+    Args:
+        micro: so many products at a time; 0: all of this process.
+    """
+
+    def __init__(self, model: Model, micro: int = 0):
+        self.model, self.micro, self.wrapped = model, micro, None
+        self.rank, self.size = world()
+
+    def share(self, products: int) -> tuple[int, int] | None:
+        """Where that of this process in a batch begins and ends; None alone. One that has none
+        takes a product that does not count."""
+        first, last = shares(products)[self.rank]
+        return (first, max(last, first + 1)) if self.size > 1 else None
+
+    def losses(
+        self, batch: Batch, targets: Mapping[str, Target], given: Presence | None, seed: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss whose gradient is left to take, that of the last part; the gradients of the
+        others are in the parameters. And the values of the whole batch by name, ``loss`` first.
+
+        Args:
+            batch: what this process has of it, masked.
+            seed: of dropout, which is the same when a part is computed again.
+        """
+        model, count = self.model, (batch.part or (0, len(batch.rows)))[1]
+        step = self.micro or len(batch.rows)
+        cuts = [(n, min(n + step, len(batch.rows))) for n in range(0, len(batch.rows), step)]
+        counted = float(np.diff(shares(count)[self.rank])[0] > 0)
+        whole = self._whole(batch, targets, count, counted)
+        pull, values, output, own = None, {}, None, []
+        if len(cuts) == 1:
+            output = self._output(batch, targets, given, cuts[0], seed, True)
+        if model.spec.contrasted:
+            vectors = self._vectors(batch, cuts, seed) if output is None else output.pooled
+            vectors = objectives.stacked(vectors)
+            value, pairs, pull, own = self._contrast(
+                vectors, batch.presence_of(self.model.spec.modalities), count
+            )
+        for cut in cuts:
+            last = cut == cuts[-1]
+            if len(cuts) > 1:
+                output = self._output(batch, targets, given, cut, seed, last)
+            before = {name: stream.take(*cut) for name, stream in whole.before.items()}
+            loss, parts = objectives.total(
+                model, output, _cut(targets, cut), replace(whole, before=before)
+            )
+            for name, x in {"loss": loss, **parts}.items():
+                values[name] = values.get(name, 0) + x.detach().double() * counted
+            if pull is not None:
+                vectors = at_least_float32(objectives.stacked(output.pooled))
+                first = shares(count)[self.rank][0]
+                loss = loss + (vectors * pull[first + cut[0] : first + cut[1]]).sum()
+            loss = loss * counted * self.size  # of which the mean over the processes is taken
+            if not last:
+                loss.backward()
+        values = dict(zip(values, self._sum(torch.stack(list(values.values()))), strict=True))
+        if pull is not None:
+            values = {**values, **pairs, "loss": values["loss"] + value}
+            loss = sum(((p * g).sum() for p, g in own), start=loss)
+        return loss, {"loss": values["loss"], "temperature": model.temperature} | values
+
+    def _output(self, batch, targets, given, cut: tuple[int, int], seed: int, last: bool) -> Output:
+        """The model on some products; the last part brings the gradients of all processes
+        together."""
+        if self.size > 1 and self.wrapped is None:
+            self.wrapped = DistributedDataParallel(self.model, broadcast_buffers=False)
+        self._draw(seed, cut)
+        wanted = hidden(batch, targets) if self.model.spec.objective.reads == "fused" else {}
+        wanted = {name: marks[slice(*cut)] for name, marks in wanted.items()}
+        given = None if given is None else given[slice(*cut)]
+        with nullcontext() if self.wrapped is None or last else self.wrapped.no_sync():
+            return (self.wrapped or self.model)(batch.take(*cut), wanted, given=given)
+
+    def _draw(self, seed: int, cut: tuple[int, int]) -> None:
+        """Let dropout be that of these products, at whatever pass."""
+        entropy = np.random.SeedSequence((seed, self.rank, cut[0]))
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+
+    @torch.no_grad()
+    def _vectors(self, batch: Batch, cuts: list[tuple[int, int]], seed: int) -> dict[str, Tensor]:
+        """The summaries of all parts, before there is a graph."""
+        found = []
+        for cut in cuts:
+            self._draw(seed, cut)
+            found.append(self.model.encode(batch.take(*cut)).pooled)
+        torch.clear_autocast_cache()  # its weights have no gradient
+        return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+    def _contrast(self, vectors: Tensor, presence: Presence, count: int) -> tuple:
+        """Of the whole batch: the contrast, its values by name, its gradient by the vectors, and
+        that by the parameters it reads, each with its own."""
+        vectors = self._gather(at_least_float32(vectors.detach()), count).requires_grad_()
+        presence = self._gather(presence, count)
+        read = [p for p in self.model.parameters(recurse=False) if p.requires_grad]
+        with torch.enable_grad(), torch.autocast(vectors.device.type, enabled=False):
+            value, pairs = objectives.contrast(self.model, vectors, presence)
+            pull, *others = torch.autograd.grad(value, [vectors, *read], allow_unused=True)
+        own = [(p, g) for p, g in zip(read, others, strict=True) if g is not None]
+        return value.detach(), {name: x.detach() for name, x in pairs.items()}, pull, own
+
+    def _whole(self, batch: Batch, targets, count: int, counted: float) -> objectives.Whole:
+        """What each part has to know of the batch."""
+        spec = self.model.spec
+        there = batch.presence_of(spec.modalities)
+        values = {name: targets[name].value for name in spec.objective.tasks(spec.modalities)}
+        counts = {MODALITIES[name].task: len(x) for name, x in values.items()}
+        variances, before = {}, {}
+        for name in self.model.matchers:
+            pair = (batch.streams[name].tokens, batch.streams[name].valid)
+            pair = (self._gather(x, count).roll(1, 0) for x in pair)
+            first = (batch.part or (0, count))[0]
+            before[name] = Stream(*pair).take(first, first + len(batch.rows))
+            own = objectives.matched(there, spec.modalities.index(name), before[name].valid[:, 0])
+            counts[f"matching_{codes([name])}"] = int(own.sum())
+        numbers = torch.tensor([*counts.values(), 0.0], dtype=torch.float64, device=there.device)
+        numbers = self._sum(numbers * counted)
+        counts = dict(zip(counts, numbers.float(), strict=False)) | {"fused": torch.tensor(count)}
+        if spec.objective.targets == "unit":
+            for name, x in values.items():
+                number, x = counts[MODALITIES[name].task], x.double() * counted
+                if number > 1 and MODALITIES[name].kind == "features":
+                    one, two = self._sum(torch.stack([x.sum(0), x.square().sum(0)]))
+                    variances[name] = ((two - one.square() / number) / (number - 1)).mean()
+        return objectives.Whole(counts, variances, before)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """Over the processes."""
+        if self.size > 1:
+            dist.all_reduce(x)
+        return x
+
+    def _gather(self, x: Tensor, count: int) -> Tensor:
+        """(B, …) of the whole batch, in its order; without a gradient."""
+        if self.size == 1:
+            return x
+        sizes = [last - first for first, last in shares(count)]
+        sent = x.new_zeros(max(sizes), *x.shape[1:])
+        sent[: sizes[self.rank]] = x[: sizes[self.rank]]
+        sent = sent.byte() if x.dtype == torch.bool else sent
+        parts = [torch.empty_like(sent) for _ in sizes]
+        dist.all_gather(parts, sent)
+        every = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        return every.to(x.dtype)
+
+
+def _cut(targets: Mapping[str, Target], cut: tuple[int, int]) -> dict[str, Target]:
+    """The targets of some products."""
+    found = {}
+    for name, target in targets.items():
+        keep = (target.product >= cut[0]) & (target.product < cut[1])
+        product, token = target.product[keep] - cut[0], target.token[keep]
+        found[name] = replace(target, product=product, token=token, value=target.value[keep])
+    return found
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def joined(meet: str = "env://") -> Iterator[None]:
+    """This process is one of those that torchrun, or :func:`launch`, has started: it takes the
+    device of its number (or the processor), and meets the others."""
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if cuda := torch.cuda.is_available():
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if cuda else "gloo", meet, rank=rank, world_size=size)
+    yield
+    dist.destroy_process_group()  # after a fault it might wait for the others
+
+
+def meet() -> None:
+    """Wait for the other processes."""
+    if world()[1] > 1:
+        dist.barrier()
+
+
+@contextmanager
+def led(lock) -> Iterator[None]:
+    """The first process holds a lock, while all are inside; the first is done before others go."""
+    with lock if world()[0] == 0 else nullcontext():
+        meet()
+        yield
+        meet()
+
+
+def launch(work: Callable, devices: int, *arguments) -> None:
+    """``work(*arguments)`` in so many processes of this machine, each with a device of its own;
+    all that it takes is pickled. What the first writes to stderr, a progress bar, is seen here.
+
+    Raises:
+        ValueError: there are fewer devices.
+        RuntimeError: one of them failed or was killed, in a line; the others are ended.
+    """
+    if torch.cuda.is_available() and devices > (there := torch.cuda.device_count()):
+        raise ValueError(f"devices={devices}: this machine has {there}; take at most as many")
+    context, threads = get_context("spawn"), max(1, torch.get_num_threads() // devices)
+    processes, pipes = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        # not as arguments of the processes: each would have to read them before the next one starts
+        Path(folder, "work").write_bytes(pickle.dumps((work, arguments)))
+        try:
+            for rank in range(devices):
+                hear, tell = context.Pipe(duplex=False)
+                given = (Path(folder), rank, devices, threads, tell)
+                processes.append(context.Process(target=_ranked, args=given, daemon=True))
+                processes[-1].start()
+                tell.close()  # so that the pipe ends when the process does
+                pipes[hear] = rank
+            if fault := _heard(processes, pipes):
+                end = "the others were ended; the same call goes on from the last checkpoint"
+                raise RuntimeError(f"{fault}; {end}")
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+
+
+def _heard(processes: list, pipes: dict) -> str:
+    """Hand on what is said until all have ended, or one has failed: what happened to that."""
+    faults = {}
+    while pipes:
+        for pipe in connection.wait(list(pipes)):
+            try:
+                failed, text = pipe.recv()
+            except EOFError:
+                rank = pipes.pop(pipe)
+                processes[rank].join()
+                if processes[rank].exitcode:
+                    return _cause(processes, faults | {rank: faults.get(rank, "")})
+                continue
+            if failed:
+                faults[pipes[pipe]] = text
+            else:
+                sys.stderr.write(text)
+                sys.stderr.flush()
+    return ""
+
+
+def _cause(processes: list, faults: dict[int, str]) -> str:
+    """One that was killed explains the faults of those that waited for it."""
+    for process in processes:
+        process.join(1.0)
+    number = f"of {len(processes)} processes"
+    for rank, process in enumerate(processes):
+        if (process.exitcode or 0) < 0:
+            name = signal.Signals(-process.exitcode).name
+            return f"number {rank} {number} was ended by {name} (out of memory?)"
+    rank, text = next(iter(faults.items()))
+    return f"number {rank} {number} failed: {text or 'it ended without a word'}"
+
+
+class _Said(io.TextIOBase):
+    """A text stream whose words come out in the process that started this one."""
+
+    def __init__(self, tell):
+        self.tell = tell
+
+    def write(self, text: str) -> int:
+        """Send it."""
+        self.tell.send((False, text))
+        return len(text)
+
+
+def _ranked(folder: Path, rank: int, devices: int, threads: int, tell) -> None:
+    """One of the processes of :func:`launch`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process is interrupted, and ends us
+
+    def follow() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": devices}
+    os.environ.update({name: str(number) for name, number in numbers.items()})
+    torch.set_num_threads(threads)
+    sys.stderr = _Said(tell) if rank == 0 else open(os.devnull, "w")
+    try:
+        work, arguments = pickle.loads((folder / "work").read_bytes())
+        with joined((folder / "meet").as_uri()):
+            work(*arguments)
+    except Exception as error:
+        tell.send((True, f"{type(error).__name__}: {error}"))
+        os._exit(1)
