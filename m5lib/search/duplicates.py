@@ -53,23 +53,29 @@ def calibrate(vectors: Float[np.ndarray, "N D"], precision: float = 0.9) -> Near
     if not 0 < precision < 1:
         raise ValueError(f"precision {precision}: a share of pairs; give a number between 0 and 1")
     near = nearest(vectors, RANKS[1])
-    count = near.shape[1]
-    if count < 3:  # no others to tell a copy from
-        return Near(1.0, int((near >= 1 - 1e-6).sum()) // 2, 0.0)
-    first = min(RANKS[0], count - 2)
-    far = np.log((1 - near.astype(np.float64)).clip(1e-6))
-    last, steps = far[:, -1:], (1 / np.arange(first + 1, count)).sum()
-    power = steps / (last - far[:, first : first + 1]).clip(1e-4)
-    lowest, found = float(np.median(near[:, -1])), np.sort(near, axis=None)
+    found = np.sort(near, axis=None)
 
     def at(cosine: float) -> Near:
-        others = count * np.exp(power * (np.log(max(1 - cosine, 1e-6)) - last).clip(max=0))
-        pairs = len(found) - np.searchsorted(found, cosine)
-        return Near(cosine, int(pairs + 1) // 2, float(others.sum() / 2))
+        count = int(len(found) - np.searchsorted(found, cosine) + 1) // 2
+        return Near(cosine, count, expected(near, cosine))
 
-    tried = [at(float(cosine)) for cosine in np.arange(lowest, 1.0, 0.005)]
+    if near.shape[1] < 3:  # no others to tell a copy from
+        return at(1.0)
+    tried = [at(float(cosine)) for cosine in np.arange(np.median(near[:, -1]), 1.0, 0.005)]
     good = [near for near in tried if near.precision >= precision]
     return (good or [near for near in tried if near.different <= 0.5] or [at(1.0)])[0]
+
+
+def expected(near: Float[np.ndarray, "N K"], cosine: float) -> float:
+    """How many pairs of different products to expect at or above a cosine (:func:`calibrate`), by
+    each one's :func:`nearest`; 0 where there are fewer than three."""
+    if (count := near.shape[1]) < 3:
+        return 0.0
+    first = min(RANKS[0], count - 2)
+    far = np.log((1 - near.astype(np.float64)).clip(1e-6))
+    power = (1 / np.arange(first + 1, count)).sum() / (far[:, -1] - far[:, first]).clip(1e-4)
+    share = np.exp(power * (np.log(max(1 - cosine, 1e-6)) - far[:, -1]).clip(max=0))
+    return float(count * share.sum() / 2)
 
 
 def nearest(vectors: Float[np.ndarray, "N D"], count: int) -> Float[np.ndarray, "N K"]:
