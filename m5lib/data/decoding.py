@@ -72,9 +72,9 @@ def open_image(file: MediaFile, longest: int = 2048) -> Image.Image:
             if (pixels := image.width * image.height) > MOST_PIXELS:
                 what = f"{pixels:,} pixels exceeds limit of {MOST_PIXELS:,}"
                 raise MediaError(f"{what}; save it smaller")
-            image = ImageOps.exif_transpose(image)
+            form, image = image.format, ImageOps.exif_transpose(image)  # whose copy has no format
             if image.mode.startswith(("I", "F")):
-                image = _eight_bits(image)
+                image = _eight_bits(image, form == "TIFF")
             image.thumbnail((longest, longest), reducing_gap=2.0)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
@@ -82,15 +82,14 @@ def open_image(file: MediaFile, longest: int = 2048) -> Image.Image:
             return image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits scaled to 8; Pillow's own conversion would clip at 255. Numbers of 32 bits
-    are taken as the 8 or 16 bits that hold them."""
+def _eight_bits(image: Image.Image, tiff: bool) -> Image.Image:
+    """Grey of 16 bits scaled to 8; Pillow's own conversion would clip at 255. Numbers of 32 bits,
+    which only a TIFF has, are taken as the 8 or 16 bits that hold them."""
     grey = np.asarray(image)
-    low, high = int(grey.min()), int(grey.max())
-    if image.mode == "F" or low < 0 or high > 65535:
+    if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
         what = "a picture of 32-bit" + (" floating-point" if image.mode == "F" else "")
         raise MediaError(f"{what} numbers, whose white is unknown; save it with 8 or 16 bits")
-    wide = image.mode != "I" or image.format != "TIFF" or high > 255
+    wide = image.mode != "I" or not tiff or grey.max() > 255
     return Image.fromarray((grey // 257 if wide else grey).astype(np.uint8))
 
 
@@ -103,8 +102,8 @@ def numbers(data: bytes) -> np.ndarray:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0}
         shape, fortran, kind = read.get(version, np.lib.format.read_array_header_2_0)(file)
-        if kind.kind not in "fiu":
-            raise MediaError(f"{why} (of type {kind})")
+        if kind.kind not in "fiu" or min(shape, default=0) < 0:
+            raise MediaError(f"{why} (of type {kind} and shape {shape})")
         values = np.frombuffer(data, kind, offset=file.tell())
         return values.reshape(shape, order="F" if fortran else "C")
 
@@ -244,8 +243,8 @@ def sound(file: MediaFile, rate: int = 16_000, seconds: float | int = 12.0) -> n
     Mono is the mean of the channels, as in the released code.
 
     Raises:
-        MediaError: no sound track, no sample, or the track ends more than half a second before the
-            length it declares.
+        MediaError: no sound track, no sample, one that is no number, or the track is cut short (by
+            more than half a second).
     """
     import av
 
@@ -257,12 +256,14 @@ def sound(file: MediaFile, rate: int = 16_000, seconds: float | int = 12.0) -> n
         declared = None if _guessed(container, file) else _seconds(container, stream)
         # FFmpeg's own way to one channel adds 0.7 of each, which clips; the mean is the released
         # "sum, halved".
-        resampler = av.AudioResampler(format="fltp", rate=rate)
+        # Not "fltp": PyAV reads past the end of the planes of eight channels or more.
+        resampler = av.AudioResampler(format="flt", rate=rate)
         have, source = 0, container.decode(stream)
         while have < want:
             frame = next(source, None)
             for out in resampler.resample(frame):
-                parts.append(out.to_ndarray())
+                # a stream may change from mono to stereo on its way
+                parts.append(out.to_ndarray().reshape(-1, out.layout.nb_channels).mean(axis=1))
                 have += out.samples
             if frame is None:
                 break
@@ -270,9 +271,9 @@ def sound(file: MediaFile, rate: int = 16_000, seconds: float | int = 12.0) -> n
         raise MediaError("no sound can be decoded")
     if declared and have / rate + 0.5 < min(declared, seconds):
         raise MediaError(f"cut short: the sound ends at {have / rate:.1f} s of {declared:.1f} s")
-    # Part by part: a stream may change from mono to stereo on its way.
-    parts = [part.mean(axis=0) if len(part) > 1 else part[0] for part in parts]
-    return np.concatenate(parts)[:want]
+    if not np.isfinite(samples := np.concatenate(parts)[:want]).all():
+        raise MediaError("samples that are no numbers (NaN or infinite)")
+    return samples
 
 
 def _guessed(container, file: MediaFile) -> bool:

@@ -21,6 +21,7 @@ import io
 import os
 import re
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -263,7 +264,20 @@ def _environment(path: Path):
     size = (opened.info()["last_pgno"] + 1) * opened.stat()["psize"]
     if size > data.stat().st_size:  # reading on would end the process
         raise DataError(f"{path}: the file is cut short; copy it again")
+    # a damaged page may lead past the end of the file, which ends the process that reads it
+    walk = [sys.executable, "-I", "-c", _WALK, str(path), "folder" * folder]
+    if (code := subprocess.run(walk, stderr=subprocess.DEVNULL).returncode) < 0:
+        raise DataError(f"{path}: damaged; copy it again (reading it ends in signal {-code})")
     return opened
+
+
+_WALK = """import lmdb, sys
+path, folder = sys.argv[1:]
+how = dict(subdir=bool(folder), readonly=True, lock=False, readahead=False)
+with lmdb.open(path, **how).begin(buffers=True) as transaction:
+    for key, value in transaction.cursor():
+        bytes(key), value[:1].tobytes(), value[-1:].tobytes()
+"""
 
 
 if hasattr(os, "register_at_fork"):  # an LMDB must not be used across a fork

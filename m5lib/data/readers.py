@@ -254,8 +254,8 @@ def entries(path: str | Path) -> Iterator[tuple[str | int, Any]]:
         first = head[start:].lstrip()[:1]
         if first not in (b"{", b"["):
             raise DataError(f"{path}: expected one JSON object or array, begins with {first!r}")
-        array = first == b"["
-        found = enumerate(ijson.items(file, "item")) if array else ijson.kvitems(file, "")
+        array, events = first == b"[", ijson.parse(_shallow(ijson.basic_parse(file)))
+        found = enumerate(ijson.items(events, "item")) if array else ijson.kvitems(events, "")
 
         def failed(why: str) -> DataError:
             where = "" if last is None else f", after {last!r}"
@@ -267,9 +267,17 @@ def entries(path: str | Path) -> Iterator[tuple[str | int, Any]]:
                 yield last, value
 
 
+def _shallow(events: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Events of JSON; ijson's memory would grow with the square of the depth."""
+    depth = 0
+    for event in events:
+        if (depth := depth + event[0].startswith("start") - event[0].startswith("end")) > 100:
+            raise ValueError("brackets more than 100 deep")
+        yield event
+
+
 def read_ids(path: str | Path) -> list[str]:
-    """An id list: an array of ids, or an object keyed by id. Some lists carry ``#…`` after an id,
-    which is cut off."""
+    """An id list: an array of ids, or an object keyed by id; ``#…`` after an id is cut off."""
     found = [key if isinstance(key, str) else value for key, value in entries(path)]
     if bad := [i for i in found if isinstance(i, bool) or not isinstance(i, str | int)]:
         expected = "an array of ids or an object keyed by id"

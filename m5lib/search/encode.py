@@ -10,6 +10,7 @@ sentence-transformers.
 
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from m5lib.catalogue import Catalogue, DataError, Product, Rows
-from m5lib.data import MediaFile, Record, store
+from m5lib.data import MediaFile, Record, mended, store
 from m5lib.data.backbones import agreed
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings
 from m5lib.files import reading
@@ -201,16 +202,16 @@ def _content(modality: str, given: Any, name: str) -> Any:
     if isinstance(given, MediaFile):
         return given
     if (row := MODALITIES[modality]).hides == "entity":  # pairs
-        with reading(f"{whose} {given!r}", 'give attributes as {"colour": "red"}'):
+        with reading(f"{whose} {given!r:.60}", 'give attributes as {"colour": "red"}'):
             pairs = json.loads(given) if isinstance(given, str) else dict(given)
             return tuple((str(key), str(value)) for key, value in pairs.items())
     if row.kind == "words":
-        return str(given)
+        return mended(str(given))
     if row.position == "box" and isinstance(given, Image.Image | np.ndarray):  # a picture
         return _held(given, whose)
     if not isinstance(given, str | Path):
         mend = "save it and give the path of the file"
         raise DataError(f"{whose} is of type {type(given).__name__}; {mend}")
-    if not Path(given).is_file():
+    if not os.path.isfile(given):  # whatever the name is
         raise DataError(f"{given}: no such file; {modality} of a product is the path of a file")
     return MediaFile(Path(given), size=Path(given).stat().st_size)

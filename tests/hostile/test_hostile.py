@@ -1,35 +1,131 @@
-"""Other people's files: every one has the outcome that the table of ``corpus.py`` says, and no
-reader raises anything but a ``DataError`` that names the file."""
+"""Other people's files: every one has the outcome that the tables of ``corpus*.py`` say, and no
+reader raises anything but a ``DataError`` (of one media file a ``MediaError``) that names it."""
 
+from collections import Counter
+from dataclasses import astuple
+
+import corpus_released  # noqa: F401
+import numpy as np
 import pytest
 from corpus import CASES, Case, Fails
+from corpus_media import Picture
+from make_media import write_image
 
-from m5lib.catalogue import Catalogue, DataError
-from m5lib.data import MediaFile, readers
+from m5lib.catalogue import Catalogue, DataError, Product
+from m5lib.data import MediaFile, m5features, readers, store
+from m5lib.data.backbones import choose
+from m5lib.data.decoding import MediaError, frames, open_image, sound
+from m5lib.data.extractors import PLAIN
+from m5lib.embeddings import ACROSS, DEFAULT, embeddings
+from m5lib.lab import runs
+from m5lib.search.index import Index
 from m5lib.search.intake import Report
 
+WIDTH = {"image": m5features.StoredRegions(3), "video": m5features.StoredRows(3, 9)}
+#: How each kind of media is read, and the modality that it is extracted as.
+MEDIA = {
+    "picture": ("image", open_image),
+    "film": ("video", lambda file: frames(file, [0, 100], 32)[1][-1]),
+    "sound": ("audio", lambda file: len(sound(file)) / 16_000),
+    "array": ("video", WIDTH["video"]),
+}
+READERS = {
+    **dict.fromkeys(("table", "released", "fashion"), readers.read),
+    "regions": lambda folder: m5features.read_features(folder, readers=WIDTH)[0],
+}
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+
+def of_kinds(*kinds: str) -> list[Case]:
+    return [case for case in CASES if case.kind in kinds]
+
+
+def test_there_are_over_six_hundred_and_no_two_alike():
+    counts = Counter(case.kind for case in CASES)
+    assert sum(counts.values()) >= 600 and min(counts.values()) >= 13, counts
+    assert set(counts) == {*MEDIA, *READERS, "query"}
+    assert len({str(case) for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", of_kinds(*READERS), ids=str)
 def test_it_comes_as_the_table_says(case: Case, tmp_path):
     path = case.make(tmp_path)
     if isinstance(case.comes, Fails):
         with pytest.raises(DataError) as raised:
-            readers.read(path)
+            READERS[case.kind](path)
         assert case.comes.words in str(raised.value) and "\n" not in str(raised.value)
         assert path.stem.split(".")[0] in str(raised.value), "it names the file"
     else:
-        compare(readers.read(path), case.comes)
+        compare(READERS[case.kind](path), case.comes)
+
+
+def media_file(path) -> MediaFile:
+    return MediaFile(path, size=path.stat().st_size if path.is_file() else None)
+
+
+@pytest.mark.parametrize("case", of_kinds(*MEDIA), ids=str)
+def test_a_file_is_read_or_its_reason_is_said(case: Case, tmp_path):
+    path = case.make(tmp_path)
+    name, read = MEDIA[case.kind]
+    file = MediaFile(path) if path.is_symlink() else media_file(path)
+    extractor = WIDTH["video"] if case.kind == "array" else PLAIN[name]
+    catalogue = Catalogue("one", (Product("a", {name: file, "text": "Tea"}),))
+    clean, features = store.extract(catalogue, {name: extractor}, workers=1)
+    if isinstance(case.comes, Fails):
+        if "not finite" not in case.comes.words and "shape" not in case.comes.words:
+            with pytest.raises((MediaError, OSError)) as raised:
+                read(file)
+            assert case.comes.words in str(raised.value)
+        ((where, what, reason),) = clean.skipped
+        assert (where, what) == ("a", name) and reason and "\n" not in reason
+        assert case.comes.words in reason and list(clean.products[0].contents) == ["text"]
+        return
+    found = read(file)
+    assert clean.skipped == () or "one window" in clean.skipped[0].reason
+    if isinstance(case.comes, Picture):
+        colour = found.getpixel((found.width // 2, found.height // 2))
+        assert found.size == case.comes.size and found.mode == "RGB"
+        assert np.abs(np.subtract(colour, case.comes.colour)).max() <= 4
+    elif case.kind == "array":
+        assert found.values.shape == case.comes.shape and len(features[name].values)
+    else:
+        assert found == pytest.approx(*astuple(case.comes), abs=0.11)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory) -> Index:
+    """A search over a few products by a model that has learned nothing."""
+    path = tmp_path_factory.mktemp("query") / "t.csv"
+    write_image(path.with_name("a.png"))
+    lines = (f"{n},red shirt {n},{n},a.png\n" for n in range(9))
+    path.write_text("id,title,size,image\n" + "".join(lines))
+    catalogue, features = store.extract(readers.read(path), {"image": PLAIN["image"]})
+    streams = runs.streams_of(catalogue, features, runs.profile_of("tiny"))
+    model = runs.untrained(runs.Job("tiny", "scale_fused"), streams)
+    vectors = embeddings(model, streams, range(9), readouts=(DEFAULT, ACROSS))
+    return Index(model, streams, vectors, {}, choose(""))
+
+
+@pytest.mark.parametrize("case", of_kinds("query"), ids=str)
+def test_a_query_is_answered_or_its_fault_is_said(case: Case, index, tmp_path):
+    asked = case.make(tmp_path)
+    if case.comes is None:
+        hits = index.search(**{"top": 3, **asked})
+        assert len(hits.rows) == 3 and np.isfinite(hits.cosines).all()
+        return
+    with pytest.raises((ValueError, KeyError)) as raised:
+        index.search(**asked)
+    assert case.comes.words in str(raised.value) and "\n" not in str(raised.value)
 
 
 def compare(catalogue: Catalogue, comes) -> None:
     assert {p.id: p.contents.get("text") for p in catalogue.products} == comes.products
-    listed, left = list(catalogue.skipped), []
+    listed = list(catalogue.skipped)
     for where, name, words in comes.listed:
         found = [s for s in listed if s.where.startswith(where) and s.field == name]
         found = [skip for skip in found if words in skip.reason]
         assert found, (where, name, words, catalogue.skipped)
         listed.remove(found[0])
-    assert listed == left, "nothing else is listed"
+    assert not listed, "nothing else is listed"
     products = {product.id: product for product in catalogue.products}
     for (i, name), expected in comes.more.items():
         contents = dict(products[i].contents)
