@@ -18,6 +18,7 @@ from m5lib.data.decoding import MediaError, frames, open_image, sound
 from m5lib.data.extractors import PLAIN
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings
 from m5lib.lab import runs
+from m5lib.search.encode import Encoder
 from m5lib.search.index import Index
 from m5lib.search.intake import Report
 
@@ -102,7 +103,7 @@ def index(tmp_path_factory) -> Index:
     streams = runs.streams_of(catalogue, features, runs.profile_of("tiny"))
     model = runs.untrained(runs.Job("tiny", "scale_fused"), streams)
     vectors = embeddings(model, streams, range(9), readouts=(DEFAULT, ACROSS))
-    return Index(model, streams, vectors, {}, choose(""))
+    return Index(Encoder(model, choose("")), streams, vectors, {})
 
 
 @pytest.mark.parametrize("case", of_kinds("query"), ids=str)
