@@ -215,6 +215,14 @@ def fused(path: Path) -> pd.DataFrame:
     return pd.read_csv(path.with_name(f"{path.stem}_table.csv"), index_col=0)
 
 
+def costs(path: Path) -> pd.DataFrame:
+    """What an extractor costs, as ``benchmarks/backbones.py`` measured it."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    order = sorted(rows, key=lambda words: list(MODALITIES).index(words.partition("=")[0]))
+    table = pd.DataFrame({f"`{words}`": rows[words] for words in order}).T.rename_axis("choice")
+    return table.set_axis([*table.columns[:-1], "seconds per 1,000 products, two cores"], axis=1)
+
+
 def counted(path: Path) -> str:
     """How many of the paper's claims got which verdict after :func:`corrected`, and a line for each
     contradicted one."""
@@ -303,6 +311,8 @@ def blocks(results: Path) -> dict[str, str]:
         text["times"] = f"Wall time of what is recorded, all seeds, minutes: {minutes}; {hours}."
     if (path := results / "claims.json").exists():
         text["claims"] = counted(path)
+    if (path := results.parent / "benchmarks" / "backbones.json").exists():
+        text["backbones"] = markdown(costs(path))
     return text
 
 
