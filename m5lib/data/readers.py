@@ -38,10 +38,8 @@ FASHION_TABLE = ("gender", "baseColour", "season", "year", "usage")
 
 
 def read(path: str | Path) -> Catalogue:
-    """Read whatever lies at the path. Raises :class:`~m5lib.catalogue.DataError`: nothing readable
-    lies there."""
-    path = Path(path)
-    with reachable():
+    """Read whatever lies there. Raises :class:`~m5lib.catalogue.DataError`: nothing readable."""
+    with reachable(path := Path(path)):
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
         if path.is_dir() and (path / "styles.csv").exists():
@@ -57,12 +55,14 @@ def read(path: str | Path) -> Catalogue:
 
 
 @contextmanager
-def reachable() -> Iterator[None]:
-    """What the disk refuses is said in one line that names the file."""
+def reachable(path: Path) -> Iterator[None]:
+    """What the disk refuses, or the file lacks, is said in one line that names the file."""
     try:
         yield
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror or error})") from None
+    except DataError as error:
+        raise DataError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def annotated(path: Path) -> bool:
@@ -196,7 +196,7 @@ def read_table(path: str | Path, media: str | Path | None = None) -> Catalogue:
         return Product(row["id"], contents, row.get("label") or None)
 
     name = path.name.split(".")[0] if path.suffix.lower() == ".gz" else path.stem
-    with reachable():
+    with reachable(path):
         return _collect(path, name, rows(path, known, skipped, MEDIA), build, skipped)
 
 
