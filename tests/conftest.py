@@ -23,6 +23,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+if find_spec("hypothesis"):  # no test times anything, and each run tries the same examples
+    from hypothesis import settings
+
+    settings.register_profile("m5", deadline=None, derandomize=True)
+    settings.load_profile("m5")
+
 from m5lib import streams
 from m5lib.data import readers, store
 from m5lib.models import zoo

@@ -19,8 +19,6 @@ from m5lib.streams import Ragged
 
 FEW = settings(
     max_examples=15,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 #: Text with what tables use; no zero byte, no half characters: those are in the table of cases.

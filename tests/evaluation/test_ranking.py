@@ -88,7 +88,7 @@ def cases(draw):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_any_ranking_equals_the_sort_of_all_pairs(case):
     queries, gallery, k, query_ids, gallery_ids, cosine, block = case
