@@ -55,7 +55,10 @@ def scale(size: Size, text_table: str = "two", **settings) -> Spec:
     Left open by the paper and settled here: pre-norm blocks with a final norm, a learned
     temperature, no projection before the contrast (the released code has one; ``LOG.md`` compares).
     The three blocks that Figure 2 draws inside the fusion are one joint self-attention here as in
-    the released code.
+    the released code. The contrast is the mean over the pairs of modalities where Eq. 3 prints
+    their sum: it then weighs the same whatever a product has (``over_pairs="sum"`` is as printed).
+    Regression targets are taken as they are (``targets="unit"``: of one variance). Both by
+    validation products (``LOG.md``).
 
     Args:
         text_table: ``two`` encoders (T/Tab), or ``one`` over the concatenation (T+Tab, Table 8),
