@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from m5lib.spec import Block
 
 Tokens, Context = Float[Tensor, "N D"], Float[Tensor, "K D"]
+Queries, Keys = Float[Tensor, "B H L E"], Float[Tensor, "B H K E"]
+Readable = Bool[Tensor, "B K"] | None
 #: On processors rows come in blocks, filled up with zeros: oneDNN plans each shape of a product of
 #: matrices anew, which takes longer than a small product itself.
 BLOCK, SIDE = 64, 8
@@ -124,9 +126,7 @@ def dropout(x: Float[Tensor, "*S"], rate: float, training: bool = True) -> Float
     return x * (bits >= low - 2**15).to(x.dtype).mul_(2**16 / (2**16 - low))
 
 
-def attention_weights(
-    q: Float[Tensor, "B H L E"], k: Float[Tensor, "B H K E"], readable: Bool[Tensor, "B K"] | None
-) -> Float[Tensor, "B H L K"]:
+def attention_weights(q: Queries, k: Keys, readable: Readable) -> Float[Tensor, "B H L K"]:
     """softmax(q kᵀ / √E) over the readable keys; None: all."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if readable is not None:
@@ -134,13 +134,7 @@ def attention_weights(
     return logits.softmax(dim=-1)
 
 
-def attention(
-    q: Float[Tensor, "B H L E"],
-    k: Float[Tensor, "B H K E"],
-    v: Float[Tensor, "B H K E"],
-    readable: Bool[Tensor, "B K"] | None,
-    rate: float = 0.0,
-) -> Float[Tensor, "B H L E"]:
+def attention(q: Queries, k: Keys, v: Keys, readable: Readable, rate: float = 0.0) -> Queries:
     """softmax(q kᵀ / √E) v over the readable keys, with dropout on the weights.
 
     Fused where that pays. On processors it does not: torch's fused kernel takes five times as long

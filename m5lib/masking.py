@@ -26,7 +26,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from m5lib.modalities import MODALITIES
-from m5lib.streams import Batch, Stream, with_summary
+from m5lib.simcl import Presence
+from m5lib.streams import Batch, Part, Stream, with_summary
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Target:
     token: Int[Tensor, " S"]
     value: Int[Tensor, " S"] | Float[Tensor, "S F"]
     probability: bool = False
+
+
+Targets = Mapping[str, Target]
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def maskable(stream: Stream) -> Bool[Tensor, "B L"]:
     return stream.valid & ~summary
 
 
-def _draw(generator: torch.Generator, part, *shape: int, high: int = 0) -> Tensor:
+def _draw(generator: torch.Generator, part: Part, *shape: int, high: int = 0) -> Tensor:
     """Uniform numbers (B, …) in [0, 1), or below ``high``, for the products of a batch. A part of
     one (``Batch.part``) has those that it has in the whole."""
     first, count = part or (0, shape[0])
@@ -132,7 +136,7 @@ def mask(
     return replace(batch, streams=streams), targets
 
 
-def hidden(batch: Batch, targets: Mapping[str, Target]) -> dict[str, Bool[Tensor, "B L"]]:
+def hidden(batch: Batch, targets: Targets) -> dict[str, Bool[Tensor, "B L"]]:
     """Which tokens of each stream were chosen, word pieces that kept their look among them."""
     marks = {name: torch.zeros_like(batch.streams[name].valid) for name in targets}
     for name, target in targets.items():
@@ -141,11 +145,8 @@ def hidden(batch: Batch, targets: Mapping[str, Target]) -> dict[str, Bool[Tensor
 
 
 def drawn_modalities(
-    presence: Bool[Tensor, "B M"],
-    share: float,
-    generator: torch.Generator,
-    part: tuple[int, int] | None = None,
-) -> Bool[Tensor, "B M"]:
+    presence: Presence, share: float, generator: torch.Generator, part: Part = None
+) -> Presence:
     """Which modalities the fusion sees (``Objective.drop``): of this share of the products each
     with probability 1/2, but at least one; of the others all. ``part`` is that of the batch."""
     draw = _draw(generator, part, *presence.shape).masked_fill(~presence, -1.0)

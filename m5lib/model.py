@@ -330,8 +330,7 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
 
     def harmony(self, vectors: simcl.Vectors, presence: simcl.Presence) -> simcl.Scores:
         """Harmony scores S of each product from its modalities' vectors: :func:`simcl.scores`."""
-        matrix = getattr(self, "scores", None)
-        return simcl.scores(self.spec.objective, self.spec.modalities, matrix, vectors, presence)
+        return simcl.scores(self, vectors, presence)
 
     def predict(self, output: Output, targets: Mapping[str, Target]) -> dict[str, Tensor]:
         """Predictions of the masked tasks, at the masked positions only: (S, V) or (S, F)."""

@@ -34,7 +34,7 @@ from m5lib.streams import Batch, Streams, impute
 class Training:
     """Settings of the loop. Paper (section 5, supplement G): Adam, 1e-4, warm-up, linear decay,
     batch 64, 5 epochs, mixed precision. Checkpoints are ``checkpoint_seconds`` apart, and 100 times
-    as long as writing one took (0: one after each step)."""
+    as long as writing the last one took (0: one after each step)."""
 
     epochs: int | float = 5
     batch_size: int = 256
@@ -192,8 +192,8 @@ def pretrain(
     rate, hides = objective.mask_rate, dict(objective.hides)
 
     def losses(chosen: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        part = parts and parts.share(len(chosen))
-        batch = batch_of(streams, chosen, generator.device, spec, part)
+        make = batch_of if parts is None else parts.batch_of
+        batch = make(streams, chosen, generator.device, spec)
         batch, targets = mask(batch, words, generator, rate, hides, tasks, objective.classes)
         there, given = batch.presence_of(spec.modalities), None
         if objective.drop:
@@ -210,27 +210,17 @@ def pretrain(
     return run_loop(model, task, training, Path(directory), stop_after, watch)
 
 
-def batch_of(
-    streams: Streams,
-    rows: np.ndarray,
-    device: torch.device,
-    spec: Spec,
-    part: tuple[int, int] | None = None,
-) -> Batch:
-    """The batch of the rows on a device, or a part of it from one place up to another, imputed
-    before masks are drawn, where the model wants it.
+def batch_of(streams: Streams, rows: np.ndarray, device: torch.device, spec: Spec) -> Batch:
+    """The batch of the rows on a device, imputed before masks are drawn, where the model wants it.
 
     Raises:
         ValueError: no product of the batch has any of the model's modalities.
     """
-    imputed, names = spec.missing == "impute", list(spec.modalities)
-    batch = streams.batch(rows, None if imputed else part)
-    if part is None and not batch.presence_of(names).any():
+    batch, names = streams.batch(rows), list(spec.modalities)
+    if not batch.presence_of(names).any():
         raise ValueError(f"no product of the batch has any of {names} (rows {rows[:3].tolist()} …)")
     batch = batch.to(device)
-    if imputed:  # all, for one that lacks a modality makes the stream of each longer
-        batch = impute(batch, spec.empty)
-    return batch.take(*part) if imputed and part else batch
+    return impute(batch, spec.empty) if spec.missing == "impute" else batch
 
 
 def run_loop(
@@ -255,8 +245,8 @@ def run_loop(
     path = directory / "history.jsonl" if leads else Path(os.devnull)
     history = logged(path, start) if leads else []
     model.train()
-    todo, pause = range(start, min(steps, stop_after or steps)), training.checkpoint_seconds
-    saved = time.monotonic()
+    todo, saved = range(start, min(steps, stop_after or steps)), time.monotonic()
+    pause = apart = training.checkpoint_seconds
     with open(path, "a") as log:
         bar = tqdm(todo, task.label, steps, initial=start, unit=" steps", disable=not leads)
         for step in bar:
@@ -273,7 +263,7 @@ def run_loop(
                 checkpoint.save(model, optimizer, step + 1)
                 saved = time.monotonic()
                 # so that writing takes less than 1 % of the time, however large the model is
-                pause = training.checkpoint_seconds and max(pause, 100 * (saved - begun))
+                pause = apart and max(apart, 100 * (saved - begun))
     return history
 
 

@@ -9,7 +9,7 @@ rows that a model uses. One of your own is a function and a line: ``FORMS["mine"
 >>> loss = (values.sum(1) / counts.sum(1)).mean()
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -121,18 +121,13 @@ FREE = ("free", "literal")
 AGREEMENT = {"shifted": agreement, "cosine": cosine}
 
 
-def scores(
-    objective, names: Sequence[str], matrix: Matrix | None, vectors: Vectors, presence: Presence
-) -> Square | None:
-    """S of each product by an :class:`m5lib.spec.Objective`; None where all are one (plain IMCL).
-
-    Args:
-        names: the modalities, in the order of the vectors.
-        matrix: the parameters of a form in :data:`FREE`.
-    """
+def scores(model, vectors: Vectors, presence: Presence) -> Square | None:
+    """S of each product by the objective of a model, which holds the parameters of a form in
+    :data:`FREE`; None where all are one (plain IMCL)."""
+    objective, names = model.spec.objective, model.spec.modalities
     if objective.harmony == "uniform" or len(names) < 2:
         return None
-    start = matrix if objective.harmony in FREE else AGREEMENT[objective.agreement](vectors)
+    start = model.scores if objective.harmony in FREE else AGREEMENT[objective.agreement](vectors)
     s = HARMONY[objective.harmony](start, presence)
     if order := objective.pair_order:  # the score of the first in this order, in both halves of S
         place = [order.index(n) if n in order else len(order) + i for i, n in enumerate(names)]

@@ -267,14 +267,10 @@ def _tuples(value):
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _known(kind: type, names: Iterable[str]) -> None:
-    known = [f.name for f in fields(kind)]
-    if unknown := sorted(set(names) - set(known)):
-        raise ValueError(f"{kind.__name__} has no field {unknown}: known are {known}")
-
-
 def _make(kind: type, values: dict):
-    _known(kind, values)
+    known = [f.name for f in fields(kind)]
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{kind.__name__} has no field {unknown}: known are {known}")
     values = {key: _tuples(value) for key, value in values.items()}
     for name, hint in get_type_hints(kind).items():
         fits = (int, float) if hint is float else (hint,)

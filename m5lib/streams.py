@@ -6,13 +6,14 @@ starts with its summary token.
 >>> batch.streams["text"].tokens.shape, batch.presence.shape  # (32, L), (32, 3)
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -24,6 +25,8 @@ from m5lib.spec import Spec
 
 #: The box of a whole picture: corners and area, as shares of it.
 WHOLE = [0.0, 0.0, 1.0, 1.0, 1.0]
+#: Two numbers that tell where a part of a batch is in it; None: it is all.
+Part = tuple[int, int] | None
 
 
 class Ragged(NamedTuple):
@@ -95,23 +98,15 @@ class Stream:
     boxes: Float[Tensor, "B L 5"] | None = None
     classes: Float[Tensor, "B L K"] | None = None
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Those of the fields that are there."""
-        return {key: value for key, value in vars(self).items() if isinstance(value, Tensor)}
-
-    def to(self, device) -> "Stream":
-        """The stream on a device."""
-        moved = {k: v.to(device, non_blocking=True) for k, v in self.tensors().items()}
-        return replace(self, **moved)
-
-    def take(self, first: int, last: int) -> "Stream":
-        """The products from ``first`` up to ``last``."""
-        return replace(self, **{key: x[first:last] for key, x in self.tensors().items()})
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Stream":
+        """The stream with a change of each of its tensors."""
+        tensors = {key: x for key, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **{key: change(x) for key, x in tensors.items()})
 
     def absent(self) -> "Stream":
         """The stream of products that lack the modality: one token, not valid."""
-        first = {key: value[:, :1] for key, value in self.tensors().items()}
-        return replace(self, **first | {"valid": torch.zeros_like(first["valid"])})
+        first = self.each(lambda x: x[:, :1])
+        return replace(first, valid=torch.zeros_like(first.valid))
 
 
 @dataclass(frozen=True)
@@ -123,7 +118,7 @@ class Batch:
     streams: Mapping[str, Stream]
     rows: np.ndarray
     settings: Mapping[str, Mapping] = field(default_factory=dict)
-    part: tuple[int, int] | None = None
+    part: Part = None
 
     @property
     def presence(self) -> Bool[Tensor, "B M"]:
@@ -134,15 +129,18 @@ class Batch:
         """Which of these modalities each product has."""
         return torch.stack([self.streams[name].valid[:, 0] for name in names], dim=1)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with a change of each of its tensors."""
+        return replace(self, streams={n: stream.each(change) for n, stream in self.streams.items()})
+
     def to(self, device) -> "Batch":
         """The batch on a device."""
-        return replace(self, streams={n: stream.to(device) for n, stream in self.streams.items()})
+        return self.each(lambda x: x.to(device, non_blocking=True))
 
     def take(self, first: int, last: int) -> "Batch":
         """The products from ``first`` up to ``last``, as a part of this batch."""
-        streams = {name: stream.take(first, last) for name, stream in self.streams.items()}
         (start, count), rows = self.part or (0, len(self.rows)), self.rows[first:last]
-        return replace(self, streams=streams, rows=rows, part=(start + first, count))
+        return replace(self.each(lambda x: x[first:last]), rows=rows, part=(start + first, count))
 
     def only(self, names: Iterable[str]) -> "Batch":
         """The same products with the other modalities taken away, for "given only these": they
@@ -184,8 +182,8 @@ class _Words:
             pieces += [tokenizer.cls_token_id, *(p for p, _ in read), tokenizer.sep_token_id]
             entities += [-1, *(n for _, n in read), -1]
             lengths.append(len(read) + 2)
-        self.pad, self.lengths = tokenizer.pad_token_id, np.array(lengths, dtype=np.int64)
-        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.pad = tokenizer.pad_token_id
+        self.offsets = np.cumsum([0, *lengths], dtype=np.int64)
         self.pieces = np.array([*pieces, self.pad], dtype=np.int64)
         self.entities = np.array([*entities, -1], dtype=np.int64)
 
@@ -261,24 +259,19 @@ class Streams:
         """(N,) tokens of each product and stream, the summary included; 0 where it is absent."""
         lengths = {}
         for name in self.modalities:
-            if name in self.words:
-                lengths[name] = self.words[name].lengths
-            else:
-                offsets, limit = self.features[name].offsets, MODALITIES[name].max_tokens
-                tokens = np.minimum(np.diff(offsets), limit)
-                lengths[name] = tokens + (tokens > 0)
+            row, source = MODALITIES[name], self.words.get(name) or self.features[name]
+            tokens = np.minimum(np.diff(source.offsets), row.max_tokens)
+            lengths[name] = tokens + (tokens > 0) * (row.kind == "features")
         return lengths
 
-    def batch(self, rows: Rows, part: tuple[int, int] | None = None) -> Batch:
+    def batch(self, rows: Rows, part: Part = None) -> Batch:
         """The batch of the given rows, padded to the longest of each stream; or a part of it, from
         one place up to another, which is padded alike."""
-        rows, streams = np.asarray(rows, dtype=np.int64), {}
+        rows, streams, own = np.asarray(rows, dtype=np.int64), {}, slice(*part or (None,))
         for name in self._given:
             make = self._word_stream if name in self.words else self._feature_stream
-            streams[name] = make(name, rows, slice(*part or (None,)))
-        if part is None:
-            return Batch(streams, rows, self.settings)
-        return Batch(streams, rows[slice(*part)], self.settings, (part[0], len(rows)))
+            streams[name] = make(name, rows, own)
+        return Batch(streams, rows[own], self.settings, part and (part[0], len(rows)))
 
     def _word_stream(self, name: str, rows: np.ndarray, part: slice) -> Stream:
         words = self.words[name]
@@ -288,9 +281,8 @@ class Streams:
         return Stream(tokens, torch.from_numpy(there), entity=entity)
 
     def _feature_stream(self, name: str, rows: np.ndarray, part: slice) -> Stream:
-        count = len(rows[part])
         if name not in self.modalities:  # the model reads it, no product has it
-            zeros, width = torch.zeros(count, 1, 1), dict(self.spec.widths)[name]
+            zeros, width = torch.zeros(len(rows[part]), 1, 1), dict(self.spec.widths)[name]
             boxes = zeros.repeat(1, 1, 5) if MODALITIES[name].position == "box" else None
             return Stream(zeros.repeat(1, 1, width), zeros[..., 0].bool(), boxes=boxes)
         ragged = self.features[name]
@@ -300,7 +292,7 @@ class Streams:
 
         def padded(array, summary) -> Tensor:
             values = torch.from_numpy(array[index].astype(np.float32)) * there[..., None]
-            first = torch.tensor(summary).expand(count, 1, values.shape[-1])
+            first = torch.tensor(summary).expand(len(there), 1, values.shape[-1])
             return torch.cat([first * there[:, :1, None], values], dim=1)
 
         boxes = None if ragged.boxes is None else padded(ragged.boxes, WHOLE)
@@ -309,11 +301,8 @@ class Streams:
         return Stream(tokens, valid, boxes=boxes, classes=classes)
 
 
-def _places(
-    offsets: np.ndarray, rows: np.ndarray, limit: int, part: slice
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (B, L) of the tokens of a part of the rows in the flat arrays, and which are there
-    (B, L)."""
+def _places(offsets: np.ndarray, rows: np.ndarray, limit: int, part: slice) -> tuple:
+    """Where tokens of a part of the rows lie in the flat arrays (B, L), which are there (B, L)."""
     lengths = np.minimum(offsets[rows + 1] - offsets[rows], limit)
     steps = np.arange(max(1, int(lengths.max(initial=0))))
     there = steps[None, :] < lengths[part, None]
@@ -345,22 +334,20 @@ def _imputed(stream: Stream, row: Modality, empty: Sequence[int]) -> Stream:
         return stream
     longest = row.slots if row.kind == "features" else len(empty)
     length = max(longest, stream.valid.shape[1])
-    grown = {key: _longer(value, length) for key, value in stream.tensors().items()}
     place = torch.arange(length, device=lacking.device)
-    filled = {}
-    for key, value in grown.items():
-        filled[key] = value.masked_fill(lacking.reshape(-1, *[1] * (value.ndim - 1)), 0)
+
+    def filled(x: Tensor) -> Tensor:
+        """As long, and zeros where it is lacking."""
+        x = torch.cat([x, x.new_zeros(len(x), length - x.shape[1], *x.shape[2:])], dim=1)
+        return x.masked_fill(lacking.view(-1, *[1] * (x.ndim - 1)), 0)
+
+    stream = stream.each(filled)
+    stream = replace(stream, valid=stream.valid | (lacking & (place < longest)))
     if row.kind == "words":
-        pieces = _longer(torch.tensor([list(empty)], device=lacking.device), length)
-        filled["tokens"] = torch.where(lacking, pieces, filled["tokens"])
-        filled["entity"] = filled["entity"].masked_fill(lacking, -1)
-    if "boxes" in filled:
-        whole = filled["boxes"].new_tensor(WHOLE) * (place == 0)[:, None]
-        filled["boxes"] = torch.where(lacking[..., None], whole, filled["boxes"])
-    filled["valid"] = torch.where(lacking, place < longest, grown["valid"])
-    return replace(stream, **filled)
-
-
-def _longer(x: Tensor, length: int) -> Tensor:
-    """Padded with zeros along the tokens."""
-    return torch.cat([x, x.new_zeros(len(x), length - x.shape[1], *x.shape[2:])], dim=1)
+        pieces = F.pad(torch.tensor(empty, device=lacking.device), (0, length - len(empty)))
+        tokens, entity = torch.where(lacking, pieces, stream.tokens), stream.entity
+        return replace(stream, tokens=tokens, entity=entity.masked_fill(lacking, -1))
+    if stream.boxes is None:
+        return stream
+    whole = stream.boxes.new_tensor(WHOLE) * (place == 0)[:, None]
+    return replace(stream, boxes=torch.where(lacking[..., None], whole, stream.boxes))

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,6 +73,29 @@ def test_after_ctrl_c_the_same_call_goes_on_from_the_last_checkpoint(
             pretrain(fresh(stream_set), stream_set, training, tmp_path / str(seconds))
         found = pretrain(fresh(stream_set), stream_set, training, tmp_path / str(seconds))
         assert without_speed(found) == without_speed(expected)
+
+
+@pytest.mark.parametrize("seconds, expected", [(10, [11, 62, 73, 80]), (0, list(range(1, 81)))])
+def test_a_checkpoint_costs_less_than_a_hundredth_of_the_time(
+    seconds, expected, tmp_path, monkeypatch
+):
+    """A step takes a second; writing half a second the first time, later a sixteenth."""
+    model, now, saved = torch.nn.Linear(1, 1), [0.0], []
+    model.spec = SimpleNamespace(rates=())
+
+    def losses(chosen, generator):
+        now[0] += 1.0
+        return model.weight.square().sum(), {}
+
+    def save(checkpoint, model, optimizer, step):
+        now[0] += 0.0625 if saved else 0.5
+        saved.append(step)
+
+    monkeypatch.setattr("m5lib.pretrain.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("m5lib.pretrain.Checkpoint.save", save)
+    training = Training(steps=80, batch_size=2, checkpoint_seconds=seconds)
+    run_loop(model, Task("", np.arange(4), losses, {}), training, tmp_path)
+    assert saved == expected
 
 
 def test_a_loss_that_is_not_a_number_keeps_the_last_good_checkpoint(

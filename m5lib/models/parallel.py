@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -31,12 +31,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from m5lib import objectives
-from m5lib.masking import Target, hidden
+from m5lib.masking import Targets, hidden
 from m5lib.modalities import MODALITIES, codes
 from m5lib.model import Model, Output
-from m5lib.pretrain import world
+from m5lib.pretrain import batch_of, world
 from m5lib.simcl import Presence, at_least_float32
-from m5lib.streams import Batch, Stream
+from m5lib.spec import Spec
+from m5lib.streams import Batch, Part, Stream, Streams
 
 
 def shares(products: int) -> list[tuple[int, int]]:
@@ -56,14 +57,23 @@ class Parts:
         self.model, self.micro, self.wrapped = model, micro, None
         self.rank, self.size = world()
 
-    def share(self, products: int) -> tuple[int, int] | None:
+    def batch_of(self, streams: Streams, rows: np.ndarray, device, spec: Spec) -> Batch:
+        """What this process has of :func:`m5lib.pretrain.batch_of`."""
+        part = self.share(len(rows))
+        if part is None or spec.missing == "impute":
+            # all first, for one product that lacks a modality makes the stream of each longer
+            batch = batch_of(streams, rows, device, spec)
+            return batch if part is None else batch.take(*part)
+        return streams.batch(rows, part).to(device)
+
+    def share(self, products: int) -> Part:
         """Where that of this process in a batch begins and ends; None alone. One that has none
         takes a product that does not count."""
         first, last = shares(products)[self.rank]
         return (first, max(last, first + 1)) if self.size > 1 else None
 
     def losses(
-        self, batch: Batch, targets: Mapping[str, Target], given: Presence | None, seed: int
+        self, batch: Batch, targets: Targets, given: Presence | None, seed: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss whose gradient is left to take, that of the last part; the gradients of the
         others are in the parameters. And the values of the whole batch by name, ``loss`` first.
@@ -76,24 +86,22 @@ class Parts:
         step = self.micro or len(batch.rows)
         cuts = [(n, min(n + step, len(batch.rows))) for n in range(0, len(batch.rows), step)]
         counted = float(np.diff(shares(count)[self.rank])[0] > 0)
-        whole = self._whole(batch, targets, count, counted)
+        before = self._before(batch, count)
+        whole = self._whole(batch, targets, before, counted)
         pull, values, output, own = None, {}, None, []
         if len(cuts) == 1:
             output = self._output(batch, targets, given, cuts[0], seed, True)
         if model.spec.contrasted:
             vectors = self._vectors(batch, cuts, seed) if output is None else output.pooled
             vectors = objectives.stacked(vectors)
-            value, pairs, pull, own = self._contrast(
-                vectors, batch.presence_of(self.model.spec.modalities), count
-            )
+            there = batch.presence_of(model.spec.modalities)
+            value, pairs, pull, own = self._contrast(vectors, there, count)
         for cut in cuts:
             last = cut == cuts[-1]
             if len(cuts) > 1:
                 output = self._output(batch, targets, given, cut, seed, last)
-            before = {name: stream.take(*cut) for name, stream in whole.before.items()}
-            loss, parts = objectives.total(
-                model, output, _cut(targets, cut), replace(whole, before=before)
-            )
+            part = (batch.take(*cut), _cut(targets, cut), before.take(*cut))
+            loss, parts = self._part(output, *part, whole)
             for name, x in {"loss": loss, **parts}.items():
                 values[name] = values.get(name, 0) + x.detach().double() * counted
             if pull is not None:
@@ -148,30 +156,61 @@ class Parts:
         own = [(p, g) for p, g in zip(read, others, strict=True) if g is not None]
         return value.detach(), {name: x.detach() for name, x in pairs.items()}, pull, own
 
-    def _whole(self, batch: Batch, targets, count: int, counted: float) -> objectives.Whole:
-        """What each part has to know of the batch."""
-        spec = self.model.spec
-        there = batch.presence_of(spec.modalities)
-        values = {name: targets[name].value for name in spec.objective.tasks(spec.modalities)}
-        counts = {MODALITIES[name].task: len(x) for name, x in values.items()}
-        variances, before = {}, {}
+    def _before(self, batch: Batch, count: int) -> Batch:
+        """For matching: the words of the product before each; before the first is the last."""
+        streams, first = {}, (batch.part or (0, count))[0]
         for name in self.model.matchers:
             pair = (batch.streams[name].tokens, batch.streams[name].valid)
             pair = (self._gather(x, count).roll(1, 0) for x in pair)
-            first = (batch.part or (0, count))[0]
-            before[name] = Stream(*pair).take(first, first + len(batch.rows))
-            own = objectives.matched(there, spec.modalities.index(name), before[name].valid[:, 0])
-            counts[f"matching_{codes([name])}"] = int(own.sum())
-        numbers = torch.tensor([*counts.values(), 0.0], dtype=torch.float64, device=there.device)
-        numbers = self._sum(numbers * counted)
-        counts = dict(zip(counts, numbers.float(), strict=False)) | {"fused": torch.tensor(count)}
-        if spec.objective.targets == "unit":
-            for name, x in values.items():
-                number, x = counts[MODALITIES[name].task], x.double() * counted
-                if number > 1 and MODALITIES[name].kind == "features":
-                    one, two = self._sum(torch.stack([x.sum(0), x.square().sum(0)]))
-                    variances[name] = ((two - one.square() / number) / (number - 1)).mean()
-        return objectives.Whole(counts, variances, before)
+            streams[name] = Stream(*(x[first : first + len(batch.rows)] for x in pair))
+        return replace(batch, streams=streams)
+
+    def _counts(self, batch: Batch, targets: Targets, before: Batch) -> dict[str, int]:
+        """How many values each loss is the mean of, by its name."""
+        names = self.model.spec.modalities
+        tasks = self.model.spec.objective.tasks(names)
+        counts = {MODALITIES[name].task: len(targets[name].value) for name in tasks}
+        for name, stream in before.streams.items():
+            there, column = batch.presence_of(names), names.index(name)
+            both = objectives.matched(there, column, stream.valid[:, 0])
+            counts[f"matching_{codes([name])}"] = int(both.sum())
+        return counts | {"fused": len(batch.rows)}
+
+    def _whole(self, batch: Batch, targets: Targets, before: Batch, counted: float) -> tuple:
+        """Of the whole batch, by name: the counts of the losses, and for unit targets the spread of
+        the features that are predicted."""
+        counts, spec, spreads = self._counts(batch, targets, before), self.model.spec, {}
+        numbers = torch.tensor(list(counts.values()), dtype=torch.float64).to(batch.presence.device)
+        counts = dict(zip(counts, self._sum(numbers * counted), strict=True))
+        for name in (
+            spec.objective.tasks(spec.modalities) if spec.objective.targets == "unit" else ()
+        ):
+            target, number = targets[name], counts[MODALITIES[name].task]
+            if MODALITIES[name].kind == "features" and not target.probability:
+                x = target.value.double() * counted
+                one, two = self._sum(torch.stack([x.sum(0), x.square().sum(0)]))
+                spread = ((two - one.square() / number) / (number - 1)).mean().clamp(min=1e-6)
+                spreads[name] = spread.where(number > 1, 1.0)
+        return counts, spreads
+
+    def _part(self, output: Output, batch: Batch, targets: Targets, before: Batch, whole) -> tuple:
+        """What a part adds to the loss and to its values, the contrast apart: its own means times
+        its share in those of the whole."""
+        spec, embeddings, (counts, spreads) = self.model.spec, self.model.embeddings, whole
+        words = before.streams.items()
+        words = {name: (embeddings[spec.owner(name)](x), x.valid) for name, x in words}
+        parts = objectives.apart(self.model, output, targets, words)
+        weights = dict.fromkeys(parts, 1.0) | {"fused": spec.objective.fused}
+        if spec.objective.fused:
+            parts["fused"] = objectives.fused_loss(output)
+        for name, number in self._counts(batch, targets, before).items():
+            if name in parts:
+                parts[name] = parts[name] * (number / counts[name].clamp(min=1))
+        for name, spread in spreads.items():
+            own = objectives.spread(targets[name].value) / spread
+            parts[MODALITIES[name].task] = parts[MODALITIES[name].task] * own
+        zero = torch.zeros((), device=output.presence.device)
+        return sum((weights[name] * x for name, x in parts.items()), start=zero), parts
 
     def _sum(self, x: Tensor) -> Tensor:
         """Over the processes."""
@@ -193,7 +232,7 @@ class Parts:
         return every.to(x.dtype)
 
 
-def _cut(targets: Mapping[str, Target], cut: tuple[int, int]) -> dict[str, Target]:
+def _cut(targets: Targets, cut: tuple[int, int]) -> Targets:
     """The targets of some products."""
     found = {}
     for name, target in targets.items():
