@@ -283,7 +283,7 @@ def made_by(path: Path, notebook: str) -> str:
 TABLES = (
     ("demo", "demo.json", "05_downstream", recording.compact),
     ("fashion", "fashion.json", "05_downstream", recording.compact),
-    ("modality_count", "modality_count.json", "06_modality_count", recording.ladder),
+    ("modality_count", "ladder.json", "06_modality_count", recording.ladder),
     ("fused", "fused.json", "09_simcl", fused),
     ("fused_fashion", "fused_fashion.json", "09_simcl", fused),
     ("differences", "model.json", "03_model", released),
