@@ -286,6 +286,7 @@ TABLES = (
     ("modality_count", "ladder.json", "06_modality_count", recording.ladder),
     ("fused", "fused.json", "09_simcl", fused),
     ("fused_fashion", "fused_fashion.json", "09_simcl", fused),
+    ("weights", "weights.json", "09_simcl", fused),
     ("differences", "model.json", "03_model", released),
     ("differences", "released.json", "14_released", released),
     ("maps", "maps.json", "11_embedding_maps", separated),
