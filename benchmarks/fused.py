@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from m5lib.evaluation.controls import controls
 from m5lib.lab import recording, runs, study
 from m5lib.modalities import codes, from_codes
 
+#: What result rows say they come from.
+SCRIPT = "benchmarks/fused.py"
 SCORES = {"objective.harmony": "embedding", "objective.diagonal": "fused"}
 #: Label -> row of the zoo, and what is changed in it.
 FORMS = {
@@ -98,7 +101,7 @@ def one(data: str, seed: int, label: str, path: Path) -> None:
     runs.PROFILES["small"] = size()
     job = runs.Job(profile="small", seed=seed, model=model, changes=tuple(changes.items()))
     run = runs.pretrained(job, streams)
-    context = run.context("09_simcl", job, catalogue) | {"model": label}
+    context = run.context(SCRIPT, job, catalogue) | {"model": label}
     write(path, run, measured(run, streams, context), seed, begun)
 
 
@@ -112,7 +115,7 @@ def write(path: Path, run: runs.Run, rows: list[dict], seed: int, begun: float) 
 def baseline(data: str, seed: int) -> list[dict]:
     """The controls of a seed as result rows."""
     catalogue, _, streams = load(data, seed)
-    context = {"notebook": "09_simcl", "run": "", "data": catalogue.name, "profile": "small"}
+    context = {"notebook": SCRIPT, "run": "", "data": catalogue.name, "profile": "small"}
     context |= {"seed": seed, "state": "control"}
     found = []
     for name, (read, vectors) in controls(catalogue, runs.pixels(catalogue), seed).items():
@@ -217,17 +220,16 @@ def asked(doc: str, forms, name: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Do what the command line says."""
-    given = asked(__doc__, FORMS, "fused")
+def main(script: str, given: argparse.Namespace, forms, one: Callable, collect: Callable) -> None:
+    """Do what the command line says, by a script's own two functions."""
     if given.verb == "one":
         one(given.data, given.seeds, given.form, given.folder)
     elif given.verb == "run":
         how = (given.data, given.seeds, given.folder, given.workers)
-        sys.exit(bool(run(__file__, FORMS, *how)))
+        sys.exit(bool(run(script, forms, *how)))
     else:
         collect(given.folder, given.data, given.name)
 
 
 if __name__ == "__main__":
-    main()
+    main(__file__, asked(__doc__, FORMS, "fused"), FORMS, one, collect)

@@ -11,7 +11,6 @@ side by side, each counting as much as validation products say, as in the read-o
 """
 
 import json
-import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -30,6 +29,8 @@ from m5lib.evaluation import controls, evaluate
 from m5lib.lab import recording, runs, study
 from m5lib.modalities import from_codes
 
+#: What result rows say they come from.
+SCRIPT = "benchmarks/weights.py"
 MODEL, MODALITIES = "scale_fused", "I+T+Tab"
 PICTURES = {"extractors": "image=lite0"}
 
@@ -65,7 +66,7 @@ def one(data: str, seed: int, label: str, path: Path) -> None:
     begun = time.monotonic()
     job, streams = load(data, seed, label)
     run = runs.pretrained(job, streams)
-    context = run.context("09_simcl", job, streams.catalogue) | {"model": label}
+    context = run.context(SCRIPT, job, streams.catalogue) | {"model": label}
     shown = (PAPER, "encoded_mean", "whitened", "fused_layered", DEFAULT)
     fused.write(path, run, fused.measured(run, streams, context, shown), seed, begun)
 
@@ -130,7 +131,7 @@ def baselines(data: str, seed: int) -> list[dict]:
     for label in FORMS:
         job, streams = load(data, seed, label)
         own, catalogue, name = sides(job, streams), streams.catalogue, f"control, {label}"
-        context = {"notebook": "09_simcl", "run": "", "data": catalogue.name, "profile": "small"}
+        context = {"notebook": SCRIPT, "run": "", "data": catalogue.name, "profile": "small"}
         context |= {"seed": seed, "state": "control", "model": name, "variant": name}
         for given in ("T", "I", "I+T", "I+T+Tab"):
             vectors = beside(catalogue, {n: own[n] for n in from_codes(given)})
@@ -161,17 +162,5 @@ def collect(folder: Path, data: str, name: str) -> None:
     fused.record(name, parts, rows, fused.table(pd.DataFrame(rows), LINES))
 
 
-def main() -> None:
-    """Do what the command line says."""
-    given = fused.asked(__doc__, FORMS, "weights")
-    if given.verb == "one":
-        one(given.data, given.seeds, given.form, given.folder)
-    elif given.verb == "run":
-        how = (given.data, given.seeds, given.folder, given.workers)
-        sys.exit(bool(fused.run(__file__, FORMS, *how)))
-    else:
-        collect(given.folder, given.data, given.name)
-
-
 if __name__ == "__main__":
-    main()
+    fused.main(__file__, fused.asked(__doc__, FORMS, "weights"), FORMS, one, collect)

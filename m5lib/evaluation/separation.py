@@ -15,6 +15,7 @@ from m5lib.embeddings import embeddings, in_batches
 from m5lib.evaluation.evaluate import fit_readouts, retrieval, spread, value
 from m5lib.evaluation.metrics import rank
 from m5lib.model import Model
+from m5lib.objectives import stacked
 from m5lib.streams import Streams
 
 #: The embedding space itself, by cosine, and its maps, by Euclidean distance: the conventions of
@@ -178,7 +179,7 @@ def mean_harmony(model: Model, streams: Streams, rows: Rows) -> np.ndarray:
     for batch in in_batches(model, streams, rows):
         output = model.encode(batch)
         both = output.presence[:, :, None] & output.presence[:, None, :]
-        s = model.harmony(torch.stack(list(output.pooled.values()), dim=1), output.presence)
+        s = model.harmony(stacked(output.pooled), output.presence)
         total, count = total + (both if s is None else s).sum(0), count + both.sum(0)
     return (total / count.clamp(min=1)).float().cpu().numpy()
 

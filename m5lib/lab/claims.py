@@ -223,6 +223,15 @@ def costs(path: Path) -> pd.DataFrame:
     return table.set_axis([*table.columns[:-1], "seconds per 1,000 products, two cores"], axis=1)
 
 
+def planted(path: Path) -> pd.DataFrame:
+    """What near-duplicates are found from which cosine on (``benchmarks/duplicates.py``)."""
+    found = json.loads(path.read_text(encoding="utf-8"))["trained"]["thresholds"]
+    table = pd.DataFrame(found)[["cosine", "pairs", "planted", "others", "different, expected"]]
+    recall = [" · ".join(f"{value:.2f}" for value in row["recall"].values()) for row in found]
+    table[f"recall of {' · '.join(found[0]['recall'])}"] = recall
+    return table.set_index("cosine")
+
+
 def counted(path: Path) -> str:
     """How many of the paper's claims got which verdict after :func:`corrected`, and a line for each
     contradicted one."""
@@ -284,9 +293,9 @@ TABLES = (
     ("demo", "demo.json", "05_downstream", recording.compact),
     ("fashion", "fashion.json", "05_downstream", recording.compact),
     ("modality_count", "ladder.json", "06_modality_count", recording.ladder),
-    ("fused", "fused.json", "09_simcl", fused),
-    ("fused_fashion", "fused_fashion.json", "09_simcl", fused),
-    ("weights", "weights.json", "09_simcl", fused),
+    ("fused", "fused.json", "benchmarks/fused.py", fused),
+    ("fused_fashion", "fused_fashion.json", "benchmarks/fused.py", fused),
+    ("weights", "weights.json", "benchmarks/weights.py", fused),
     ("differences", "model.json", "03_model", released),
     ("differences", "released.json", "14_released", released),
     ("maps", "maps.json", "11_embedding_maps", separated),
@@ -312,8 +321,9 @@ def blocks(results: Path) -> dict[str, str]:
         text["times"] = f"Wall time of what is recorded, all seeds, minutes: {minutes}; {hours}."
     if (path := results / "claims.json").exists():
         text["claims"] = counted(path)
-    if (path := results.parent / "benchmarks" / "backbones.json").exists():
-        text["backbones"] = markdown(costs(path))
+    for name, shown in (("backbones", costs), ("duplicates", planted)):
+        if (path := results.parent / "benchmarks" / f"{name}.json").exists():
+            text[name] = markdown(shown(path))
     return text
 
 

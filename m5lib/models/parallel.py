@@ -182,9 +182,8 @@ class Parts:
         counts, spec, spreads = self._counts(batch, targets, before), self.model.spec, {}
         numbers = torch.tensor(list(counts.values()), dtype=torch.float64).to(batch.presence.device)
         counts = dict(zip(counts, self._sum(numbers * counted), strict=True))
-        for name in (
-            spec.objective.tasks(spec.modalities) if spec.objective.targets == "unit" else ()
-        ):
+        unit = spec.objective.targets == "unit"
+        for name in spec.objective.tasks(spec.modalities) if unit else ():
             target, number = targets[name], counts[MODALITIES[name].task]
             if MODALITIES[name].kind == "features" and not target.probability:
                 x = target.value.double() * counted

@@ -30,7 +30,8 @@ from m5lib.model import Model
 from m5lib.search import intake
 from m5lib.streams import Streams
 
-READOUTS = (DEFAULT, ACROSS)
+#: What is compared: given the same modalities, and one set against another.
+COMPARED = (DEFAULT, ACROSS)
 
 
 @dataclass
@@ -87,7 +88,8 @@ class Encoder:
         except DataError as error:
             raise DataError(f"nothing of the query can be read; {error}") from None
         contents = {product.id: product.contents for product in products}
-        for skip in catalogue.skipped:
+        if catalogue.skipped:
+            skip = catalogue.skipped[0]
             raise DataError(f"{contents[skip.where][skip.field].name}: {skip.reason}")
         return Streams(catalogue, features, self.model.tokenizer, spec=self.model.spec)
 
@@ -96,7 +98,7 @@ class Encoder:
         streams: Streams,
         rows: Rows,
         names: Iterable[str] | None = None,
-        readouts: Iterable[str] = READOUTS,
+        readouts: Iterable[str] = COMPARED,
         batch_size: int = 128,
     ) -> dict[str, Float[np.ndarray, "N _"]]:
         """:func:`m5lib.embeddings.embeddings`, turned."""

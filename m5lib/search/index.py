@@ -46,7 +46,7 @@ from m5lib.modalities import codes
 from m5lib.model import Model
 from m5lib.search import intake
 from m5lib.search.duplicates import Near, calibrate, pairs
-from m5lib.search.encode import READOUTS, Encoder, cosine, directions, unit
+from m5lib.search.encode import COMPARED, Encoder, cosine, directions, unit
 from m5lib.streams import Stream, Streams, with_summary
 
 WAYS = (DEFAULT, ACROSS, "both")
@@ -269,7 +269,7 @@ class Index:
         if not len(queries):
             return {}
         rows = np.union1d(queries, catalogue.split("gallery"))
-        own = runs.vectors(self.model, self.streams, rows, names, READOUTS)
+        own = runs.vectors(self.model, self.streams, rows, names, COMPARED)
         own = self.encoder.turn(own)
         answers = own | {ACROSS: self.vectors[ACROSS]}
         for way in WAYS:
@@ -362,7 +362,7 @@ def compared(vectors: Mapping[str, Float[np.ndarray, "N _"]], way: str) -> Float
         raise ValueError(f"unknown way {way!r} to compare: known are {WAYS}")
     if way in vectors:
         return vectors[way]
-    return np.hstack([unit(vectors[readout]) for readout in (DEFAULT, ACROSS)])
+    return np.hstack([unit(vectors[readout]) for readout in COMPARED])
 
 
 def _thinned(stream: Stream, share: float, rng: torch.Generator) -> Stream:
