@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
-from unittest.mock import patch
 
 import m5lib
 
@@ -30,12 +29,6 @@ except ImportError:  # nothing is installed
 #: 100,000 listings and the paper's 250 M parameters.
 NEEDS = {"tiny": 0.1, "small": 0.4, "full": 15}
 TORCH = ("torch", "torchvision", "torchaudio")
-#: Of an extra: who needs a package of it. Only those of ``dev`` are missed where they are absent.
-EXTRAS = {
-    "dev": "; only `make test` needs it",
-    "cluster": "; only sweeps on a cluster need it",
-    "weights": "; only trials with real weights need it",
-}
 
 
 class Finding(NamedTuple):
@@ -55,15 +48,16 @@ def _wanted() -> dict[str, tuple]:
     return {r.name: (r, extra[1] if extra else "") for r, extra in zip(specs, extras, strict=True)}
 
 
-def _pip(*names: str) -> str:
-    """The command that installs these with the Python that runs now, as the project wants them."""
-    specs = (f"{name}{_wanted()[name][0].specifier}" for name in names)
-    return f"{sys.executable} -m pip install {' '.join(map(json.dumps, specs))}"
-
-
-def _pip_torch() -> str:
-    together = 'all three at once, from one index: a "+cpu" build fits no other'
-    return f"{_pip(*TORCH)} --force-reinstall  ({together})"
+def _pip(name: str) -> str:
+    """The command that installs a package with the Python that runs now, as the project wants it;
+    one of torch with the other two."""
+    names = TORCH if name in TORCH else (name,)
+    specs = (json.dumps(f"{name}{_wanted()[name][0].specifier}") for name in names)
+    together = (
+        '--force-reinstall  (all three at once, from one index: a "+cpu" build fits no other)'
+    )
+    words = ["-m pip install", *specs, *([together] if name in TORCH else [])]
+    return " ".join([sys.executable, *words])
 
 
 def _installed(name: str) -> str:
@@ -75,7 +69,8 @@ def _installed(name: str) -> str:
 
 
 def versions() -> Iterator[Finding]:
-    """Python and every package against the bounds of ``pyproject.toml``, as it was installed."""
+    """Python and every package against the bounds of ``pyproject.toml``, as it was installed. Of
+    the extras only packages of ``dev`` are missed where they are absent."""
     if Requirement is None:
         yield Finding("packages", "fault", "the project's packages are absent", "make environment")
         return
@@ -93,37 +88,31 @@ def versions() -> Iterator[Finding]:
             good += 1
         elif have or extra in ("", "dev"):
             said = f"{have} is installed" if have else "absent"
-            said += f"{EXTRAS.get(extra, '')}; {wanted.specifier} is needed"
-            mend = _pip_torch() if name in TORCH else _pip(name)
-            yield Finding(name, "warning" if extra else "fault", said, mend)
+            said += f"; {wanted.specifier} is needed" + f", only by the extra {extra}" * bool(extra)
+            yield Finding(name, "warning" if extra else "fault", said, _pip(name))
     yield Finding("packages", "ok", f"{good} within the bounds of pyproject.toml")
 
 
 def builds() -> Iterator[Finding]:
-    """Whether torch, torchvision and torchaudio belong together, by what they say of themselves."""
+    """Whether torch, torchvision and torchaudio are builds for the same device."""
     have = {name: _installed(name) for name in TORCH}
     if not all(have.values()):
         return  # said by `versions`
-    tags, said = {v.partition("+")[2] for v in have.values()}, []
-    torch, vision, audio = (version.partition("+")[0] for version in have.values())
-    for spec in map(Requirement, metadata.requires("torchvision") or []):
-        if spec.name == "torch" and not spec.specifier.contains(torch, prereleases=True):
-            exact = str(spec.specifier).removeprefix("==")
-            said.append(f"torchvision {vision} was built for torch {exact}")
-    if (own := audio.rpartition(".")[0]) != torch.rpartition(".")[0]:
-        said.append(f"torchaudio {audio} was built for torch {own}")
-    if "cpu" in tags and len(tags) > 1:
-        said.append("builds for processors beside others")
-    status = "fault" if said else "warning" if len(tags) > 1 else "ok"
-    said += ["from several indexes; below is whether they run together"] * (status == "warning")
-    text = "; ".join([", ".join(f"{name} {v}" for name, v in have.items()), *said])
-    yield Finding("builds", status, text, "" if status == "ok" else _pip_torch())
+    said = ", ".join(f"{name} {version}" for name, version in have.items())
+    if len({version.partition("+")[2] for version in have.values()}) == 1:
+        yield Finding("builds", "ok", said)
+    else:
+        said += "; from several indexes; below is whether they run together"
+        yield Finding("builds", "warning", said, _pip("torch"))
 
 
 #: What is tried -> the package that it tries, and code that prints what it found, or raises.
 TRIALS = {
     "torch": ("torch", """
-import torch
+import shutil, torch
+if shutil.which("nvidia-smi"):
+    assert torch.version.cuda, "an NVIDIA driver, but a torch that was built without CUDA"
+    torch.zeros(1, device="cuda")  # raises with the reason: a driver too old, no device visible
 devices = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
 for device in ["cpu", *devices]:
     for kind in [torch.float32, torch.bfloat16]:
@@ -132,15 +121,6 @@ for device in ["cpu", *devices]:
 names = ", ".join(map(torch.cuda.get_device_name, devices)) or "the processor: no CUDA device"
 fast = devices or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 print(f"{torch.__version__} trains on {names}, in {'bf16' if fast else 'float32: no fast bf16'}")
-"""),
-    "cuda": ("torch", """
-import shutil, torch
-if shutil.which("nvidia-smi"):
-    assert torch.version.cuda, "an NVIDIA driver, but a torch that was built without CUDA"
-    torch.zeros(1, device="cuda")  # raises with the reason: a driver too old, no device visible
-    print(f"torch for CUDA {torch.version.cuda} runs with this driver")
-else:
-    print("no NVIDIA driver, and none needed")
 """),
     "torchvision": ("torchvision", """
 import torch, torchvision
@@ -175,57 +155,38 @@ def trials() -> Iterator[Finding]:
             continue
         said = "" if child.returncode == 1 else f"took Python down ({child.returncode}) "
         said += (child.stderr.strip().splitlines() or [""])[-1]
-        if name == "ffmpeg":
-            mend = f"{_pip('av')} --force-reinstall --only-binary av  (FFmpeg is in its wheel)"
-        else:
-            driver = "update the NVIDIA driver, or install builds for yours: "
-            mend = driver * (name == "cuda") + _pip_torch()
+        driver = "CUDA" in said or "NVIDIA" in said
+        mend = "update the NVIDIA driver, or install builds for yours: " * driver + _pip(package)
+        mend += " --force-reinstall --only-binary av  (FFmpeg is in its wheel)" * (name == "ffmpeg")
         yield Finding(name, "fault", said, mend)
-
-
-# --- the machine
-
-
-def _prefix_of(kernel: str) -> tuple[str, str]:
-    """Where the Python of a kernel lies, empty where it cannot run a notebook of ours; and its
-    ``kernel.json``."""
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-
-    try:
-        spec = KernelSpecManager().get_kernel_spec(kernel)
-    except NoSuchKernel:
-        return "", "no such kernel"
-    command = sys.executable if spec.argv[0].startswith("python") else spec.argv[0]  # as Jupyter
-    code = [command, "-c", "import sys, ipykernel, m5lib; print(sys.prefix)"]
-    settings = {"cwd": m5lib.ROOT / "notebooks", "capture_output": True, "text": True}
-    try:
-        prefix = subprocess.run(code, **settings, timeout=60).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        prefix = ""
-    return prefix, str(Path(spec.resource_dir, "kernel.json"))
 
 
 def kernel() -> Iterator[Finding]:
     """Whether the kernel that the notebooks name is this Python, with ``m5lib`` in it."""
-    if not list((m5lib.ROOT / "notebooks").glob("*.ipynb")):
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    books = m5lib.ROOT / "notebooks"
+    if not list(books.glob("*.ipynb")):
         mend = "clone the repository and install from there: pip install -e ."
         yield Finding("kernel", "fault", f"no notebooks in {m5lib.ROOT}", mend)
         return
-    if not (_installed("jupyter_client") and _installed("ipykernel")):
-        return  # said by `versions`
-    prefix, file = _prefix_of("python3")
+    spec = KernelSpecManager().get_kernel_spec("python3")
+    file = Path(spec.resource_dir, "kernel.json")
+    command = sys.executable if spec.argv[0].startswith("python") else spec.argv[0]  # as Jupyter
+    code = [command, "-c", "import sys, ipykernel, m5lib; print(sys.prefix)"]
+    try:
+        child = subprocess.run(code, cwd=books, capture_output=True, text=True, timeout=60)
+        prefix = child.stdout.strip() or "one that cannot run them"
+    except (OSError, subprocess.SubprocessError) as error:
+        prefix = f"one that does not start ({error})"
     if prefix == sys.prefix:
         yield Finding("kernel", "ok", f"python3, which the notebooks name, is this Python ({file})")
         return
-    said = f"python3, which the notebooks name, is {prefix or 'one that cannot run them'} ({file})"
-    status, install = "fault", f"{sys.executable} -m ipykernel install --sys-prefix --name python3"
-    mend = f"{install}; {sys.executable} -m pip install --no-deps -e {m5lib.ROOT}; delete {file}"
-    with patch.dict(os.environ, JUPYTER_PREFER_ENV_PATH="1"):
-        preferred = _prefix_of("python3")[0] == sys.prefix
-    if preferred:
-        mend = "export JUPYTER_PREFER_ENV_PATH=1, as `make` and `python -m m5lib notebooks` do"
-        status = "fault" if "JUPYTER_PREFER_ENV_PATH" in os.environ else "warning"
-    yield Finding("kernel", status, said, mend)
+    mend = "export JUPYTER_PREFER_ENV_PATH=1, as `make` and `python -m m5lib notebooks` do; if that"
+    mend += f" is not enough, {sys.executable} -m ipykernel install --sys-prefix --name python3;"
+    mend += f" {sys.executable} -m pip install --no-deps -e {m5lib.ROOT}; delete {file}"
+    said = f"python3, which the notebooks name, is {prefix} ({file})"
+    yield Finding("kernel", "fault", said, mend)
 
 
 def home() -> Iterator[Finding]:
@@ -271,14 +232,10 @@ def examine() -> list[Finding]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the findings; returns 1 where there is a fault."""
-    parser = argparse.ArgumentParser("python -m m5lib doctor", description="Is this machine ready?")
-    parser.add_argument("--json", action="store_true", help="objects: check, status, found, mend")
-    options, findings = parser.parse_args(arguments), examine()
-    if options.json:
-        print(json.dumps([finding._asdict() for finding in findings], indent=1, ensure_ascii=False))
-    else:
-        for check, status, said, mend in findings:
-            print(f"{status:8} {check:12} {said}" + (f"\n{'':21} mend: {mend}" if mend else ""))
-        statuses = [finding.status for finding in findings]
-        print(", ".join(f"{statuses.count(s)} {s}" for s in ("ok", "warning", "fault")))
-    return int(any(finding.status == "fault" for finding in findings))
+    argparse.ArgumentParser("python -m m5lib doctor", description=__doc__).parse_args(arguments)
+    findings = examine()
+    for check, status, said, mend in findings:
+        print(f"{status:8} {check:12} {said}" + (f"\n{'':21} mend: {mend}" if mend else ""))
+    statuses = [finding.status for finding in findings]
+    print(", ".join(f"{statuses.count(s)} {s}" for s in ("ok", "warning", "fault")))
+    return int("fault" in statuses)

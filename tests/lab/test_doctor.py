@@ -46,13 +46,12 @@ def versions(monkeypatch):
 
 
 def test_this_environment_is_ready(tmp_path):
-    done = shell("-m", "m5lib", "doctor", "--json", M5_HOME=str(tmp_path / "new"))
-    findings = [doctor.Finding(**entry) for entry in json.loads(done.stdout)]
-    faults = [finding for finding in findings if finding.status == "fault"]
-    assert done.returncode == 0 and not faults, faults
-    expected = {"python", "packages", "builds", *doctor.TRIALS, "kernel", "home", "disk"}
-    assert {finding.check for finding in findings} == expected
-    assert "H.264" in one(findings, "ffmpeg").found
+    done = shell("-m", "m5lib", "doctor", M5_HOME=str(tmp_path / "new"))
+    *lines, counts = done.stdout.splitlines()
+    assert done.returncode == 0 and counts.endswith(", 0 fault"), done.stdout
+    said = {line.split()[1]: line for line in lines if not line.startswith(" ")}
+    assert set(said) == {"python", "packages", "builds", *doctor.TRIALS, "kernel", "home", "disk"}
+    assert "H.264" in said["ffmpeg"]
     assert not (tmp_path / "new").exists(), "the doctor leaves nothing behind"
 
 
@@ -68,7 +67,7 @@ def test_packages_that_are_absent_or_of_another_version(versions):
     assert numpy.status == "fault" and '"numpy<3,>=2.0"' in numpy.mend
     assert "1.26.4 is installed; <3,>=2.0 is needed" in numpy.found
     assert all(f'"{name}<' in torch.mend for name in doctor.TORCH), "the three are mended together"
-    assert pytest_.status == "warning" and "make test" in pytest_.found
+    assert pytest_.status == "warning" and "only by the extra dev" in pytest_.found
 
 
 def test_an_old_python(monkeypatch):
@@ -80,9 +79,7 @@ def test_an_old_python(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "status", "said"),
     [
-        ({"torch": "2.10.0"}, "fault", "torchvision 0.26.0 was built for torch 2.11.0"),
-        ({"torchaudio": "2.10.0"}, "fault", "torchaudio 2.10.0 was built for torch 2.10"),
-        ({"torch": "2.11.0+cpu"}, "fault", "builds for processors beside others"),
+        ({"torch": "2.11.0+cpu"}, "warning", "several indexes"),
         ({"torchvision": "0.26.0+cu130"}, "warning", "several indexes"),
         (
             {"torch": "2.11.0+cpu", "torchvision": "0.26.0+cpu", "torchaudio": "2.11.0+cpu"},
@@ -90,7 +87,7 @@ def test_an_old_python(monkeypatch):
         ),
     ],
 )
-def test_accelerator_builds_that_do_not_fit(versions, given, status, said):
+def test_accelerator_builds_that_may_not_fit(versions, given, status, said):
     versions(**{"torch": "2.11.0", "torchvision": "0.26.0", "torchaudio": "2.11.0"} | given)
     (found,) = doctor.builds()
     assert found.status == status and said in found.found
