@@ -28,6 +28,7 @@ from math import comb
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -56,14 +57,12 @@ class Target:
         read: (output, sought) -> (B,), differentiable.
         sought: (B, ...) what belongs to each product of the batch: the number of its class, or the
             vector it is compared with.
-        fused: whether more fused tokens are read than the first of each modality, which costs more.
     """
 
     name: str
     model: Model
     read: Callable[[Output, Tensor], Tensor]
     sought: Tensor
-    fused: bool = False
 
     def of(self, chosen: Sequence[int] | np.ndarray | slice) -> "Target":
         """The target of some of the products."""
@@ -72,7 +71,7 @@ class Target:
     @torch.no_grad()
     def value(self, batch: Batch) -> Float[Tensor, " B"]:
         """F of each product."""
-        return self.read(self.model(batch, None if self.fused else {}), self.sought)
+        return self.read(self.model(batch, wanted={}), self.sought)
 
 
 def class_logit(classifier: Classifier, labels: Sequence[str] | np.ndarray) -> Target:
@@ -93,42 +92,35 @@ def class_logit(classifier: Classifier, labels: Sequence[str] | np.ndarray) -> T
     return Target("class logit", classifier.model, read, sought)
 
 
-def similarity(model: Model, vectors: Float[np.ndarray, "B E"], readout: str = DEFAULT) -> Target:
-    """The cosine of each product's embedding with a given one, which is held: why are two products
-    alike?
-
-    Args:
-        vectors: embeddings of the other products (:func:`m5lib.embeddings.embeddings`), by the same
-            read-out.
-    """
+def similarity(model: Model, vectors: Float[np.ndarray, "B E"]) -> Target:
+    """The cosine of each product's embedding with that of another product, which is held: why are
+    the two alike? Embeddings are by the default read-out (:data:`m5lib.embeddings.DEFAULT`)."""
     model.eval()
 
     def read(output: Output, sought: Tensor) -> Tensor:
-        return F.cosine_similarity(read_out(model, output, readout).float(), sought, dim=-1)
+        return F.cosine_similarity(read_out(model, output, DEFAULT).float(), sought, dim=-1)
 
     sought = torch.as_tensor(vectors, device=next(model.parameters()).device)
-    return Target("similarity", model, read, sought, fused=readout == "fused_mean")
+    return Target("similarity", model, read, sought)
 
 
 def nearest(model: Model, streams: Streams, rows: Rows) -> tuple[Target, np.ndarray]:
     """The similarity of each product to its nearest other one in the gallery; and the rows of
     these (B,)."""
     ids, gallery = streams.catalogue.ids, streams.catalogue.split("gallery")
-    own, offered = (
-        embeddings(model, streams, part, readouts=(DEFAULT,))[DEFAULT] for part in (rows, gallery)
-    )
+    parts = (embeddings(model, streams, part, readouts=(DEFAULT,)) for part in (rows, gallery))
+    own, offered = (part[DEFAULT] for part in parts)
     best = rank(own, offered, 1, ids[rows], ids[gallery])[:, 0]
     return similarity(model, offered[best]), gallery[best]
 
 
 def rows_of(catalogue: Catalogue, ids: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Rows of the products with these ids. Raises :class:`~m5lib.catalogue.DataError` for an
-    unknown one."""
-    place = {product: row for row, product in enumerate(catalogue.ids)}
-    if unknown := sorted(set(ids) - set(place)):
-        such = f"ids are such as {next(iter(place))!r}"
-        raise DataError(f"{catalogue.name} has no product {unknown[:3]}; {such}")
-    return np.array([place[product] for product in ids], dtype=int)
+    """Rows of the products with these ids. Raises ``DataError`` for an unknown one."""
+    rows = pd.Index(catalogue.ids).get_indexer(pd.Index(ids, dtype=object))
+    if (rows < 0).any():
+        unknown, such = list(np.asarray(ids)[rows < 0][:3]), catalogue.ids[0]
+        raise DataError(f"{catalogue.name} has no product {unknown}; ids are such as {such!r}")
+    return rows
 
 
 # --- the path from the baseline to the product
@@ -184,8 +176,7 @@ def path(target: Target, batch: Batch, mean: Mapping[str, Tensor] | None = None)
                 summed = with_summary(value, valid[name])
                 stream = Stream(summed, valid[name], boxes=boxes.get(name))
                 values[name] = model.embeddings[model.spec.owner(name)](stream)
-        wanted = None if target.fused else {}
-        return target.read(model.forward_from_embeddings(values, valid, wanted), sought)
+        return target.read(model.forward_from_embeddings(values, valid, {}), sought)
 
     valid = (stream.valid for stream in streams.values())
     rest = (*valid, target.sought, *(streams[name].boxes for name in boxed))
@@ -196,20 +187,21 @@ def path(target: Target, batch: Batch, mean: Mapping[str, Tensor] | None = None)
 def _values(model: Model, batch: Batch) -> dict[str, Tensor]:
     """What a path runs through: embeddings of words, features of the rest."""
     embedded = model.embed(batch)
-    features = {n: s.tokens for n, s in batch.streams.items() if MODALITIES[n].kind == "features"}
-    return {name: features.get(name, x) for name, x in embedded.items()}
+    words = {name for name in embedded if MODALITIES[name].kind == "words"}
+    return {n: x if n in words else batch.streams[n].tokens for n, x in embedded.items()}
 
 
 def _hidden(model: Model, batch: Batch) -> Batch:
     """Every token hidden as in the masked tasks."""
-    worded = {name for name in batch.streams if MODALITIES[name].kind == "words"}
-    if worded and model.tokenizer is None:
-        mend = "load it by from_pretrained, or set model.tokenizer"
-        raise ValueError(f"the model has no tokenizer, so nobody knows its [MASK]: {mend}")
-    fill = dict.fromkeys(batch.streams, 0.0)
-    fill |= {name: model.tokenizer.mask_token_id for name in worded}
-    blank = {n: torch.full_like(s.tokens, fill[n]) for n, s in batch.streams.items()}
-    streams = {n: replace(s, tokens=blank[n]) for n, s in batch.streams.items()}
+    streams = {}
+    for name, stream in batch.streams.items():
+        fill = 0.0
+        if MODALITIES[name].kind == "words":
+            if model.tokenizer is None:
+                mend = "load it by from_pretrained, or set model.tokenizer"
+                raise ValueError(f"the model has no tokenizer, so nobody knows its [MASK]: {mend}")
+            fill = model.tokenizer.mask_token_id
+        streams[name] = replace(stream, tokens=torch.full_like(stream.tokens, fill))
     return replace(batch, streams=streams)
 
 

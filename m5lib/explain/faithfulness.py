@@ -43,14 +43,12 @@ SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def left_with(batch: Batch, keep: Mapping[str, Tensor]) -> Batch:
-    """The products with only some of their tokens: the others are not valid, so nobody reads them.
+    """The products with only the tokens to keep, (B, L) of some modalities; the others are not
+    valid, so nobody reads them. Of ``keep`` only tokens with content are asked for
+    (:func:`m5lib.explain.attribution.content`).
 
     The summary of a feature stream becomes the mean of what is left, and a modality of which no
     token is left is absent, ``[CLS]`` and all: the model is given a product as there might be one.
-
-    Args:
-        keep: modality -> (B, L), for some of the modalities; only tokens with content are asked for
-            (:func:`m5lib.explain.attribution.content`).
     """
     streams = dict(batch.streams)
     for name, kept in keep.items():
@@ -90,11 +88,8 @@ def ranks(
 
 def curves(target: Target, batch: Batch, scores: Mapping[str, Tensor]) -> Curves:
     """Deletion and insertion curves (Petsiuk et al. 2018, arXiv 1806.07421) of each product, by the
-    scores of some modalities.
-
-    Tokens of the other modalities are held. A product without tokens of these modalities has flat
-    curves.
-    """
+    scores of some modalities. Tokens of the others are held; a product without tokens of these
+    modalities has flat curves."""
     place, count = ranks(scores, batch)
 
     def value(share: float, best: bool) -> Tensor:
@@ -132,17 +127,16 @@ class Removed(NamedTuple):
     gains: dict[str, np.ndarray]
 
 
-def removed(target: Target, batch: Batch, scores: Tokens, draws: int = 3) -> dict[str, Removed]:
-    """Deletion and insertion of the tokens of each modality, the others held, and of all: codes ->
-    what happened. ``draws``: how many random orders."""
+def removed(target: Target, batch: Batch, scores: Tokens) -> dict[str, Removed]:
+    """Deletion and insertion of the tokens of each modality, the others held, and of all, against
+    three random orders: codes -> what happened."""
     names, studies = tuple(scores), {}
-    sets = [(name,) for name in names] + ([names] if len(names) > 1 else [])
-    for chosen in sets:
+    for chosen in dict.fromkeys([*((name,) for name in names), names]):
         part = {name: scores[name] for name in chosen}
         enough = (ranks(part, batch)[1] > 1).cpu().numpy()
         if not enough.any():
             continue
-        orders = [random_scores(batch, chosen, seed) for seed in range(draws)]
+        orders = (random_scores(batch, chosen, seed) for seed in range(3))
         drawn = [curves(target, batch, order) for order in orders]
         ours = curves(target, batch, part)
         mean = Curves(*(np.mean(x, axis=0) for x in zip(*drawn, strict=True)))
@@ -155,30 +149,28 @@ def removed(target: Target, batch: Batch, scores: Tokens, draws: int = 3) -> dic
 # --- infidelity, sensitivity, randomisation
 
 
-def infidelity(
-    whole: Path, scores: Mapping[str, Tensor], share: float = 0.5, samples: int = 10, seed: int = 0
-) -> float:
+def infidelity(whole: Path, scores: Mapping[str, Tensor], share: float = 0.5) -> float:
     """Infidelity (Yeh et al. 2019, arXiv 1901.09392; Captum's ``infidelity``), relative to that of
     an attribution of nothing.
 
     Tokens are set to their baseline at random, each with the chance ``share``; an attribution that
-    adds up says by how much F falls: the scores of these tokens. Mean over products and draws of
-    (sum of these scores - fall)², over that of fall²: 0 is exact, 1 no better than saying nothing.
-    ``scores`` may go on beyond the path, in products and in padding.
+    adds up says by how much F falls: the scores of these tokens. Mean over products and ten draws
+    of (sum of these scores - fall)², over that of fall²: 0 is exact, 1 no better than saying
+    nothing. ``scores`` may go on beyond the path, in products and in padding.
     """
     from captum.metrics import infidelity as measure
 
     def hide(inputs: tuple[Tensor, ...], baselines: tuple[Tensor, ...]) -> tuple[tuple, tuple]:
-        shapes = (x.shape[:2] for x in inputs)
-        draws = [torch.rand(shape, generator=generator) < share for shape in shapes]
-        draws = [d.to(x.device)[..., None].expand_as(x) for d, x in zip(draws, inputs, strict=True)]
-        sides = zip(draws, baselines, inputs, strict=True)
-        hidden = tuple(torch.where(d, b, x) for d, b, x in sides)
-        return tuple(d.to(x.dtype) for d, x in zip(draws, inputs, strict=True)), hidden
+        draws, hidden = [], []
+        for x, blank in zip(inputs, baselines, strict=True):
+            draw = torch.rand(x.shape[:2], generator=generator) < share
+            draws.append(draw.to(x.device)[..., None].expand_as(x))
+            hidden.append(torch.where(draws[-1], blank, x))
+        return tuple(d.to(x.dtype) for d, x in zip(draws, inputs, strict=True)), tuple(hidden)
 
     missed = []
     for factor in (1.0, 0.0):
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         # a token's score is dealt out over its width: only the sum is read
         dealt = tuple(
             factor * scores[n][: len(x), : x.shape[1], None].expand_as(x) / x.shape[-1]
@@ -191,7 +183,7 @@ def infidelity(
             dealt,
             baselines=whole.baselines,
             additional_forward_args=whole.rest,
-            n_perturb_samples=samples,
+            n_perturb_samples=10,
             max_examples_per_batch=4 * len(dealt[0]),
         )
         missed.append(float(values.mean()))
@@ -199,12 +191,7 @@ def infidelity(
 
 
 def sensitivity(
-    whole: Path,
-    radius: float = 0.02,
-    samples: int = 4,
-    steps: int = STEPS,
-    at_once: int = 512,
-    seed: int = 0,
+    whole: Path, radius: float = 0.02, samples: int = 4, steps: int = STEPS
 ) -> np.ndarray:
     """Maximal sensitivity of integrated gradients (Yeh et al. 2019; Captum's ``sensitivity_max``):
     (B,) the largest relative change of the attribution when all inputs are moved by at most
@@ -213,11 +200,11 @@ def sensitivity(
 
     def explain(inputs, baselines, additional_forward_args):
         moved = whole._replace(inputs=inputs, baselines=baselines, rest=additional_forward_args)
-        parts = fitting(lambda part, size: integrated(part, steps, size), moved, at_once)
+        parts = fitting(lambda part, size: integrated(part, steps, size), moved, 512)
         return tuple(torch.cat(x) for x in zip(*parts, strict=True))
 
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         values = sensitivity_max(
             explain,
             whole.inputs,
@@ -229,27 +216,23 @@ def sensitivity(
     return values.cpu().numpy()
 
 
-def randomised(classifier: Classifier, seed: int = 0) -> Iterator[tuple[str, Classifier]]:
+def randomised(classifier: Classifier) -> Iterator[tuple[str, Classifier]]:
     """The classifier with ever more of its weights drawn anew, from the top down: the cascade of
-    Adebayo et al. 2018, arXiv 1810.03292.
-
-    Yields what was added (``out``, ``hidden``, each stage's layers, ``embeddings``) and a copy with
-    all parts up to it drawn anew.
-    """
+    Adebayo et al. 2018, arXiv 1810.03292. Yields what was added (``out``, ``hidden``, each stage's
+    layers, ``embeddings``) and a copy with all parts up to it drawn anew."""
     hidden, dropout = classifier.hidden.out_features, classifier.dropout.p
     with torch.random.fork_rng():
-        torch.manual_seed(2**31 + seed)  # not the seed that the weights themselves began with
+        torch.manual_seed(2**31)  # no seed that the weights themselves began with
         fresh = Classifier(Model(classifier.model.spec), classifier.labels, hidden, dropout)
     device, anew = next(classifier.parameters()).device, copy.deepcopy(classifier)
-    parts: list[tuple[str, list[str]]] = [("out", ["out."]), ("hidden", ["hidden."])]
+    parts: list[tuple[str, tuple[str, ...]]] = [("out", ("out.",)), ("hidden", ("hidden.",))]
     for number, stack in reversed(list(enumerate(classifier.model.stages))):
         for layer in reversed(range(stack.stage.layers)):
-            names = [f"model.stages.{number}.blocks.{owner}.{layer}." for owner in stack.blocks]
-            parts.append((f"{stack.stage.kind} {layer + 1}", names))
-    parts.append(("embeddings", ["model.embeddings."]))
+            names = (f"model.stages.{number}.blocks.{owner}.{layer}." for owner in stack.blocks)
+            parts.append((f"{stack.stage.kind} {layer + 1}", tuple(names)))
     new = fresh.to(device).state_dict()
-    for label, prefixes in parts:
-        drawn = {key: value for key, value in new.items() if key.startswith(tuple(prefixes))}
+    for label, prefixes in [*parts, ("embeddings", ("model.embeddings.",))]:
+        drawn = {key: value for key, value in new.items() if key.startswith(prefixes)}
         anew.load_state_dict(drawn, strict=False)
         yield label, copy.deepcopy(anew)
 
@@ -263,18 +246,17 @@ def rank_correlation(
     Across modalities any two scorings agree that some modality has the larger numbers. Modalities
     with fewer than three tokens, or with constant scores, do not count; NaN where none is left.
     """
-    values = {name: np.full(len(batch.rows), np.nan) for name in a}
-    for name in a:
+    values = np.full((len(a), len(batch.rows)), np.nan)
+    for place, name in enumerate(a):
         own = content(batch.streams[name]).cpu().numpy()
         sides = [x[name].float().cpu().numpy() for x in (a, b)]
         for n in np.flatnonzero(own.sum(1) > 2):
             pair = (side[n, own[n]] for side in sides)
             x, y = (rankdata(np.abs(side) if absolute else side) for side in pair)
             if x.std() > 0 and y.std() > 0:
-                values[name][n] = np.corrcoef(x, y)[0, 1]
-    whole = np.stack(list(values.values()))
-    known = np.isfinite(whole)
-    mean = np.where(known, whole, 0).sum(0) / np.maximum(known.sum(0), 1)
+                values[place, n] = np.corrcoef(x, y)[0, 1]
+    known = np.isfinite(values)
+    mean = np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1)
     return np.where(known.any(0), mean, np.nan)
 
 
@@ -286,11 +268,7 @@ def cascade(
     steps: int,
 ) -> pd.DataFrame:
     """Rank correlation with the trained classifier's own scores while ever more of its weights are
-    drawn anew (:func:`randomised`).
-
-    Returns:
-        what was drawn anew x kind of correlation.
-    """
+    drawn anew (:func:`randomised`): what was drawn anew x kind of correlation."""
 
     def scored(classifier: Classifier) -> dict[str, Tokens]:
         target = class_logit(classifier, labels)
@@ -363,13 +341,10 @@ def carriers(
 def pointing(
     scores: Mapping[str, Tensor], carrying: Mapping[str, np.ndarray], batch: Batch
 ) -> dict[str, tuple[Float[np.ndarray, " B"], Float[np.ndarray, " B"]]]:
-    """The pointing game (Zhang et al. 2018, arXiv 1608.00507) on tokens: whether the one with the
-    highest score carries the category.
-
-    Returns:
-        modality -> (B,) hits, with ties the share of them that carry; (B,) chance, the share of the
-        tokens that carry. NaN where there is nothing to choose: none carries the category, or all.
-    """
+    """The pointing game (Zhang et al. 2018, arXiv 1608.00507) on tokens: modality -> whether the
+    one with the highest score carries the category, with ties the share of them that do; and
+    chance, the share of the tokens that do; (B,) each. NaN where there is nothing to choose: none
+    carries the category, or all."""
     games = {}
     for name, right in carrying.items():
         own, value = content(batch.streams[name]).cpu().numpy(), scores[name].float().cpu().numpy()

@@ -5,20 +5,5 @@ import figures``. Those of one subject stay in ``tokens``, ``models``, ``maps`` 
 ``attribution``; how all look is decided in ``style``.
 """
 
-from m5lib.figures.catalogue import (
-    front,
-    gallery,
-    histograms,
-    long_tail,
-    neighbours,
-    presence,
-)
-from m5lib.figures.training import (
-    bars,
-    losses,
-    milestones,
-    panels,
-    score_matrix,
-    spread,
-    table,
-)
+from m5lib.figures.catalogue import front, gallery, histograms, long_tail, neighbours, presence
+from m5lib.figures.training import bars, losses, milestones, panels, score_matrix, spread, table

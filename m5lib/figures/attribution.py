@@ -4,7 +4,6 @@ orange against it."""
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -59,24 +58,17 @@ def _note(figure: Figure, x: float, y: float, text: str, **settings) -> None:
 
 
 class Panel(NamedTuple):
-    """What a panel draws: the tokens of one modality of one product, at a place of the page (left,
-    top, width, height, in inches).
-
-    Attributes:
-        scores: (L,) its summary first.
-        told: what is true of it (:func:`m5lib.shop.listings.truth`).
-        settings: of the extractor that made the tokens; ``step``: seconds of a token.
-    """
+    """What a panel draws: the tokens of one modality of one product."""
 
     figure: Figure
-    at: tuple[float, float, float, float]
+    at: tuple[float, float, float, float]  # left, top, width, height on the page, inches
     content: object
     stream: Stream
-    scores: np.ndarray
-    told: Sequence
+    scores: np.ndarray  # (L,), the summary first
+    told: Sequence  # what is true of it (m5lib.shop.listings.truth)
     tokenizer: object
-    settings: Mapping
-    step: float | None
+    settings: Mapping  # of the extractor that made the tokens
+    step: float | None  # seconds of a token
 
 
 def _chips(panel: Panel, rows: Sequence[Sequence[tuple]], reach: float, lead: float = 0.0) -> None:
@@ -100,36 +92,28 @@ def _chips(panel: Panel, rows: Sequence[Sequence[tuple]], reach: float, lead: fl
 
 def _regions(panel: Panel) -> None:
     """The photograph once per scale of its regions, each region filled with its colour."""
-    (x, y, width, height), scores = panel.at, panel.scores
+    (x, y, width, height), scores = panel.at, panel.scores[1:]
     picture = np.asarray(decoding.open_image(panel.content))
-    boxes = panel.stream.boxes[0, 1 : len(scores)].numpy()
+    h, w = picture.shape[:2]
+    margin = 0.008 * w * np.array([1, 1, -1, -1])
+    boxes = panel.stream.boxes[0, 1 : len(panel.scores), :4].numpy() * [w, h, w, h] + margin
     levels = [level**2 for level in panel.settings.get("levels", ())]
     groups = levels if sum(levels) == len(boxes) else [len(boxes)]
-    wide, start = (width - 0.1 * (len(groups) - 1)) / len(groups), 1
-    for number, count in enumerate(groups):
+    wide = (width - 0.1 * (len(groups) - 1)) / len(groups)
+    for number, own in enumerate(np.split(np.arange(len(boxes)), np.cumsum(groups)[:-1])):
         axes = inset(panel.figure, x + number * (wide + 0.1), y, wide, height)
-        own = np.arange(start, start + count)
-        start += count
-        own = own[np.argsort(np.abs(scores[own]))][-9:]  # the strongest, drawn last
-        _on_photograph(axes, picture, boxes[own - 1], scores[own], _reach(scores), panel.told)
-        axes.set_title(f"{count} region{'s' * (count > 1)}", fontsize=8, fontweight="normal", pad=2)
-
-
-def _on_photograph(axes: Axes, picture, boxes, scores, reach: float, told: Sequence) -> None:
-    """Regions as boxes on the photograph (H, W, 3), filled with their colour; ``told``: the
-    product's own box, dashed."""
-    height, width = picture.shape[:2]
-    axes.imshow(picture)
-    axes.axis("off")
-    whole, margin = np.array([width, height, width, height]), 0.008 * width
-    for box, value, edge in zip(boxes, scores, _sides(scores), strict=True):
-        x1, y1, x2, y2 = box[:4] * whole + margin * np.array([1, 1, -1, -1])
-        strength = min(1.0, abs(float(value)) / reach)
-        fill = {"fc": edge, "ec": "none", "alpha": 0.6 * strength, "gid": "token"}
-        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **fill))
-        frame(axes, (x1, y1, x2, y2), edge, lw=0.6 + 1.8 * strength)
-    if len(told):
-        frame(axes, np.asarray(told, dtype=float) * whole, TRUE, lw=2, ls="--")
+        axes.imshow(picture)
+        axes.axis("off")
+        for n in own[np.argsort(np.abs(scores[own]))][-9:]:  # the strongest, drawn last
+            (x1, y1, x2, y2), edge = boxes[n], RIGHT if scores[n] > 0 else WRONG
+            strength = abs(float(scores[n])) / _reach(panel.scores)
+            fill = {"fc": edge, "ec": "none", "alpha": 0.6 * strength, "gid": "token"}
+            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **fill))
+            frame(axes, boxes[n], edge, lw=0.6 + 1.8 * strength)
+        if len(panel.told):
+            frame(axes, np.asarray(panel.told) * [w, h, w, h], TRUE, lw=2, ls="--")
+        title = f"{len(own)} region{'s' * (len(own) > 1)}"
+        axes.set_title(title, fontsize=8, fontweight="normal", pad=2)
 
 
 def _words(panel: Panel) -> None:
@@ -220,13 +204,11 @@ def product(
     on its own scale, and the modalities.
 
     Args:
-        scores: modality -> (L,) of this product's tokens, its summary first
-            (:attr:`m5lib.explain.attribution.Attribution.tokens`).
+        scores: modality -> (L,) of this product's tokens, its summary first.
         worth: modality -> Shapley value.
         told: what is true of it (:func:`m5lib.shop.listings.truth`), underlined or framed in green.
     """
-    figure = plt.figure(figsize=(10, 5.2), layout="none")
-    plt.close(figure)
+    figure = Figure((10, 5.2), layout="none")
     _note(figure, 0.05, 0.15, title, fontsize=11)
     key = "blue speaks for it, orange against it"
     key += ", green: carries the category" if told is not None else ""
@@ -269,16 +251,15 @@ def photographs(
     pictures = [np.asarray(decoding.open_image(file)) for file in files]
     for line, (method, values) in enumerate(scores.items()):
         for n, (place, picture) in enumerate(zip(axes[line], pictures, strict=True)):
-            height, width = picture.shape[:2]
-            heat = spread_out(boxes[n], values[n], (48, 48))
+            heat, (height, width) = spread_out(boxes[n], values[n], (48, 48)), picture.shape[:2]
+            extent, strength = (0, width, height, 0), heat / _reach(heat)
             grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2) / 255
-            place.imshow(0.35 + 0.65 * grey, extent=(0, width, height, 0))
-            strength = heat / _reach(heat)
+            place.imshow(0.35 + 0.65 * grey, extent=extent)
             paint = SIGNED(0.5 + 0.5 * strength) * [1, 1, 1, 0.75]
             paint[..., 3] *= np.abs(strength)
-            place.imshow(paint, extent=(0, width, height, 0), interpolation="bilinear")
+            place.imshow(paint, extent=extent, interpolation="bilinear")
             if len(told) and len(told[n]):
-                box = np.asarray(told[n], dtype=float) * [width, height, width, height]
+                box = np.asarray(told[n]) * [width, height, width, height]
                 frame(place, box, TRUE, lw=1.4, ls="--")
             place.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
             place.spines[:].set_visible(False)
@@ -293,10 +274,12 @@ def spread_out(boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> 
     1 / area: overlaps do not add up."""
     heat, weight = np.zeros(size), np.zeros(size)
     for (x1, y1, x2, y2), value in zip(boxes[:, :4], scores, strict=True):
-        rows = slice(round(y1 * size[0]), max(round(y2 * size[0]), round(y1 * size[0]) + 1))
-        columns = slice(round(x1 * size[1]), max(round(x2 * size[1]), round(x1 * size[1]) + 1))
-        heat[rows, columns] += value / max((x2 - x1) * (y2 - y1), 1e-6)
-        weight[rows, columns] += 1 / max((x2 - x1) * (y2 - y1), 1e-6)
+        top, left = round(y1 * size[0]), round(x1 * size[1])
+        rows = slice(top, max(round(y2 * size[0]), top + 1))
+        columns = slice(left, max(round(x2 * size[1]), left + 1))
+        area = max((x2 - x1) * (y2 - y1), 1e-6)
+        heat[rows, columns] += value / area
+        weight[rows, columns] += 1 / area
     return heat / np.maximum(weight, 1e-12)
 
 
@@ -314,21 +297,20 @@ def deletion_insertion(
     """
     size, x = (1.9 + 1.7 * len(curves), 4.0), 100 * np.asarray(shares)
     figure, axes = canvas(2, len(curves), size, sharex=True, sharey="col")
-    for column, (title, part) in enumerate(curves.items()):
-        kinds = (("deletion", WRONG), ("insertion", RIGHT))
-        for place, (kind, paint) in zip(axes[:, column], kinds, strict=True):
-            random = {"color": QUIET, "label": "random order", "ls": "--"}
-            ours = {"color": paint, "label": "integrated gradients"}
-            for key, look in ((f"random {kind}", random), (kind, ours)):
+    kinds = (("deletion", "deleted", WRONG), ("insertion", "inserted", RIGHT))
+    for line, (kind, done, paint) in zip(axes, kinds, strict=True):
+        random = f"random {kind}", QUIET, "random order", "--"
+        ours = kind, paint, "integrated gradients", "-"
+        for place, part in zip(line, curves.values(), strict=True):
+            for key, shade, name, style in (random, ours):
                 change = part[key] - part["deletion"][:, :1]
                 mean, error = change.mean(axis=0), 1.96 * change.std(axis=0) / np.sqrt(len(change))
-                place.plot(x, mean, marker="o", ms=3, **look)
-                band = {"color": look["color"], "alpha": 0.2, "lw": 0}
-                place.fill_between(x, mean - error, mean + error, **band)
+                place.plot(x, mean, marker="o", ms=3, color=shade, ls=style, label=name)
+                place.fill_between(x, mean - error, mean + error, color=shade, alpha=0.2, lw=0)
             place.tick_params(labelsize=8)
-        axes[0, column].set_title(title, fontsize=10)
-        axes[1, column].set_xlabel("% of the tokens", fontsize=8.5)
-    for line, kind in zip(axes, ("deleted", "inserted"), strict=True):
-        line[0].set_ylabel(f"change of {label},\nbest {kind}", fontsize=8.5)
+        line[0].set_ylabel(f"change of {label},\nbest {done}", fontsize=8.5)
         legend_beside(line[-1], fontsize=8)
+    for (above, below), title in zip(axes.T, curves, strict=True):
+        above.set_title(title, fontsize=10)
+        below.set_xlabel("% of the tokens", fontsize=8.5)
     return figure

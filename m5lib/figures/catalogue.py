@@ -127,23 +127,20 @@ def neighbours(
         matched: (Q, R) whether they are what was sought; None where nobody knows: grey frames. A
             product without a label shows its title.
     """
-    columns = 1 + rows.shape[1]
+    columns, labels = 1 + rows.shape[1], catalogue.labels
+    titles = lambda row: short(title_of(catalogue.products[row]), 3, 18)  # noqa: E731
     figure, axes = canvas(len(queries), columns, (1.25 * columns, 2.05 * len(queries)))
     for line, query in enumerate(queries):
         picture(axes[line, 0], catalogue, query, "#000000")
-        said = short(title_of(catalogue.products[query]), 3, 18)
-        if (label := catalogue.labels[query]) is not None:
-            said += f"\n[{short(label, 1)}]"
-        axes[line, 0].set_title(said, fontsize=7)
+        label = "" if labels[query] is None else f"\n[{short(labels[query], 1)}]"
+        axes[line, 0].set_title(titles(query) + label, fontsize=7)
         for number, (place, row) in enumerate(zip(axes[line, 1:], rows[line], strict=True)):
             if row < 0:
                 place.axis("off")
                 continue
             shade = QUIET if matched is None else RIGHT if matched[line, number] else WRONG
             picture(place, catalogue, row, shade)
-            label = catalogue.labels[row]
-            said = short(title_of(catalogue.products[row]), 3, 18)
-            said = said if label is None else short(label, 1)
+            said = titles(row) if labels[row] is None else short(labels[row], 1)
             ink = "black" if matched is None else shade
             place.set_title(said, fontsize=7, color=ink, fontweight="normal")
     heading(figure, title)
@@ -175,29 +172,17 @@ def picture(
 # --- the front page: one product, the model, its vector, its neighbours
 
 WIDTH, HEIGHT, MIDDLE = 9.6, 4.95, 2.5  # inches
-#: Modality -> where it is drawn on the front page: left, top, width, height.
-PLACES = {
-    "image": (0.08, 0.62, 1.62, 1.62),
-    "text": (1.95, 0.62, 2.47, 0.42),
-    "table": (1.95, 1.34, 2.47, 0.90),
-    "video": (0.08, 2.60, 4.34, 0.72),
-    "audio": (0.08, 3.68, 4.34, 0.72),
-}
-
-
-MIDDLE_LEFT = {"va": "center", "fontsize": 9}
 
 
 def _title(axes: Axes, content: str) -> None:
-    text = f"“{short(content, 2, 36)}”"
-    axes.text(0.03, 0.5, text, style="italic", transform=axes.transAxes, **MIDDLE_LEFT)
+    _say(axes, 0.03, 0.5, f"“{short(content, 2, 36)}”", ha="left", fontsize=9, style="italic")
 
 
 def _cells(axes: Axes, content) -> None:
     for line, (key, value) in enumerate(content[:5]):
-        y, where = 1 - (line + 0.6) / 5.2, {"transform": axes.transAxes, **MIDDLE_LEFT}
-        axes.text(0.03, y, short(key, 1, 16), color=QUIET, **where)
-        axes.text(0.45, y, short(value, 1, 18), **where)
+        y, look = 1 - (line + 0.6) / 5.2, {"ha": "left", "fontsize": 9}
+        _say(axes, 0.03, y, short(key, 1, 16), color=QUIET, **look)
+        _say(axes, 0.45, y, short(value, 1, 18), **look)
 
 
 def _film(axes: Axes, content) -> None:
@@ -217,13 +202,17 @@ def _sound(axes: Axes, content) -> None:
     axes.imshow(bands.T, origin="lower", aspect="auto", cmap="magma")
 
 
-#: Modality -> how what a product has of it is drawn.
+def _photograph(axes: Axes, content) -> None:
+    axes.imshow(open_image(content))
+
+
+#: Modality -> how what a product has of it is drawn, and where: left, top, width, height.
 DRAWN = {
-    "image": lambda axes, content: axes.imshow(open_image(content)),
-    "text": _title,
-    "table": _cells,
-    "video": _film,
-    "audio": _sound,
+    "image": (_photograph, (0.08, 0.62, 1.62, 1.62)),
+    "text": (_title, (1.95, 0.62, 2.47, 0.42)),
+    "table": (_cells, (1.95, 1.34, 2.47, 0.90)),
+    "video": (_film, (0.08, 2.60, 4.34, 0.72)),
+    "audio": (_sound, (0.08, 3.68, 4.34, 0.72)),
 }
 
 
@@ -297,17 +286,16 @@ def front(
     figure, axes = page(WIDTH, HEIGHT)
     bold, small = {"fontsize": 11, "fontweight": "bold"}, {"fontsize": 8.5, "color": QUIET}
     _say(axes, 0.05, 0.2, f"one product: {short(product.label, 1, 30)}", ha="left", **bold)
-    for name in (name for name in names if name in PLACES):
-        left, top, _, _ = PLACES[name]
-        look = {"ha": "left", "fontweight": "bold", "color": colour(name)}
-        _say(axes, left, top - 0.13, name, **look)
-        place = inset(figure, *PLACES[name])
+    for name in (name for name in names if name in DRAWN):
+        draw, at = DRAWN[name]
+        _say(axes, at[0], at[1] - 0.13, name, ha="left", fontweight="bold", color=colour(name))
+        place = inset(figure, *at)
         place.set(xticks=[], yticks=[])
         place.spines[:].set(visible=True, color=colour(name), linewidth=2)
         if name in product.contents:
-            DRAWN[name](place, product.contents[name])
+            draw(place, product.contents[name])
         else:
-            _say(place, 0.5, 0.5, "absent", color=QUIET, transform=place.transAxes)
+            _say(place, 0.5, 0.5, "absent", color=QUIET)
     _model(axes, names, list(product.contents), 4.78)
     for left, right in ((4.48, 4.66), (5.99, 6.15), (6.67, 6.88)):
         _arrow(axes, left, right)

@@ -4,6 +4,7 @@ pointer. Directions and units of a map mean nothing: there are no axes."""
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from textwrap import shorten
 from uuid import uuid4
 
@@ -119,8 +120,7 @@ class InteractiveMap:
     Args:
         points: title -> (N, 2), a tab for each.
         near: title -> (N, k) the nearest of each product in the space that the map is of.
-        column: (N,) the group of each product; its name is what products are grouped by.
-        products: the N products.
+        column: (N,) the group of each of the N products.
     """
 
     def __init__(
@@ -159,15 +159,8 @@ class InteractiveMap:
         )
 
 
-CARD = """<div style="display:flex;gap:8px;width:260px;overflow-wrap:anywhere">
-<img src="@picture" width="96" height="96" style="object-fit:contain">
-<div><b>@title</b><br>@group<br>has @has</div></div>"""
-JOIN = """const data = source.data, n = source.selected.indices[0];
-lines.forEach((own, i) => {
-  const to = n === undefined ? [] : near[i][n], x = data["x" + i], y = data["y" + i];
-  own.data = {x0: to.map(() => x[n]), y0: to.map(() => y[n]), x1: to.map(m => x[m]),
-    y1: to.map(m => y[m])};
-});"""
+def _beside(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def _tabs(points: Mapping, near: Mapping, column: pd.Series, products: Sequence[Product]):
@@ -190,8 +183,8 @@ def _tabs(points: Mapping, near: Mapping, column: pd.Series, products: Sequence[
         # two dollar signs would be set as mathematics, by a library from the network
         "legend": [legend.get(name, "others").replace("$$", "$\u200b$") for name in column],
     }
-    for number, at in enumerate(points.values()):
-        columns |= {f"x{number}": at[:, 0].tolist(), f"y{number}": at[:, 1].tolist()}
+    for number, (x, y) in enumerate(at.T.tolist() for at in points.values()):
+        columns |= {f"x{number}": x, f"y{number}": y}
     source, lines, tabs = ColumnDataSource(columns, name="products"), [], []
     size = 9 if len(products) <= 250 else 7 if len(products) <= 800 else 5
     for number, title in enumerate(points):
@@ -203,14 +196,13 @@ def _tabs(points: Mapping, near: Mapping, column: pd.Series, products: Sequence[
         look |= {"nonselection_fill_alpha": 0.4, "selection_line_color": PALETTE[-1]}
         at = {"x": f"x{number}", "y": f"y{number}", "source": source, "size": size}
         dots = plot.scatter(**at, legend_group="legend", **look)
-        plot.add_tools(HoverTool(renderers=[dots], tooltips=CARD))
+        plot.add_tools(HoverTool(renderers=[dots], tooltips=_beside("map_card.html")))
         plot.select(TapTool).renderers = [dots]
         plot.axis.visible = plot.grid.visible = False
         plot.add_layout(plot.legend[0], "right")
         tabs.append(TabPanel(child=plot, title=title))
-    arguments = {"source": source, "lines": lines}
-    arguments["near"] = [near[title].tolist() for title in points]
-    source.selected.js_on_change("indices", CustomJS(args=arguments, code=JOIN))
+    arguments = {"source": source, "lines": lines, "near": [near[t].tolist() for t in points]}
+    source.selected.js_on_change("indices", CustomJS(args=arguments, code=_beside("map_join.js")))
     return Tabs(tabs=tabs)
 
 

@@ -125,19 +125,17 @@ def stages(rows: Sequence[Mapping[str, Spec]]) -> Figure:
     Args:
         rows: of panels, each title -> a spec whose ``modalities`` or ``takes`` say what it reads.
     """
-    specs = [list(row.values()) for row in rows]
-    sides = [[tuple(spec.modalities or spec.takes or MODALITIES) for spec in row] for row in specs]
-    groups = [[sum(len(group) for group, _ in folded(s.stages)) for s in row] for row in specs]
-    tall = [max(row) + 1 for row in groups]
-    figure, _ = canvas(size=(10.5, 0.7 * sum(tall) + 0.5 * len(rows)))
-    figure.clear()
+    count = lambda spec: sum(len(group) for group, _ in folded(spec.stages))  # noqa: E731
+    tall = [1 + max(map(count, row.values())) for row in rows]
+    figure = Figure((10.5, 0.7 * sum(tall) + 0.5 * len(rows)))
     strips = figure.subfigures(len(rows), 1, height_ratios=tall, squeeze=False)[:, 0]
-    for strip, row, side in zip(strips, rows, sides, strict=True):
-        widths = [len(names) + 1.3 for names in side]
+    for strip, row in zip(strips, rows, strict=True):
+        sides = [tuple(spec.modalities or spec.takes or MODALITIES) for spec in row.values()]
+        widths = [len(names) + 1.3 for names in sides]
         panels = strip.subplots(1, len(row), width_ratios=widths, squeeze=False)[0]
-        drawn = zip(panels, row.items(), side, strict=True)
+        drawn = zip(panels, row.items(), sides, strict=True)
         height = max(_sketch(axes, *item, names) for axes, item, names in drawn)
-        for axes, names in zip(panels, side, strict=True):
+        for axes, names in zip(panels, sides, strict=True):
             axes.set(xlim=(-0.6, len(names) + 0.7), ylim=(-0.15, height))
             axes.axis("off")
     return figure
@@ -183,12 +181,13 @@ def reach(matrices: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence
 
     Args:
         matrices: title -> the boolean matrix and the influence, both (M, M)
-            (:func:`m5lib.models.anatomy.reach`, :func:`m5lib.models.anatomy.influence`).
+            (:mod:`m5lib.models.anatomy`).
     """
-    codes, panels = codes_of(names), {}
-    for title, (reached, moved) in matrices.items():
-        share = np.where(reached, 100 * np.asarray(moved, dtype=float), 0.0)
-        panels[title] = pd.DataFrame(share, index=codes, columns=codes)
+    codes = codes_of(names)
+    panels = {
+        title: pd.DataFrame(np.where(reached, 100 * moved, 0.0), codes, codes)
+        for title, (reached, moved) in matrices.items()
+    }
     title = "Change of an output (row) per change of an input, %  (–: not reached)"
     return shares(panels, title, "input", (0.01, 300))
 
@@ -196,29 +195,22 @@ def reach(matrices: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence
 @styled
 def ledger(parts: Mapping[str, pd.DataFrame]) -> Figure:
     """Parameters of each component, one panel per model: what has received a gradient, and, where
-    there is any, what has not.
-
-    Args:
-        parts: title -> columns ``parameters`` and ``trained``, indexed by component
-            (:func:`m5lib.models.anatomy.ledger`).
-    """
+    there is any, what has not. ``parts``: title -> :func:`m5lib.models.anatomy.ledger`."""
     longest = max(len(part) for part in parts.values())
     figure, axes = canvas(1, len(parts), (4.9 * len(parts), 0.9 + 0.25 * longest))
     for place, (title, part) in zip(axes[0], parts.items(), strict=True):
         y, trained, all_of = np.arange(len(part)), part["trained"], part["parameters"]
-        place.barh(y, trained, color=PALETTE[0], label="trained")
+        bars = place.barh(y, trained, color=PALETTE[0], label="trained")
         if (all_of > trained).any():
             never = {"color": PALETTE[1], "label": "never trained"}
-            place.barh(y, all_of - trained, left=trained, **never)
+            bars = place.barh(y, all_of - trained, left=trained, **never)
             place.legend(fontsize=8)
-        for line, count in zip(y, all_of, strict=True):
-            place.annotate(f" {count:,}", (count, line), va="center", fontsize=7.5)
+        place.bar_label(bars, [f" {count:,}" for count in all_of], fontsize=7.5)
         total, share = all_of.sum(), trained.sum() / all_of.sum()
         place.set_title(f"{title}: {total:,}, {share:.0%} trained", fontsize=9.5)
-        place.set(yticks=y, xlabel="parameters", xlim=(0, 1.25 * all_of.max()))
-        place.set_yticklabels(part.index, fontsize=8)
+        place.set(xlabel="parameters", xlim=(0, 1.25 * all_of.max()), ylim=(len(part) - 0.4, -0.6))
+        place.set_yticks(y, part.index, fontsize=8)
         place.tick_params("x", labelsize=8)
         place.locator_params("x", nbins=4)
         place.xaxis.set_major_formatter("{x:,.0f}")
-        place.set_ylim(len(part) - 0.4, -0.6)
     return figure

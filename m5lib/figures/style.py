@@ -4,10 +4,12 @@ a canvas, text from outside, and the two ways to draw numbers: dots and a heat m
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -16,18 +18,7 @@ from m5lib.modalities import MODALITIES
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 RIGHT, WRONG, QUIET, TRUE = PALETTE[0], PALETTE[1], "#8a8a8a", PALETTE[2]
-STYLE = {
-    "figure.dpi": 110,
-    "savefig.dpi": 160,
-    "savefig.bbox": "tight",
-    "font.size": 10,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "figure.constrained_layout.use": True,
-}
+STYLE = rc_params_from_file(Path(__file__).with_suffix(".mplstyle"), use_default_template=False)
 
 
 def colour(name: str) -> str:
@@ -124,37 +115,28 @@ def dots(
         values: (rows, seeds); a row of NaN stays empty.
         paint: the colour of all bars, or one for each; ``point``: that of the dots.
         shift: how far below its line the row is drawn, where several series share the lines.
-        digits: of the mean, written at the right end; None: not written.
+        digits: of the mean, written at the right end, which is returned; None: not written.
         chance: where a dotted line stands.
-        label: the name of the series in a legend.
-
-    Returns:
-        the right end of what is drawn.
     """
     lines, mean = np.arange(len(values)) + shift, values.mean(axis=1)
     several = values.shape[1] > 1
-    error = values.std(axis=1) if several else None
+    look = {"xerr": values.std(axis=1) if several else None, "color": paint, "label": label}
     if bars:
-        style = {"xerr": error, "error_kw": {"elinewidth": 1.2}}
-        axes.barh(lines, mean, height, color=paint, label=label, **style)
+        axes.barh(lines, mean, height, error_kw={"elinewidth": 1.2}, **look)
     else:
-        style = {"fmt": "D", "ms": 5, "capsize": 3}
-        axes.errorbar(mean, lines, xerr=error, color=paint, label=label, **style)
+        axes.errorbar(mean, lines, fmt="D", ms=5, capsize=3, **look)
     for seed in values if several else ():
-        below = lines if bars else lines + 0.22
-        axes.scatter(values[seed], below, s=9, color=point, zorder=3)
-    ends = np.fmax(values.max(axis=1), mean + (0 if error is None else error.fillna(0)))
+        axes.scatter(values[seed], lines + (0 if bars else 0.22), s=9, color=point, zorder=3)
+    at = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+    ends = np.fmax(values.max(axis=1), mean + values.std(axis=1).fillna(0))
     for y, value, end in zip(lines, mean, ends, strict=True):
         if digits is not None and value == value:
-            at = {"textcoords": "offset points", "va": "center", "fontsize": 8}
             axes.annotate(f"{value:.{digits}f}", (end, y), (5, 0), **at)
-    names = [plain(name) for name in values.index]
-    top = -0.6 if chance is None else -1.1
-    axes.set(yticks=range(len(values)), yticklabels=names, ylim=(len(values) - 0.4, top))
+    axes.set_yticks(range(len(values)), [plain(name) for name in values.index])
+    axes.set_ylim(len(values) - 0.4, -0.6 if chance is None else -1.1)
     if chance is not None:
         axes.axvline(chance, color=QUIET, ls=":")
-        at = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": QUIET}
-        axes.annotate("chance", (chance, -0.78), (3, 0), **at)
+        axes.annotate("chance", (chance, -0.78), (3, 0), color=QUIET, **at)
     return float(ends.max())
 
 
@@ -170,19 +152,14 @@ def heat(
     size: float = 9,
     aspect: str = "auto",
 ) -> None:
-    """A matrix as a heat map with its numbers in it.
-
-    Args:
-        matrix: (R, C); ``rows`` and ``columns``: their names.
-        norm: the ends of the colours, or a matplotlib norm.
-        said: what is written for a number, ``size`` points high.
-    """
+    """A matrix (R, C) as a heat map with its numbers in it, written by ``said``, ``size`` points
+    high. ``norm``: the ends of the colours, or a matplotlib norm."""
     matrix = np.asarray(matrix, dtype=float)
     norm = Normalize(*norm, clip=True) if isinstance(norm, tuple) else norm
     image = axes.imshow(matrix, cmap=cmap, norm=norm, aspect=aspect)
-    names = [[plain(name) for name in side] for side in (columns, rows)]
-    axes.set(xticks=range(len(names[0])), xticklabels=names[0])
-    axes.set(yticks=range(len(names[1])), yticklabels=names[1])
+    rows, columns = ([plain(name) for name in side] for side in (rows, columns))
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
     axes.spines[:].set_visible(False)
     for (y, x), value in np.ndenumerate(matrix):
         light = image.to_rgba(value)[:3] @ np.array([0.299, 0.587, 0.114]) > 0.5

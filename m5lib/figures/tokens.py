@@ -5,7 +5,6 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,18 +12,17 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from m5lib.figures.style import PALETTE, QUIET, TRUE, canvas, page, plain, styled
 
-#: What became of a word piece, and how its chip is painted: face, edge, letters.
+#: What became of a word piece, how its chip is painted (face, edge, letters), and the legend.
 CHIPS = {
-    "seen": ("#eeeeee", "#eeeeee", "#222222"),
-    "special": ("white", "#cccccc", QUIET),
-    "masked": ("#222222", "#222222", "white"),
-    "random": (PALETTE[1], PALETTE[1], "white"),
-    "kept": ("white", PALETTE[0], PALETTE[0]),
+    "seen": ("#eeeeee", "#eeeeee", "#222222", "read as it is"),
+    "masked": ("#222222", "#222222", "white", "[MASK]"),
+    "random": (PALETTE[1], PALETTE[1], "white", "another piece"),
+    "kept": ("white", PALETTE[0], PALETTE[0], "kept, yet predicted"),
+    "special": ("white", "#cccccc", QUIET, ""),
 }
-LEGEND = {"seen": "read as it is", "masked": "[MASK]", "random": "another piece"}
-LEGEND |= {"kept": "kept, yet predicted"}
 SIZE = 9.0  # of a chip's letters, in points; DejaVu Sans Mono is 0.602 wide
 LETTER, PAD, GAP, LINE = 0.602 * SIZE / 72, 0.05, 0.06, 0.27  # inches
+Values = Sequence | np.ndarray
 SHEET = {"fc": "#d0d0d0", "ec": "#333333", "hatch": "////", "lw": 1.2, "alpha": 0.92, "zorder": 3}
 
 
@@ -36,11 +34,7 @@ class Pieces(NamedTuple):
 
 
 def fates(
-    before: Sequence[str],
-    after: Sequence[str],
-    chosen: Sequence | np.ndarray,
-    entity: Sequence | np.ndarray,
-    mask: str,
+    before: Sequence[str], after: Sequence[str], chosen: Values, entity: Values, mask: str
 ) -> Pieces:
     """What became of the word pieces of a stream; ``entity`` is -1 where a piece may not be
     chosen."""
@@ -70,7 +64,7 @@ def chip(
         look: colours of face, edge and letters; ``settings``: of the box.
         true: whether it is underlined in green.
     """
-    (face, edge, ink), width = look, chip_width(text)
+    (face, edge, ink, *_), width = look, chip_width(text)
     settings = {"fc": face, "ec": edge, "lw": 1.2} | settings
     style = "round,pad=0,rounding_size=0.04"
     axes.add_patch(FancyBboxPatch((x, y - 0.1), width, 0.2, boxstyle=style, **settings))
@@ -82,8 +76,8 @@ def chip(
 
 
 def _piece(axes: Axes, x: float, y: float, text: str, fate: str, true: bool = False) -> None:
-    hidden = fate in ("masked", "random", "kept")
-    chip(axes, x, y, text, CHIPS[fate], true, gid="hidden" if hidden else None)
+    gid = "hidden" if fate in ("masked", "random", "kept") else None
+    chip(axes, x, y, text, CHIPS[fate], true, gid=gid)
 
 
 def _say(axes: Axes, x: float, y: float, text: str, **settings) -> None:
@@ -91,28 +85,22 @@ def _say(axes: Axes, x: float, y: float, text: str, **settings) -> None:
 
 
 def _legend(axes: Axes, x: float, y: float, true: bool) -> None:
-    for fate, said in LEGEND.items():
-        x += chip(axes, x, y, said, CHIPS[fate]) + 2 * GAP
+    for *look, said in CHIPS.values():
+        x += chip(axes, x, y, said, look) + 2 * GAP if said else 0
     if true:
         axes.plot([x, x + 0.3], [y, y], color=TRUE, lw=2.5)
         _say(axes, x + 0.36, y, "names the category")
 
 
 @styled
-def words(
-    pieces: Sequence[str],
-    draws: Sequence[Pieces],
-    true: Sequence[bool] | np.ndarray = (),
-    width: float = 9.5,
-) -> Figure:
+def words(pieces: Sequence[str], draws: Sequence[Pieces], true: Values = ()) -> Figure:
     """A title's word pieces, and below them what the model reads in some draws of the mask.
     ``true``: pieces that name the category."""
-    count = len(pieces)
-    true = np.asarray(true, dtype=bool) if len(true) else np.zeros(count, bool)
-    first = [fate if fate == "special" else "seen" for fate in draws[0].fate] if draws else []
-    lines = [Pieces(pieces, first or ["seen"] * count), *draws]
-    margin, blocks, left = 0.75, [[]], 0.75
-    for n in range(count):
+    true = np.asarray(true, dtype=bool) if len(true) else np.zeros(len(pieces), bool)
+    first = [fate if fate == "special" else "seen" for fate in draws[0].fate]
+    lines = [Pieces(pieces, first), *draws]
+    width, margin, blocks, left = 9.5, 0.75, [[]], 0.75
+    for n in range(len(pieces)):
         wide = max(chip_width(line.read[n]) for line in lines)
         if left + wide > width and blocks[-1]:
             blocks, left = [*blocks, []], margin
@@ -148,10 +136,7 @@ def _cell(
 
 @styled
 def tables(
-    entity: Sequence[int] | np.ndarray,
-    panels: Mapping[str, tuple[Sequence[str], Pieces]],
-    true: Sequence[int] | np.ndarray = (),
-    width: float = 4.7,
+    entity: Values, panels: Mapping[str, tuple[Sequence[str], Pieces]], true: Values = ()
 ) -> Figure:
     """A specification table side by side under several masks: properties left, values right, chips
     are word pieces.
@@ -162,7 +147,7 @@ def tables(
             it was: ``[MASK]`` by its dark chip, another piece as ``old→new``.
         true: numbers of the pairs that name the category.
     """
-    entity = np.asarray(entity)
+    entity, width = np.asarray(entity), 4.7
     pairs = range(int(entity.max(initial=-1)) // 2 + 1)
     cells = {}  # title, pair, side -> chips
     for title, (before, after) in panels.items():
@@ -207,8 +192,7 @@ def _cover(axes: Axes, x: float, y: float, width: float, height: float) -> None:
 
 def _strips(upper: float, lower: float, width: float) -> tuple:
     """A figure of two strips, as high as is said in inches."""
-    figure = plt.figure(figsize=(width, upper + lower))
-    plt.close(figure)
+    figure = Figure((width, upper + lower))
     return figure, *figure.subfigures(2, 1, height_ratios=(upper, lower))
 
 
@@ -228,24 +212,23 @@ def _thumbnails(axes: np.ndarray, pictures, hidden: np.ndarray, titles: Sequence
 def regions(
     picture: np.ndarray,
     boxes: np.ndarray,
-    hidden: Sequence[bool] | np.ndarray,
+    hidden: np.ndarray,
     groups: Sequence[int] = (),
-    true: Sequence[float] | np.ndarray = (),
-    columns: int = 18,
+    true: Values = (),
 ) -> Figure:
     """Region boxes on the picture, a panel per scale, the hidden ones hatched; below, each token's
     own crop.
 
     Args:
         picture: (H, W, 3) uint8; ``boxes`` (L, 4 or 5) x1, y1, x2, y2 in fractions of it;
-            ``hidden`` (L,).
+            ``hidden`` (L,) bool.
         groups: how many boxes go into each panel, in their order; all into one, if not given.
         true: the product's box.
     """
     height, width = picture.shape[:2]
-    boxes, hidden = boxes[:, :4] * ([width, height] * 2), np.asarray(hidden, dtype=bool)
+    boxes = boxes[:, :4] * ([width, height] * 2)
     groups = list(groups) if sum(groups) == len(boxes) else [len(boxes)]
-    columns, shape = min(columns, len(boxes)), 9.0 * height / width
+    columns, shape = min(18, len(boxes)), 9.0 * height / width
     lines = -(-len(boxes) // columns)
     upper, lower = shape / (len(groups) + 1) + 0.35, lines * (shape / columns + 0.2)
     figure, upper, lower = _strips(upper, lower, 9.0)
@@ -283,24 +266,17 @@ def _spans(axes: Axes, spans, y: float, height: float) -> None:
 
 
 @styled
-def film(
-    frames: np.ndarray,
-    times: Sequence[float] | np.ndarray,
-    hidden: Sequence[bool] | np.ndarray,
-    spans: Sequence = (),
-) -> Figure:
+def film(frames: np.ndarray, times: np.ndarray, hidden: np.ndarray, spans: Sequence = ()) -> Figure:
     """A film strip with one frame per token and its time, the hidden ones hatched; below, when they
     were taken.
 
     Args:
-        frames: (L, H, W, 3) uint8; ``times`` (L,) seconds; ``hidden`` (L,).
+        frames: (L, H, W, 3) uint8; ``times`` (L,) seconds; ``hidden`` (L,) bool.
         spans: (n, 2) seconds in which the film shows something of the product.
     """
-    hidden, times = np.asarray(hidden, dtype=bool), np.asarray(times)
     count, side = len(frames), min(1.5, 9.0 / len(frames))
     tall = side * frames.shape[1] / frames.shape[2] + 0.25
     figure, upper, lower = _strips(tall, 0.7, side * count + 0.2)
-    upper.set_facecolor("white")
     titles = [f"{n + 1} · {t:.1f} s" if side > 0.8 else f"{t:.1f} s" for n, t in enumerate(times)]
     _thumbnails(upper.subplots(1, count, squeeze=False)[0], frames, hidden, titles)
     axes = lower.subplots()
@@ -321,7 +297,7 @@ def spectrogram(
     step: float,
     tokens: np.ndarray,
     length: float,
-    hidden: Sequence[bool] | np.ndarray,
+    hidden: np.ndarray,
     spans: Sequence = (),
 ) -> Figure:
     """The sound over time with the tokens' boundaries, the hidden ones hatched; below, the tokens
@@ -332,7 +308,7 @@ def spectrogram(
         tokens: (L, F) features after masking, one every ``length`` seconds; ``hidden`` (L,).
         spans: (n, 2) seconds in which the sound tells something of the product.
     """
-    (count, width), hidden = tokens.shape, np.asarray(hidden, dtype=bool)
+    count, width = tokens.shape
     bands, end, last = decibels.shape[1], len(decibels) * step, count * length
     figure, axes = canvas(2, 1, (9.0, 4.4), sharex=True, height_ratios=(1.5, 1))
     above, below = axes[:, 0]

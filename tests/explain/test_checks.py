@@ -52,7 +52,7 @@ def test_each_modality_and_all_are_removed(stream_set, classifier, rows):
     batch = stream_set.batch(rows)
     target = attribution.class_logit(classifier, stream_set.catalogue.labels[rows])
     scores = attribution.integrated_gradients(target, batch, steps=8).tokens
-    gone = faithfulness.removed(target, batch, scores, draws=2)
+    gone = faithfulness.removed(target, batch, scores)
     assert list(gone) == ["I", "T", "Tab", "I+T+Tab"]
     for part in gone.values():
         count = len(part.scored.deletion)

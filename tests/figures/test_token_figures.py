@@ -48,7 +48,7 @@ def test_regions_frames_and_sound_mark_each_hidden_token():
     )
     assert marks(one) % 2 == 0 and marks(one) >= 2 and marks(none) == 0
     frames = np.zeros((3, 8, 8, 3), dtype=np.uint8)
-    assert marks(token_figures.film(frames, [0.5, 1.5, 2.5], hidden)) >= 2
+    assert marks(token_figures.film(frames, np.array([0.5, 1.5, 2.5]), hidden)) >= 2
     figure = token_figures.spectrogram(
         np.zeros((30, 8)), 0.016, np.zeros((3, 4)), 0.16, hidden, [(0.0, 0.3)]
     )
