@@ -26,23 +26,23 @@ def tfidf(catalogue: Catalogue, names: tuple[str, ...]) -> sparse.csr_matrix:
     return TfidfVectorizer(dtype=np.float32).fit(train).transform(texts)
 
 
-def pca_pixels(catalogue: Catalogue, pixels: Ragged, k: int = 128, seed: int = 0) -> np.ndarray:
-    """(N, k) principal components of whole pictures (``Pixels``), unit rows;
-    zeros without a picture."""
+def pca_pixels(catalogue: Catalogue, pixels: Ragged, seed: int = 0) -> np.ndarray:
+    """(N, 128) principal components of whole pictures (``Pixels``), unit rows; zeros without a
+    picture."""
     there = np.flatnonzero(np.diff(pixels.offsets))
     values = np.asarray(pixels.values, dtype=np.float32)
     train = np.isin(there, catalogue.split("train"))
-    k = min(k, int(train.sum()), values.shape[1])
+    k = min(128, int(train.sum()), values.shape[1])
     vectors = np.zeros((len(catalogue), k), dtype=np.float32)
     pca = PCA(k, svd_solver="randomized", random_state=seed).fit(values[train])
     vectors[there] = normalize(pca.transform(values))
     return vectors
 
 
-def svd(catalogue: Catalogue, matrix: sparse.csr_matrix, k: int = 256, seed: int = 0) -> np.ndarray:
-    """(N, k) truncated SVD of a sparse matrix (latent semantic analysis), unit rows."""
+def svd(catalogue: Catalogue, matrix: sparse.csr_matrix, seed: int = 0) -> np.ndarray:
+    """(N, 256) truncated SVD of a sparse matrix (latent semantic analysis), unit rows."""
     train = matrix[catalogue.split("train")]
-    k = min(k, min(train.shape) - 1)
+    k = min(256, min(train.shape) - 1)
     latent = TruncatedSVD(k, random_state=seed).fit(train).transform(matrix)
     return normalize(latent).astype(np.float32)
 
@@ -55,12 +55,10 @@ def controls(
 
     ``svd+pca`` puts the SVD of title TF-IDF beside the PCA of pixels, both of unit length.
     """
-    found, text, table, image = {}, "text", "table", "image"
-    has = set(catalogue.modalities)
-    if text in has:
-        found["tfidf"] = ((text,), tfidf(catalogue, (text,)))
-    if {text, table} <= has:
-        found["tfidf_title+table"] = ((text, table), tfidf(catalogue, (text, table)))
+    found, has, text, table, image = {}, set(catalogue.modalities), "text", "table", "image"
+    for name, read in (("tfidf", (text,)), ("tfidf_title+table", (text, table))):
+        if set(read) <= has:
+            found[name] = (read, tfidf(catalogue, read))
     if image in has & set(pixels):
         found["pca_pixels"] = ((image,), pca_pixels(catalogue, pixels[image], seed=seed))
     if {"tfidf", "pca_pixels"} <= set(found):

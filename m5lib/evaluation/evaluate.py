@@ -56,9 +56,8 @@ def having(catalogue: Catalogue, names: Iterable[str]) -> np.ndarray:
 
 def _retrieved(catalogue, vectors, split, protocol, gallery, given):
     """Rows of the queries that can ask, and their values."""
-    asking = catalogue.queries(split)[0]
+    asking, findable = catalogue.queries(split)[0], None
     offered, same = catalogue.sought(split)
-    findable = None
     if given is not None:
         asks, findable = having(catalogue, given[0]), having(catalogue, given[1])[offered]
         asking = asking[asks[asking]]
@@ -108,14 +107,14 @@ def per_query(
     :func:`evaluate` and :func:`retrieval`.
     """
     frames = [pd.DataFrame(columns=list(PER_QUERY))]
+    asked = {"retrieval": split, "fine retrieval": "fine_query"}
     for task in which:
         values = []
         if task == "classification":
             values = [_classified(catalogue, vectors, split, seed, predicted)]
-        elif task in ("retrieval", "fine retrieval"):
-            asked = split if task == "retrieval" else "fine_query"
-            for protocol in protocols:
-                values.append(_retrieved(catalogue, vectors, asked, protocol, gallery, given))
+        elif task in asked:
+            sides = (catalogue, vectors, asked[task])
+            values = [_retrieved(*sides, protocol, gallery, given) for protocol in protocols]
         for rows, by_metric in values:
             for (metric, convention), value in by_metric.items():
                 named = {"id": catalogue.ids[rows], "task": task, "metric": metric}
@@ -149,13 +148,12 @@ def evaluate(
             instead of a linear probe: (N, P), best first, or (N,), which gives no top-5 accuracy.
         protocols: of retrieval. ``released`` is meant for the paper's read-out.
     """
-    numbers, protocols = [], tuple(protocols)
+    numbers, how = [], (split, seed, predicted, tuple(protocols))
     for task in which:
         if task == "clustering":
             numbers += clustering(catalogue, vectors, split)
         else:
-            own = ([task], split, seed, predicted, protocols)
-            numbers += _means(per_query(catalogue, vectors, *own))
+            numbers += _means(per_query(catalogue, vectors, [task], *how))
     return numbers
 
 
@@ -208,12 +206,11 @@ def clustering(catalogue: Catalogue, vectors, split: str = "query") -> list[dict
     part = metrics.in_span(vectors[rows])
     clusters = [metrics.cluster(part, k, seed) for seed in KMEANS_SEEDS]
     convention = f"k-means k={k}, mean of seeds {' '.join(map(str, KMEANS_SEEDS))}"
-    means = {
-        "NMI": float(np.mean([metrics.nmi(own, labels) for own in clusters])),
-        "purity": float(np.mean([metrics.purity(own, labels) for own in clusters])),
-    }
-    named = {"task": "clustering", "convention": convention}
-    return [named | {"metric": name, "value": value} for name, value in means.items()]
+    named, numbers = {"task": "clustering", "convention": convention}, []
+    for name, measure in (("NMI", metrics.nmi), ("purity", metrics.purity)):
+        value = float(np.mean([measure(own, labels) for own in clusters]))
+        numbers.append(named | {"metric": name, "value": value})
+    return numbers
 
 
 #: What a modality may count in the read-out ``weighted``; another has to be better by the margin.
@@ -285,10 +282,9 @@ def difference(
     pairs: Sequence[pd.DataFrame], shared: bool, draws: int = 10_000
 ) -> stats.Difference:
     """One metric of two models compared query by query over seeds
-    (:func:`m5lib.evaluation.stats.paired_bootstrap`).
+    (:func:`m5lib.evaluation.stats.paired_bootstrap`), by what :func:`paired` says of each seed.
 
     Args:
-        pairs: what :func:`paired` says of each seed.
         shared: whether all seeds ask the same queries, which are then one sample. False where each
             seed has products of its own, as the shop does, though their ids may be alike.
 

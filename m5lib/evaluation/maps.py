@@ -7,7 +7,6 @@ A map is a picture of *neighbourhoods*: distances between its islands and their 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -24,23 +23,6 @@ from m5lib.modalities import codes
 HELD_OUT = ("query", "gallery", "fine_query", "fine_gallery")
 #: What products are grouped by, where it is known.
 GROUPS = ("category", "missing", "product", "merchant")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a map is made.
-
-    Attributes:
-        perplexity: of t-SNE; at most a third of the other products is taken.
-        neighbours: of UMAP; at most all other products.
-    """
-
-    perplexity: float = 30.0
-    neighbours: int = 15
-
-    def __post_init__(self):
-        if self.perplexity <= 1 or self.neighbours < 2:
-            raise ValueError(f"a map needs perplexity > 1 and neighbours >= 2, not {self}")
 
 
 def held_out(
@@ -60,8 +42,7 @@ def held_out(
     for names in read:
         rows = rows[having(catalogue, names)[rows]]
     if 0 < most < len(rows):
-        whose = [catalogue.instances[row] or catalogue.ids[row] for row in rows]
-        whose = np.array(whose, dtype=str)
+        whose = np.array([catalogue.instances[n] or catalogue.ids[n] for n in rows], dtype=str)
         names, place, count = np.unique(whose, return_inverse=True, return_counts=True)
         order = np.random.default_rng(0).permutation(len(names))
         kept = order[: np.searchsorted(count[order].cumsum(), most) + 1]
@@ -99,7 +80,11 @@ def groups(
 
 
 def coordinates(
-    vectors: Float[np.ndarray, "N D"], method: str, seed: int = 0, settings: Settings = Settings()
+    vectors: Float[np.ndarray, "N D"],
+    method: str,
+    seed: int = 0,
+    perplexity: float = 30.0,
+    neighbours: int = 15,
 ) -> Float[np.ndarray, "N 2"]:
     """A map of vectors by their direction, the same for the same vectors and seed on one machine.
 
@@ -108,14 +93,21 @@ def coordinates(
     different directions have no neighbourhoods, and both methods fail on them (a crash, or NaN):
     their two principal components are returned, equal vectors at one point.
 
+    Args:
+        perplexity: of t-SNE; at most a third of the other products is taken.
+        neighbours: of UMAP; at most all other products.
+
     Raises:
-        ValueError: the method is not one of :data:`~m5lib.evaluation.separation.METHODS`, a vector
-            is not finite, or there are fewer than three.
+        ValueError: the method is not one of :data:`~m5lib.evaluation.separation.METHODS`, a setting
+            is too small, a vector is not finite, or there are fewer than three.
     """
     from threadpoolctl import threadpool_limits
 
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: known are {METHODS}")
+    if perplexity <= 1 or neighbours < 2:
+        given = f"not {perplexity} and {neighbours}"
+        raise ValueError(f"a map needs perplexity > 1 and neighbours >= 2, {given}")
     if len(broken := np.flatnonzero(~np.isfinite(vectors).all(axis=1))) or len(vectors) < 3:
         first = f"; {len(broken)} are not, the first in row {broken[0]}" if len(broken) else ""
         need = f"a map needs at least three vectors of finite numbers, not {len(vectors)}"
@@ -130,11 +122,11 @@ def coordinates(
         if method == "t-SNE":
             from sklearn.manifold import TSNE
 
-            perplexity = min(settings.perplexity, others / 3)
+            perplexity = min(perplexity, others / 3)
             return TSNE(perplexity=perplexity, **common).fit_transform(unit)
         from umap import UMAP
 
-        return UMAP(n_neighbors=min(settings.neighbours, others), **common).fit_transform(unit)
+        return UMAP(n_neighbors=min(neighbours, others), **common).fit_transform(unit)
 
 
 def taken_away(
@@ -143,16 +135,12 @@ def taken_away(
     places: Int[np.ndarray, " c"],
     table: pd.DataFrame,
 ) -> dict[str, np.ndarray]:
-    """What a missing modality does, product by product: products are asked with once more, without
-    it, among the vectors of all.
-
-    Args:
-        asked: their vectors without the modality; ``places``: their rows in ``vectors``.
-        table: of all products (:func:`groups`).
+    """What a missing modality does, product by product: products are asked with once more, by their
+    vectors without it (``asked``, rows ``places`` of ``vectors``), among the vectors of all.
 
     Returns:
-        ``10-NN accuracy`` (of the category), ``neighbours kept`` (which of its ten nearest stay)
-        and ``finds itself`` (whether the nearest of all is the product it was made of).
+        ``10-NN accuracy`` (of the category in ``table``, :func:`groups`), ``neighbours kept``
+        (which of its ten nearest stay) and ``finds itself`` (whether the nearest of all is it).
     """
     ids, labels = table.index.to_numpy(), table["category"].to_numpy()
     before = rank(vectors[places], vectors, K, ids[places], ids)

@@ -20,19 +20,19 @@ from m5lib.evaluation.controls import tfidf
 from m5lib.modalities import MODALITIES, ordered
 from m5lib.streams import Ragged
 
-#: No probe is surer than this that a category is *not* the one.
-DOUBT = 1e-4
+#: No probe is surer than this that a category is *not* the one. And how many products are taken.
+DOUBT, LIMIT = 1e-4, 3000
 #: Facets of the paper's Table 2 -> column of the shop's truth.
 FACETS = {"APP": "shape", "USA": "usage", "SPEC": "grams", "SELL": "points"}
 FACETS |= {"PROD": "production", "MATE": "material", "CATE": "category"}
 
 
-def summaries(catalogue: Catalogue, features: Mapping[str, Ragged], k: int = 80) -> dict:
+def summaries(catalogue: Catalogue, features: Mapping[str, Ragged]) -> dict:
     """One raw vector of each modality for each product: (N, D), dense or sparse, with zero rows
     where it is absent.
 
     Words: TF-IDF. Features: where every product has the same tokens (crops of a grid) all of them,
-    else their mean, deviation and maximum; standardised, k principal components of the training
+    else their mean, deviation and maximum; standardised, 80 principal components of the training
     products, unit length.
     """
     vectors = {}
@@ -49,7 +49,7 @@ def summaries(catalogue: Catalogue, features: Mapping[str, Ragged], k: int = 80)
         flat = np.stack([t.reshape(-1) for t in tokens])
         train = np.isin(there, catalogue.split("train"))
         flat = (flat - flat[train].mean(0)) / (flat[train].std(0) + 1e-6)
-        size = min(k, flat.shape[1], int(train.sum()))
+        size = min(80, flat.shape[1], int(train.sum()))
         pca = PCA(size, svd_solver="randomized", random_state=0).fit(flat[train])
         vectors[name] = np.zeros((len(catalogue), size), dtype=np.float32)
         vectors[name][there] = normalize(pca.transform(flat))
@@ -66,33 +66,23 @@ class Experts(NamedTuple):
     test_labels: np.ndarray
 
 
-def _probe(vectors, labels: np.ndarray, c: float | int = 10.0) -> LogisticRegression:
-    return LogisticRegression(C=c, max_iter=200).fit(vectors, labels)
+def _probe(vectors, labels: np.ndarray) -> LogisticRegression:
+    return LogisticRegression(C=10.0, max_iter=200).fit(vectors, labels)
 
 
-def experts(
-    catalogue: Catalogue,
-    features: Mapping[str, Ragged],
-    c: float | int = 10.0,
-    folds: int = 3,
-    limit: int = 3000,
-) -> Experts:
+def experts(catalogue: Catalogue, features: Mapping[str, Ragged]) -> Experts:
     """A logistic regression per modality, on the products that have all of them: trained on
-    ``train``, tested on all others. Categories with fewer than two training products are left out;
-    at most ``limit`` products are taken on either side.
-
-    Raises:
-        DataError: fewer than two such categories.
-    """
+    ``train``, tested on all others, at most :data:`LIMIT` on either side. Categories with fewer
+    than two training products are left out. Raises ``DataError``: there are not two others."""
     vectors, labels = summaries(catalogue, features), catalogue.labels.astype(str)
     whole = catalogue.presence[list(catalogue.modalities)].all(axis=1).to_numpy()
     whole = whole & np.array([label is not None for label in catalogue.labels])
     rows = catalogue.split("train")
-    rows = rows[whole[rows]][:limit]
+    rows = rows[whole[rows]][:LIMIT]
     names, counts = np.unique(labels[rows], return_counts=True)
     kept = np.isin(labels, names[counts >= 2]) & whole
     train = rows[kept[rows]]
-    test = np.setdiff1d(np.flatnonzero(kept), catalogue.split("train"))[:limit]
+    test = np.setdiff1d(np.flatnonzero(kept), catalogue.split("train"))[:LIMIT]
     own, classes = labels[train], np.unique(labels[train])
     if len(classes) < 2 or not len(test):
         lack = "no two categories with products that have every modality"
@@ -100,11 +90,11 @@ def experts(
     inside, outside = {}, {}
     for name, block in vectors.items():
         inside[name] = np.full((len(train), len(classes)), np.log(DOUBT))
-        for fit, held in KFold(folds, shuffle=True, random_state=0).split(train):
-            probe = _probe(block[train[fit]], own[fit], c)  # a fold may lack a category
+        for fit, held in KFold(3, shuffle=True, random_state=0).split(train):
+            probe = _probe(block[train[fit]], own[fit])  # a fold may lack a category
             places = np.ix_(held, np.searchsorted(classes, probe.classes_))
             inside[name][places] = probe.predict_log_proba(block[train[held]])
-        outside[name] = _probe(block[train], own, c).predict_log_proba(block[test])
+        outside[name] = _probe(block[train], own).predict_log_proba(block[test])
     return Experts(inside, outside, classes, own, labels[test])
 
 
@@ -120,8 +110,7 @@ def together(found: Experts, names: Iterable[str]) -> float:
     prior = np.log(np.unique(labels, return_counts=True)[1] / len(labels))
 
     def stacked(parts: dict[str, np.ndarray]) -> np.ndarray:
-        first = parts[names[0]].shape
-        logs = [*(parts[name] for name in names), np.broadcast_to(prior, first)]
+        logs = [*(parts[name] for name in names), np.broadcast_to(prior, parts[names[0]].shape)]
         return np.stack(logs).clip(np.log(DOUBT))
 
     inside, count = stacked(found.train), len(names)
@@ -147,8 +136,7 @@ def ladder(found: Experts) -> dict[tuple[str, ...], float]:
 
 
 def majority(found: Experts) -> float:
-    """Accuracy of always naming the most frequent training category: chance for all of the
-    above."""
+    """Accuracy of always naming the most frequent training category: chance for the above."""
     names, counts = np.unique(found.train_labels, return_counts=True)
     return float((found.test_labels == names[counts.argmax()]).mean())
 

@@ -65,28 +65,23 @@ def separation(
 
     ``silhouette``: (b - a) / max(a, b), a = mean distance to the products of the same label, b = to
     those of the nearest other one (Rousseeuw 1987), among the products whose label occurs at least
-    twice. ``<k>-NN accuracy``, leave one out: whether the vote of the k nearest other products is
-    right, asked of the same products; all that have a label vote, those whose label occurs once
-    too. Products without a label (``None``) take no part.
-
-    Args:
-        votes: each k.
-        asked: which products the accuracies are asked of, by default all.
+    twice. ``<k>-NN accuracy``, k of ``votes``, leave one out: whether the vote of the k nearest
+    other products is right, of the same products, or those ``asked``; all that have a label vote,
+    those whose label occurs once too. Products without a label (``None``) take no part.
     """
     from sklearn.metrics import silhouette_samples
 
     known = np.flatnonzero([label is not None for label in labels])
-    metrics = ("silhouette", *(f"{k}-NN accuracy" for k in votes))
-    values = {name: np.full(len(labels), np.nan) for name in metrics}
+    names = ("silhouette", *(f"{k}-NN accuracy" for k in votes))
+    values = {name: np.full(len(labels), np.nan) for name in names}
     own = labels[known].astype(str)
     _, place, count = np.unique(own, return_inverse=True, return_counts=True)
     shared = count[place] > 1
     if not shared.any():
         return values
     if (count > 1).sum() > 1:
-        metric, rows = "cosine" if space == SPACE else "euclidean", known[shared]
-        each = silhouette_samples(points[rows], place[shared], metric=metric)
-        values["silhouette"][rows] = each
+        how, rows = "cosine" if space == SPACE else "euclidean", known[shared]
+        values["silhouette"][rows] = silhouette_samples(points[rows], place[shared], metric=how)
     around = place[nearest(points[known], max(votes), space)]
     asked = shared if asked is None else shared & asked[known]
     for k in votes if asked.any() else ():
@@ -149,13 +144,10 @@ def trust(spaces: Mapping[tuple[str, str], np.ndarray]) -> list[dict]:
 def modality_cosines(
     model: Model, streams: Streams, rows: Rows, pair: tuple[str, str]
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Cosines of the fused first tokens of two modalities (Figure 5: image and text).
-
-    Returns:
-        those of the rows that have both modalities; the cosine of each product's own two; and the
-        mean cosine of its first with the second of the *other* products. Where all vectors point
-        one way both are high: only their difference says that a product's modalities are alike.
-    """
+    """Cosines of the fused first tokens of two modalities (Figure 5: image and text): the rows that
+    have both; the cosine of each product's own two; and the mean cosine of its first with the
+    second of the *other* products. Where all vectors point one way both are high: only their
+    difference says that a product's modalities are alike."""
     sides, here = ([], []), []
     for batch in in_batches(model, streams, rows):
         output = model(batch, wanted={})
@@ -185,12 +177,9 @@ def mean_harmony(model: Model, streams: Streams, rows: Rows) -> np.ndarray:
 
 
 def glance(model: Model, streams: Streams) -> dict:
-    """A look at a model on validation products: mAP@10 (min(K, R)) of each read-out, the mean
-    harmony scores before the fusion, and the mean cosine of the fused first tokens of its first two
-    modalities, a product's ``own`` and with ``others``.
-
-    Fits the read-outs on the way (:func:`fit_readouts`).
-    """
+    """A look at a model on validation products: mAP@10 (min(K, R)) of each read-out, which are
+    fitted on the way, the mean harmony scores before the fusion, and :func:`modality_cosines` of
+    its first two modalities, ``own`` and with ``others``."""
     catalogue = streams.catalogue
     fit_readouts(model, streams)
     asking, _ = catalogue.queries("validation")

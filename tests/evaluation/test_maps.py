@@ -13,10 +13,10 @@ from m5lib.shop import listings
 @pytest.mark.parametrize("method", separation.METHODS)
 def test_a_map_is_the_same_twice_and_keeps_islands(method):
     points, labels = islands(45)
-    settings = maps.Settings(perplexity=10, neighbours=8)
-    first = maps.coordinates(points, method, 3, settings)
+    settings = {"perplexity": 10, "neighbours": 8}
+    first = maps.coordinates(points, method, 3, **settings)
     assert first.shape == (45, 2) and np.array_equal(
-        first, maps.coordinates(4 * points, method, 3, settings)
+        first, maps.coordinates(4 * points, method, 3, **settings)
     )
     assert np.nanmean(separation.separation(first, labels, method)["1-NN accuracy"]) == 1
     spaces = {("r", separation.SPACE): points, ("r", method): first}
@@ -27,7 +27,7 @@ def test_a_map_is_the_same_twice_and_keeps_islands(method):
 
 def test_settings_that_make_no_map():
     with pytest.raises(ValueError, match="perplexity"):
-        maps.Settings(perplexity=0)
+        maps.coordinates(islands(30)[0], "t-SNE", perplexity=0)
 
 
 @pytest.mark.parametrize("method", separation.METHODS)
