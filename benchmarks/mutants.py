@@ -38,17 +38,18 @@ sides of a difference swapped | test_a_difference_is_the_first_label_less_the_se
     (one, wanted), (other, wanted) ==> (other, wanted), (one, wanted)
 one side not measured | test_a_side_that_was_not_measured_is_not_testable
     elif any(np.isnan( ==> elif all(np.isnan(
-chance as hits | test_attributions_table_says_what_was_measured
-    values="hits") ==> values="chance")
 uncorrected verdicts | test_verdicts_are_corrected_for_their_number
     claims["verdict"].where(decided | ~tested, "not confirmed") ==> claims["verdict"]
-calibrated anywhere | test_calibrated_orders_are_counted_apart
-    known["calibrated"]) == claims["data"] ==> known["calibrated"]).notna()
-# m5lib/lab/recording.py lab/test_claims.py
-losses in each other's row | test_what_each_loss_teaches_stands_in_its_own_row
-    "masked tasks only", "contrast only", ==> "contrast only", "masked tasks only",
+# m5lib/lab/recording.py test_readme.py
 seeds compared by their best | test_compact_and_ladder_tables
     "variant"], sort=False)["value"].mean() ==> "variant"], sort=False)["value"].max()
+# docs/readme.py test_readme.py
+chance as hits | test_attributions_table_says_what_was_measured
+    values="hits") ==> values="chance")
+losses in each other's row | test_what_each_loss_teaches_stands_in_its_own_row
+    "masked tasks only", "contrast only", ==> "contrast only", "masked tasks only",
+calibrated anywhere | lab/test_claims.py::test_calibrated_orders_are_counted_apart
+    known["calibrated"]) == claims["data"] ==> known["calibrated"]).notna()
 # m5lib/lab/study.py lab/test_study.py
 a study reports validation | test_a_study_reports_the_query_split
     hidden, by_query, predicted=labels) ==> hidden, by_query, "validation", predicted=labels)

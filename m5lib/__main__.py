@@ -15,7 +15,6 @@ VERBS = {
     ),
     "sweep": ("m5lib.lab.sweep", "main", "run a notebook at every point of a grid"),
     "results": ("m5lib.lab.notebooks", "results", "make everything in results/"),
-    "readme": ("m5lib.lab.claims", "main", "write the generated tables of README and docs"),
 }
 
 

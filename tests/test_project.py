@@ -11,11 +11,12 @@ import tomllib
 from functools import partial
 
 import pytest
+import readme
 from conftest import ROOT
 from PIL import Image
 
 from m5lib.__main__ import VERBS
-from m5lib.lab import claims, notebooks
+from m5lib.lab import notebooks
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -56,10 +57,10 @@ def test_readme_tables_are_the_generated_ones():
     )
     if changed.stdout.strip():
         pytest.skip("results/ holds a run of your own; the README shows the recorded one")
-    for path, text in claims.pages().items():
-        assert path.read_text(encoding="utf-8") == text, f"{path}: run python -m m5lib readme"
+    for path, text in readme.pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: run python docs/readme.py"
     texts = "".join((ROOT / page).read_text(encoding="utf-8") for page in WRITTEN)
-    blocks = claims.blocks(ROOT / "results")
+    blocks = readme.blocks(ROOT / "results")
     assert sorted(re.findall(r"<!-- (\w+) -->", texts)) == sorted(blocks)  # each on one page
 
 
@@ -257,7 +258,7 @@ def test_make_targets_exist_and_help_names_them():
 
 def test_differences_are_told_with_a_number_of_each_model():
     paths = [ROOT / "results" / name for name in ("released.json", "model.json")]
-    found = claims.released(next(path for path in paths if path.exists()))
+    found = readme.released(next(path for path in paths if path.exists()))
     told = (ROOT / "paper" / "differences.csv").read_text(encoding="utf-8").splitlines()
     assert len(found) == len(told) - 1 > 5 and (found != "").all(axis=None)
     assert (

@@ -1,5 +1,4 @@
-"""From numbers to statements: tested differences, verdicts on the paper's claims, and the tables of
-README and docs (``python -m m5lib readme``), of which nothing is typed by hand.
+"""From numbers to statements: tested differences, and verdicts on the paper's claims.
 
 A claim (``paper/claims.csv``) says that one row of a table is better than another by some metric.
 Ours is the difference with a 95 % interval over seeds and queries. ``confirmed``: the interval lies
@@ -7,9 +6,6 @@ above 0; ``contradicted``: below; ``not confirmed``: it holds 0; ``not testable`
 are after a correction for so many tests, and apart where the shop was calibrated for the order.
 """
 
-import argparse
-import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -20,15 +16,12 @@ from scipy.stats import false_discovery_control
 from m5lib import ROOT
 from m5lib.data import write_json
 from m5lib.evaluation import evaluate, stats
-from m5lib.files import whole_file
 from m5lib.lab import recording
-from m5lib.lab.recording import load_results, results_folder
+from m5lib.lab.recording import results_folder
 from m5lib.lab.study import Studies, number
-from m5lib.modalities import MODALITIES
 
 CLAIMS = ROOT / "paper" / "claims.csv"
 VERDICTS = ("confirmed", "not confirmed", "contradicted", "not testable")
-CALIBRATED = "of the confirmed, calibrated"
 #: Endings of a claim's sides -> the number that they mean: "T finetuned", "I+T coarse".
 ENDINGS = {
     " finetuned": number("mAP@1_finetune"),
@@ -173,221 +166,3 @@ def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
     }
     rows = sorted(kept + verdicts, key=lambda row: (row["data"], row["id"]))
     return write_json(path, {"provenance": sources, "claims": rows})
-
-
-def released(path: Path) -> pd.DataFrame:
-    """Where paper and released code part ways (``paper/differences.csv``), with a number of each of
-    the audit's items."""
-    table = pd.read_csv(ROOT / "paper" / "differences.csv", index_col="what")
-    audit = load_results(path).query("task == 'audit'")
-    means = audit.groupby(["variant", "metric", "model"])["value"].mean()
-    for column, model in (("released", "released"), ("ours", "scale")):
-        keys = [(f"item {row.item}", row.measured, model) for row in table.itertuples()]
-        table[column] = [f"{means[key]:.3g}" if key in means else "" for key in keys]
-    return table.drop(columns="item")
-
-
-def attributed(path: Path) -> pd.DataFrame:
-    """By modality: how often a method's highest score is on what carries the category, and what
-    deleting and inserting by integrated gradients gains over random order."""
-    pointing = pd.read_csv(path.with_name("attribution_pointing.csv"))
-    names, methods = pointing["modality"].unique(), pointing["method"].unique()
-    table = pointing.pivot(index="modality", columns="method", values="hits")
-    table = table.loc[names, methods].add_suffix(" points at it")
-    table["chance"] = pointing.groupby("modality")["chance"].first()
-    table = table.round(2).map("{:.2f}".format)
-    areas = pd.read_csv(path.with_name("attribution_areas.csv"))
-    name_of = {MODALITIES[name].code: name for name in names}
-    for row in areas.rename(columns={"tokens of": "code"}).itertuples():
-        if name := name_of.get(row.code):  # not that of all together
-            table.loc[name, f"{row.curve} gain"] = f"{row.gain:.2f} [{row.low:.2f}, {row.high:.2f}]"
-    return table
-
-
-def separated(path: Path) -> pd.DataFrame:
-    """How well categories separate, as notebook 11 recorded it."""
-    table = pd.read_csv(path.with_name("maps_separation_layered.csv"), index_col=0)
-    return table.rename_axis("metric, space")
-
-
-def fused(path: Path) -> pd.DataFrame:
-    """What fused vectors are worth, as ``benchmarks/fused.py`` wrote it."""
-    return pd.read_csv(path.with_name(f"{path.stem}_table.csv"), index_col=0)
-
-
-def costs(path: Path) -> pd.DataFrame:
-    """What an extractor costs, as ``benchmarks/backbones.py`` measured it."""
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    order = sorted(rows, key=lambda words: list(MODALITIES).index(words.partition("=")[0]))
-    table = pd.DataFrame({f"`{words}`": rows[words] for words in order}).T.rename_axis("choice")
-    return table.set_axis([*table.columns[:-1], "seconds per 1,000 products, two cores"], axis=1)
-
-
-def planted(path: Path) -> pd.DataFrame:
-    """What near-duplicates are found from which cosine on (``benchmarks/duplicates.py``)."""
-    found = json.loads(path.read_text(encoding="utf-8"))["trained"]["thresholds"]
-    table = pd.DataFrame(found)[["cosine", "pairs", "planted", "others", "different, expected"]]
-    recall = [" · ".join(f"{value:.2f}" for value in row["recall"].values()) for row in found]
-    table[f"recall of {' · '.join(found[0]['recall'])}"] = recall
-    return table.set_index("cosine")
-
-
-def counted(path: Path) -> str:
-    """How many of the paper's claims got which verdict after :func:`corrected`, and a line for each
-    contradicted one."""
-    claims = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["claims"])
-    claims["table"] = claims["source"].str.extract(r"^(\w+ [0-9.]+)", expand=False)
-    known, before = pd.read_csv(CLAIMS, index_col="id"), claims["verdict"].value_counts()
-    claims["verdict"] = corrected(claims)
-    built_in = claims["id"].map(known["calibrated"]) == claims["data"]
-    built_in = claims[built_in & (claims["verdict"] == "confirmed")]
-    by = ["data", "table"]
-    counts = claims.groupby([*by, "verdict"]).size().unstack(fill_value=0)
-    counts = counts.reindex(columns=VERDICTS, fill_value=0)
-    counts[CALIBRATED] = built_in.groupby(by).size().reindex(counts.index, fill_value=0)
-    order = sorted(counts.index, key=lambda key: (key[0], *map(int, re.findall(r"\d+", key[1]))))
-    now, tested = claims["verdict"].value_counts(), (claims["verdict"] != "not testable").sum()
-    text = f"{tested} claims are tested. Each at 5 % by itself, {before.get('confirmed', 0)} are "
-    text += f"confirmed and {before.get('contradicted', 0)} contradicted. After the correction for "
-    text += f"so many tests, {now.get('confirmed', 0)} and {now.get('contradicted', 0)}. Of the "
-    text += f"confirmed, {len(built_in)} are orders that the shop was calibrated for."
-    lines = ["Contradicted, in per cent with 95 % intervals:", ""]
-    for row in claims.query("verdict == 'contradicted'").itertuples():
-        paper = f" (paper {row.published_difference})" if row.published_difference != "" else ""
-        ours, low, high = (f"{100 * value:+.1f}" for value in (row.difference, row.low, row.high))
-        claim = f"{row.source}, {known.metric[row.id]}: {row.better} over {row.worse}{paper}"
-        lines.append(f"- {row.data}, {claim}: ours {ours} [{low}, {high}]")
-    lines = lines if lines[2:] else ["None is contradicted."]
-    return "\n".join([text, "", markdown(counts.loc[order]), "", *lines])
-
-
-def markdown(frame: pd.DataFrame) -> str:
-    """A frame as a Markdown table, index first."""
-    frame = frame.reset_index().astype(object)
-    rows = [map(str, frame.columns)]
-    for values in frame.itertuples(index=False):
-        cells = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in values)
-        cells = (cell.replace("|", r"\|").replace("\n", " ") for cell in cells)
-        rows.append("" if cell == "nan" else cell for cell in cells)
-    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(frame.columns), *lines[1:]])
-
-
-def made_by(path: Path, notebook: str) -> str:
-    """How a results file was made."""
-    content, times = json.loads(path.read_text(encoding="utf-8")), path.with_name("times.json")
-    known = json.loads(times.read_text()) if times.exists() else {}
-    sources, seeds = content["provenance"], sorted({row["seed"] for row in content["rows"]})
-    seconds = known.get(path.stem) or sum(made["wall_seconds"] for made in sources.values())
-    made, s = sources[notebook], "s" * (len(seeds) > 1)
-    versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
-    return (
-        f"From `results/{path.name}`: profile `{made['profile']}`, "
-        f"seed{s} {', '.join(map(str, seeds))}, commit `{made['commit']}`, "
-        f"{made['device']}, {versions}" + (f"; {seconds:.0f} s." if seconds else ".")
-    )
-
-
-#: A generated block, its file, the notebook that made it (14 was once 03), its table.
-TABLES = (
-    ("demo", "demo.json", "05_downstream", recording.compact),
-    ("fashion", "fashion.json", "05_downstream", recording.compact),
-    ("modality_count", "ladder.json", "06_modality_count", recording.ladder),
-    ("fused", "fused.json", "benchmarks/fused.py", fused),
-    ("fused_fashion", "fused_fashion.json", "benchmarks/fused.py", fused),
-    ("weights", "weights.json", "benchmarks/weights.py", fused),
-    ("differences", "model.json", "03_model", released),
-    ("differences", "released.json", "14_released", released),
-    ("maps", "maps.json", "11_embedding_maps", separated),
-    ("attribution", "attribution.json", "12_attribution", attributed),
-)
-
-
-def blocks(results: Path) -> dict[str, str]:
-    """The generated parts of README and docs, name -> text: those whose files are there."""
-    text = {}
-    for name, file, notebook, table in TABLES:
-        if (path := results / file).exists():
-            text[name] = f"{markdown(table(path))}\n\n{made_by(path, notebook)}"
-    paths = {"shop": results / "simcl.json", "real products": results / "simcl_fashion.json"}
-    if all(path.exists() for path in paths.values()):
-        made = (made_by(path, "09_simcl") for path in paths.values())
-        text["losses"] = "\n\n".join([markdown(recording.losses(paths)), *made])
-    if (path := results / "times.json").exists():
-        times = json.loads(path.read_text(encoding="utf-8"))
-        order = sorted(times, key=lambda name: -times[name])
-        minutes = ", ".join(f"`{name}` {times[name] / 60:.0f}" for name in order)
-        hours = f"together {sum(times.values()) / 3600:.1f} hours (`results/times.json`)"
-        text["times"] = f"Wall time of what is recorded, all seeds, minutes: {minutes}; {hours}."
-    if (path := results / "claims.json").exists():
-        text["claims"] = counted(path)
-    for name, shown in (("backbones", costs), ("duplicates", planted)):
-        if (path := results.parent / "benchmarks" / f"{name}.json").exists():
-            text[name] = markdown(shown(path))
-    return text
-
-
-def gallery(results: Path) -> str:
-    """``results/README.md``: every results file with how it was made, its tables, its figures."""
-    names = {path.stem for path in results.glob("*.json")} - {"times", "claims"}
-    made = "Generated by `python -m m5lib readme` from the files here. How long each took:"
-    lines = [f"# Results\n\n{made} `times.json`.\n"]
-    for name in sorted(names):
-        content = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
-        longer = tuple(f"{other}_" for other in names if other.startswith(f"{name}_"))
-        paths = sorted(results.glob(f"{name}_*"))
-        paths = {path.name: path for path in paths if not path.name.startswith(longer)}
-        lines += [f"## {name}", ""]
-        for book, m in content["provenance"].items():
-            how = f"profile {m['profile']}, commit `{m['commit']}`, {m['device']}"
-            lines.append(f"- `{book}`: {how}")
-        figures = [""]
-        for file, path in paths.items():
-            title = path.stem.removeprefix(f"{name}_").replace("_", " ")
-            if path.suffix == ".csv":
-                frame = pd.read_csv(path, index_col=0, keep_default_na=False)
-                lines += ["", f"**{title}** ([csv]({file}))", "", markdown(frame)]
-            elif path.suffix == ".png":
-                vector = f" [svg]({path.stem}.svg)" if f"{path.stem}.svg" in paths else ""
-                figures.append(f"![{title}]({file}){vector}")
-        lines += [*figures, ""]
-    if (path := results / "claims.json").exists():
-        frame = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["claims"])
-        frame["metric"] = frame["id"].map(pd.read_csv(CLAIMS, index_col="id")["metric"])
-        frame["verdict"], lines = corrected(frame), [*lines, "## claims", ""]
-        for data, part in frame.groupby("data"):
-            lines += [f"**{data}**", "", markdown(table(part.to_dict("records"))), ""]
-    return "\n".join(lines)
-
-
-def fill(text: str, blocks: Mapping[str, str]) -> str:
-    """The text with what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` generated. Raises
-    ``ValueError`` where a block is not known, or not closed."""
-    for name in re.findall(r"<!-- (\w+) -->", text):
-        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        if name not in blocks or end not in text:
-            raise ValueError(f"{start}: no {end} after it, or not one of {', '.join(blocks)}")
-        head, tail = text[: text.index(start)], text[text.index(end) :]
-        text = f"{head}{start}\n{blocks[name]}\n{tail}"
-    return text
-
-
-def pages() -> dict[Path, str]:
-    """README, the pages of ``docs`` and ``results/README.md`` as they should be. Raises
-    ``ValueError`` where no page has the marker of a block."""
-    results, generated = ROOT / "results", blocks(ROOT / "results")
-    paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    texts = {path: path.read_text(encoding="utf-8") for path in paths}
-    if lost := [n for n in generated if f"<!-- {n} -->" not in "".join(texts.values())]:
-        raise ValueError(f"no page has a marker for {lost}; add <!-- {lost[0]} --> to one")
-    filled = {path: fill(text, generated) for path, text in texts.items()}
-    return filled | {results / "README.md": gallery(results)}
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """``python -m m5lib readme``: write the generated tables into README, docs and results."""
-    argparse.ArgumentParser("python -m m5lib readme", description=__doc__).parse_args(arguments)
-    for path, text in pages().items():
-        with whole_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return 0

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 import time
 import weakref
@@ -214,19 +215,8 @@ def outcome(notebook: Path) -> dict:
     }
 
 
-#: ``index.html`` and a card of it.
-PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>m5lib: what was run</title><style>
-body { font: 16px/1.5 sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
-img { max-width: 100% } .wide { overflow-x: auto }
-td, th { padding: .2rem .8rem; text-align: right }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1.2rem }
-.card { border: 1px solid #ddd; border-radius: 6px; padding: 1rem; overflow-wrap: anywhere }
-.card p { margin: .3rem 0; font-size: .9rem }
-.shot { display: block; height: 11rem; overflow: hidden }
-</style></head><body><h1>What was run</h1><div class="cards">CARDS</div>RESULTS</body></html>"""
-CARD = """<div class="card"><h3><a href="{page}">{title}</a></h3><p>{question}</p>
-<p>{state} · <a href="{file}">notebook</a></p><p>{parameters}</p>{shot}</div>"""
+def _template(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def _card(notebook: Path) -> str:
@@ -239,7 +229,7 @@ def _card(notebook: Path) -> str:
     picture = f"data:image/png;base64,{about['picture']}"
     shot = f'<a class="shot" href="{page}"><img src="{picture}" alt="first figure"></a>'
     shot = shot if about["picture"] else ""
-    return CARD.format(**texts, page=page, file=quote(notebook.name), shot=shot)
+    return _template("card.html").format(**texts, page=page, file=quote(notebook.name), shot=shot)
 
 
 def write_index(folder: Path, table: str = "", figures: Sequence[Path] = ()) -> Path:
@@ -255,7 +245,9 @@ def write_index(folder: Path, table: str = "", figures: Sequence[Path] = ()) -> 
         address = quote(os.path.relpath(figure, folder).replace(os.sep, "/"))
         name = html.escape(figure.stem)
         results += f'<figure><img loading="lazy" src="{address}" alt="{name}">{name}</figure>'
-    head, middle, foot = re.split("CARDS|RESULTS", PAGE)  # a title may hold these words too
+    head, middle, foot = re.split(
+        "CARDS|RESULTS", _template("index.html")
+    )  # a title may hold these words too
     page = "".join([head, *cards, middle, results, foot])
     with whole_file(folder / "index.html") as path:
         path.write_text(page, encoding="utf-8")
@@ -347,7 +339,7 @@ def results(arguments: Sequence[str] | None = None) -> int:
     The seeds of a study (a notebook with a parameter ``seeds``) are swept side by side; then it
     runs once with all of them, loads what they left, and records. An interrupted call goes on.
     """
-    from m5lib.lab import claims, sweep
+    from m5lib.lab import sweep
 
     todo = [(path, name) for path in find() for name in results_of(path)]
     parser = argparse.ArgumentParser("python -m m5lib results", description="Make results/.")
@@ -384,7 +376,7 @@ def results(arguments: Sequence[str] | None = None) -> int:
                 times = json.loads(file.read_text()) if file.exists() else {}
             times[record] = round(times.get(record, 0) + seconds)  # all parts of what resumed
             write_json(file, times)
-    claims.main([])
+    subprocess.run([sys.executable, ROOT / "docs" / "readme.py"], check=True)
     minutes = (time.monotonic() - begun) / 60
     print(f"{sum(done)} of {len(done)} results in {minutes:.0f} minutes; see {home('results')}")
     return int(not all(done))

@@ -233,62 +233,6 @@ def compare(rows: pd.DataFrame, metric: str, convention: str, variant: str) -> p
     return best.loc[labels, [state for state in STATES if state in best]]
 
 
-def chosen(rows: pd.DataFrame) -> str:
-    """The read-out with the best mAP@10 of validation products, averaged over sets of modalities
-    and seeds."""
-    part = pick(rows, {"convention": VALIDATION, "state": "pretrained"})
-    part = part[~part["variant"].str.contains(",")]  # those were seen on the way
-    return part.groupby("variant")["value"].mean().idxmax()
-
-
-def _shown(rows: pd.DataFrame) -> list[str]:
-    """The paper's read-out, the default and the one chosen on validation products, if recorded."""
-    names = dict.fromkeys([PAPER, DEFAULT, chosen(rows)])
-    return [name for name in names if name in set(rows["variant"])]
-
-
-def compact(path: Path) -> pd.DataFrame:
-    """mAP@10 by category: modalities against state and read-out, and the best control."""
-    rows = load_results(path).query("notebook == '05_downstream' and task == 'retrieval'")
-    columns = {}
-    for variant in _shown(rows):
-        table = compare(rows, "mAP@10", "min_k_r", variant)
-        columns |= {f"{state}, {variant}": table[state] for state in ("untrained", "pretrained")}
-    columns["best control"] = table["control"]
-    return pd.DataFrame(columns).loc[table.index].rename_axis("given").round(3)
-
-
-def _by_seed(rows: pd.DataFrame, variant: str, index: str, metric: str = "mAP@10") -> pd.Series:
-    """``mean ± deviation`` over seeds of retrieval by category, or of the fine-tuned head."""
-    convention = "min_k_r" if metric == "mAP@10" else "fine-tuned head"
-    wanted = {"metric": metric, "variant": variant, "convention": convention}
-    rows = pick(rows.query("task != 'fine retrieval'"), wanted)
-    return said(rows.pivot(index=index, columns="seed", values="value"))
-
-
-def ladder(path: Path) -> pd.DataFrame:
-    """Models trained on more and more modalities (Table 3), in per cent; read-outs as above."""
-    rows = load_results(path).query("model == 'scale' and state != 'untrained'")
-    columns = {f"mAP@10, {name}": _by_seed(rows, name, "modalities") for name in _shown(rows)}
-    for metric in ("mAP@10", "accuracy"):
-        columns[f"{metric}, fine-tuned"] = _by_seed(rows, HIDDEN, "modalities", metric)
-    table = pd.DataFrame(columns).rename_axis("trained on")
-    sets = ("T", "I+T", "I+T+Tab", "I+T+Tab+V", "I+T+Tab+V+A")
-    return table.reindex([codes for codes in sets if codes in table.index])
-
-
-def losses(paths: Mapping[str, Path]) -> pd.DataFrame:
-    """What each of the losses teaches (Table 6, its ticks read as losses), in per cent, by data."""
-    labels, columns = ("no loss", "masked tasks only", "contrast only", "IMCL+PRE"), {}
-    for data, path in paths.items():
-        rows = load_results(path)
-        columns[f"{data}: mAP@10, {PAPER}"] = _by_seed(rows, PAPER, "model")
-        columns[f"{data}: mAP@10, fine-tuned"] = _by_seed(rows, HIDDEN, "model")
-    table = pd.DataFrame(columns).loc[[f"scale, {label}" for label in labels]]
-    names = ["nothing (random weights)", "masked tasks", "contrast", "both"]
-    return table.set_axis(names).rename_axis("pre-trained with")
-
-
 def headline(path: Path) -> pd.DataFrame:
     """What ``make demo`` prints: by state the default and the paper's read-out, and controls."""
     rows = load_results(path).query("notebook == '05_downstream'")

@@ -256,7 +256,7 @@ def test_results_are_made_of_what_the_notebooks_name(tmp_path, monkeypatch, caps
         return pd.DataFrame({"status": ["failed" if path.stem == "09_simcl" else "finished"]})
 
     monkeypatch.setattr(sweep, "sweep", fake_sweep)
-    monkeypatch.setattr("m5lib.lab.claims.main", lambda arguments: 0)
+    monkeypatch.setattr(notebooks.subprocess, "run", lambda command, check: None)
     real = tmp_path / "fashion-products"
     assert (
         notebooks.results(["--seeds", "2", "--data", str(real)]) == 1

@@ -4,12 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import readme
 
 from m5lib import figures, simcl
 from m5lib.catalogue import split_of
 from m5lib.embeddings import DEFAULT
 from m5lib.figures import style
-from m5lib.lab import claims, notebooks, recording, runs
+from m5lib.lab import notebooks, recording, runs
 from m5lib.models.words import train_tokenizer
 
 CONTEXT = {
@@ -74,18 +75,18 @@ def test_tables_are_made_from_rows():
     wide = recording.wide(frame)
     assert wide["mAP@1"].tolist() == [0.1, 0.9, 0.4]
     assert (
-        claims.markdown(wide)
+        readme.markdown(wide)
         .splitlines()[2]
         .startswith(f"| untrained | scale | I+T | {DEFAULT} | 0.100 |")
     )
     assert (
-        claims.fill("a <!-- x -->old<!-- /x --> b", {"x": "new"})
+        readme.fill("a <!-- x -->old<!-- /x --> b", {"x": "new"})
         == "a <!-- x -->\nnew\n<!-- /x --> b"
     )
     for text in ("<!-- x --> not closed", "<!-- y --><!-- /y -->"):
         with pytest.raises(ValueError, match="not one of x"):
-            claims.fill(text, {"x": "new"})
-    assert claims.fill("nothing", {"x": "new"}) == "nothing"
+            readme.fill(text, {"x": "new"})
+    assert readme.fill("nothing", {"x": "new"}) == "nothing"
 
 
 def test_a_finished_run_is_loaded_and_another_seed_is_another_run(
@@ -326,7 +327,7 @@ def test_titles_in_tables_are_neither_mathematics_nor_markup():
     frame = pd.DataFrame({"title": ["from $5 to $9", "<b>new</b>", "a|b\nc"]})
     page = frame._repr_html_()
     assert "tex2jax_ignore" in page and "mathjax_ignore" in page and "<b>" not in page
-    lines = claims.markdown(frame.set_index("title").assign(n=1)).splitlines()
+    lines = readme.markdown(frame.set_index("title").assign(n=1)).splitlines()
     assert len(lines) == 5 and lines[-1] == r"| a\|b c | 1 |"
 
 
