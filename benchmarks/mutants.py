@@ -106,7 +106,7 @@ pixels of all products | test_controls_are_fitted_on_training_products_only
     .fit(values[train]) ==> .fit(values)
 # m5lib/evaluation/probes.py shop/test_shop.py
 probes inside the fold | test_probes_are_no_oracle_and_no_noise
-    _probe(block[train[fit]], own[fit], c) ==> _probe(block[train], own, c)
+    _probe(block[train[fit]], own[fit]) ==> _probe(block[train], own)
 # m5lib/explain/faithfulness.py explain/test_faithfulness.py
 insertion against random deletion | test_curves_of_a_known_sum
     insertion - random[1] ==> insertion - random[0]

@@ -14,7 +14,7 @@ HOUSE = ROOT / "m5lib"
 #: TEMPORARY numbers, looser than the design: tighten them when every room has moved in. The design
 #: has 400, 8 and 12,800, and 2,700 for the core: that a batch may be a part of another (its masks
 #: are those of the whole, its losses divide by the counts of the whole) took 50 lines more.
-LONGEST_FILE, MOST_FILES, CORE_LINES, ALL_LINES = 400, 8, 2_750, 15_950
+LONGEST_FILE, MOST_FILES, CORE_LINES, ALL_LINES = 400, 8, 2_750, 15_450
 
 
 def lines(files) -> dict[Path, int]:
