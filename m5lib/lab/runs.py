@@ -43,21 +43,17 @@ from m5lib.streams import Ragged, Streams, computed, load_tokenizer
 @dataclass(frozen=True)
 class Profile:
     """One size of everything: ``tiny`` (CI: seconds, shows mechanisms), ``small`` (two cores:
-    minutes), ``full`` (the paper's, CUDA).
-
-    ``training`` is pre-training's, ``tuning`` fine-tuning's. ``products`` caps how many products
-    are read (0: all), evenly over the splits. ``few`` is for catalogues of fewer than so many
-    training products: a smaller model that takes more and larger steps (``LOG.md``).
-    """
+    minutes), ``full`` (the paper's, CUDA)."""
 
     name: str
     width: int
     layers: int
     heads: int
     training: Training
-    tuning: Training
+    tuning: Training  # of fine-tuning
     vocabulary: int
-    products: int = 0
+    products: int = 0  # at most so many are read, evenly over the splits; 0: all
+    #: Of catalogues of fewer than so many training products: smaller, in larger steps (LOG.md).
     few: tuple[int, "Profile"] | None = None
 
     def for_products(self, count: int) -> "Profile":
@@ -139,29 +135,21 @@ def streams_of(
 ) -> Streams:
     """Streams with the given modality codes (all, if empty) and a tokenizer by name or path
     (trained on the catalogue, if empty)."""
-    trained = None if tokenizer else train_tokenizer(catalogue, profile.vocabulary)
     names = from_codes(modalities) if modalities else None
-    return Streams(catalogue, features, trained or load_tokenizer(tokenizer), names)
+    if tokenizer:
+        return Streams(catalogue, features, load_tokenizer(tokenizer), names)
+    return Streams(catalogue, features, train_tokenizer(catalogue, profile.vocabulary), names)
 
 
 @dataclass(frozen=True)
 class Job:
     """One pre-training run: everything it depends on besides the data and the code.
 
-    ``extractors`` are those of :func:`load` (empty: whatever made the streams).
-    ``settings`` are further arguments of the model's row, such as ``(("text_table", "one"),)``;
-    ``changes`` are those of :func:`m5lib.models.zoo.change`: ``(("missing", "impute"),)``.
-    ``learning_rate`` is the highest of pre-training (0: the profile's). ``products`` says which of
-    the training products pre-train: ``all``; those that are ``complete``, with every modality of
-    the model (Table 10); or ``none``: fine-tuning then starts from random weights.
-
-    ``bert`` is the name or folder of a BERT that titles start from: it settles width and heads, and
-    the streams must have its tokenizer (:func:`m5lib.models.pretrained.starting`). Titles run
-    through ``bert_layers`` of it (0: all; in the profile ``full`` as many as the row says, the
-    paper's 6), which learn at ``bert_rate`` (0: frozen) times ``bert_decay`` per layer down.
-
-    ``devices`` train a batch together, each ``micro`` products at a time (0: all it has of it): the
-    same batches, the same run (:mod:`m5lib.models.parallel`).
+    ``products`` says which of the training products pre-train: ``all``; those that are
+    ``complete``, with every modality of the model (Table 10); or ``none``: fine-tuning then starts
+    from random weights. ``bert`` settles width and heads, and the streams must have its tokenizer
+    (:func:`m5lib.models.pretrained.starting`). ``devices`` train a batch together: the same
+    batches, the same run (:mod:`m5lib.models.parallel`).
 
     Raises:
         ValueError: ``products`` is none of these, or a rate is negative.
@@ -171,18 +159,18 @@ class Job:
     model: str = "scale"
     seed: int = 0
     epochs: int | float = 0
-    learning_rate: float = 0.0
+    learning_rate: float = 0.0  # the highest of pre-training; 0: the profile's
     tokenizer: str = ""
-    extractors: str = ""
-    bert: str = ""
-    bert_rate: float = 1e-4
-    bert_decay: float = 1.0
-    bert_layers: int = 0
-    settings: tuple[tuple[str, Any], ...] = ()
-    changes: tuple[tuple[str, Any], ...] = ()
+    extractors: str = ""  # those of `load`; empty: whatever made the streams
+    bert: str = ""  # name or folder of a BERT that titles start from
+    bert_rate: float = 1e-4  # at which its last layer learns; 0: frozen
+    bert_decay: float = 1.0  # times this per layer down
+    bert_layers: int = 0  # of it; 0: all, in the profile `full` as many as the row says (6)
+    settings: tuple[tuple[str, Any], ...] = ()  # of the row, such as (("text_table", "one"),)
+    changes: tuple[tuple[str, Any], ...] = ()  # of `zoo.change`, as (("missing", "impute"),)
     products: Literal["all", "complete", "none"] = "all"
     devices: int = 1
-    micro: int = 0
+    micro: int = 0  # products that a device takes at a time; 0: all it has of a batch
 
     def __post_init__(self):
         check_choices(self)
@@ -237,20 +225,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows from a job and its streams.
+    """What follows from a job and its streams."""
 
-    Attributes:
-        spec: the model's row at the profile's size, with the changes.
-        training, tuning: the profile's settings with the job's seed, epochs and rate.
-        rows: the products to pre-train on.
-        folder: ``runs/<model>-<codes>-<hash>`` of this job on this data with this code.
-    """
-
-    spec: Spec
-    training: Training
+    spec: Spec  # the model's row at the profile's size, with the changes
+    training: Training  # the profile's settings with the job's seed, epochs and rate
     tuning: Training
-    rows: np.ndarray
-    folder: Path
+    rows: np.ndarray  # the products to pre-train on
+    folder: Path  # runs/<model>-<codes>-<hash> of this job on this data with this code
 
 
 def data_name(catalogue: Catalogue, settings: Mapping[str, Mapping], bert: str = "") -> str:
@@ -283,8 +264,8 @@ class Run:
         """The columns that all result rows of a notebook share (:func:`data_name`)."""
         data = data_name(catalogue, self.model.extractors, job.bert)
         shared = {"notebook": notebook, "run": self.name, "data": data, "profile": job.profile}
-        shared |= {"seed": job.seed, "model": job.model}
-        return shared | {"modalities": codes(self.model.spec.modalities)}
+        reads = codes(self.model.spec.modalities)
+        return shared | {"seed": job.seed, "model": job.model, "modalities": reads}
 
 
 def vectors(

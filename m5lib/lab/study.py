@@ -56,35 +56,26 @@ def number(name: str, state: str = "finetuned") -> dict[str, str]:
     }
     if name in fixed:
         return dict(zip(KEYS, fixed[name], strict=False))
-    if not (match := re.fullmatch(r"((mAP|Prec)@\d+)(?:_(pretrain|finetune|coarse|fine))?", name)):
+    metric, _, ending = name.partition("_")
+    if not re.fullmatch(r"(mAP|Prec)@\d+(_pretrain|_finetune|_coarse|_fine)?", name):
         raise ValueError(f"no table of the paper has a column {name!r}")
-    metric, kind, ending = match.groups()
     state = {"pretrain": "pretrained", "finetune": "finetuned"}.get(ending, state)
-    variant = PAPER if state == "pretrained" else HIDDEN
     task = "fine retrieval" if ending == "fine" else "retrieval"
-    convention = "k" if kind == "Prec" else "min_k_r"
-    return dict(zip(KEYS, (state, variant, task, metric, convention), strict=True))
+    convention = "k" if metric.startswith("Prec") else "min_k_r"
+    side = before if state == "pretrained" else tuned
+    return dict(zip(KEYS, (*side, task, metric, convention), strict=True))
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is known of one job on one data set.
+    """What is known of one job on one data set."""
 
-    Attributes:
-        run: folder name of the run.
-        data: fingerprint of the products.
-        rows: result rows (:data:`m5lib.lab.recording.COLUMNS`).
-        queries: what every query contributed to them, columns :data:`COLUMNS`.
-        history: of the pre-training.
-        parameters: how many the model has.
-    """
-
-    run: str
-    data: str
-    rows: pd.DataFrame
-    queries: pd.DataFrame
-    history: list[dict]
-    parameters: int
+    run: str  # its folder's name
+    data: str  # fingerprint of the products
+    rows: pd.DataFrame  # result rows, m5lib.lab.recording.COLUMNS
+    queries: pd.DataFrame  # what every query contributed to them, COLUMNS
+    history: list[dict]  # of the pre-training
+    parameters: int  # how many the model has
 
     def value(self, wanted: Mapping[str, str]) -> float:
         """One number; NaN where it was not measured (fine retrieval of products that are listed
@@ -201,7 +192,6 @@ def studies(
             :class:`m5lib.lab.runs.Job`.
         seeds: of weights, order and masks; with ``data="shop"`` of the shop too.
         products: at most so many, evenly over the splits, if not of the shop; 0: the profile's.
-        extractors: as :func:`m5lib.lab.runs.load`.
         more: fields of all jobs where the grid does not say, such as ``bert``.
 
     Returns:

@@ -8,14 +8,7 @@
 
     python -m m5lib sweep notebooks/04_pretrain.ipynb --grid seed=0,1,2 --set profile=tiny
 
-On a cluster the call is the same, with an executor (``pip install "m5lib[cluster]"``; all machines
-must see one disk, ``M5_HOME``)::
-
-    sweep(notebook, grid, executor=distributed.Client(address).get_executor())  # Dask
-
-    executor = submitit.AutoExecutor("sweeps/jobs")  # Slurm, or processes here where there is none
-    executor.update_parameters(timeout_min=240, cpus_per_task=8, gpus_per_node=1)
-    sweep(notebook, grid, executor=executor)
+On a cluster the call is the same, with an executor of Dask or submitit (``docs/running.md``).
 
 A sweep lies in ``sweeps/<notebook>-<hash of its code and the library's>``: of each point the
 executed notebook, what it recorded in a folder, and last ``<point>.json`` with parameters, status,
@@ -101,8 +94,7 @@ def points(
                 raise ParameterError(f"{name}: the grid's {axis} = {values!r} {mend}")
         rows = itertools.product(*grid.values())
         grid = [dict(zip(grid, values, strict=True)) for values in rows]
-    listed = isinstance(grid, Sequence) and not isinstance(grid, str)
-    if not listed or not all(isinstance(own, Mapping) for own in grid):
+    if not isinstance(grid, Sequence) or not all(isinstance(own, Mapping) for own in grid):
         raise ParameterError(f"{name}: the grid is neither lists by name nor points in a list")
     if clash := set(OUTCOME) & set(known):
         own = f"a sweep's table has its own column {min(clash)!r}; rename that parameter"
