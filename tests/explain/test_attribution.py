@@ -2,6 +2,7 @@
 memory that does not suffice."""
 
 from dataclasses import replace
+from functools import cache
 from itertools import permutations
 from types import SimpleNamespace
 
@@ -200,10 +201,12 @@ def test_captums_shapley_values_are_ours(logit, five_batch):
 
     batch, names = five_batch(), logit.model.spec.modalities
 
-    def worth(kept):
-        return logit.value(batch.only([n for n, k in zip(names, kept[0], strict=True) if k]))
+    @cache  # Captum asks for each of the 32 coalitions many times
+    def value(kept):
+        return logit.value(batch.only([n for n, k in zip(names, kept, strict=True) if k]))
 
-    theirs = ShapleyValues(worth).attribute(torch.ones(6, 5))
+    theirs = ShapleyValues(lambda kept: value(tuple(kept[0].tolist())))
+    theirs = theirs.attribute(torch.ones(6, 5))
     assert torch.allclose(theirs.double(), attribution.shapley(logit, batch).values, atol=1e-5)
 
 

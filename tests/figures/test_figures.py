@@ -41,7 +41,7 @@ def test_histograms_have_a_panel_for_each_set():
 
 
 def test_facets_are_told_by_the_modalities_that_carry_them(tmp_path):
-    catalogue, features = extract(listings.make(400, 0, tmp_path), PLAIN)
+    catalogue, features = extract(listings.make(160, 0, tmp_path, workers=1), PLAIN)
     found = probes.facets(catalogue, features, listings.truth(tmp_path))
     assert list(found.columns) == list(probes.FACETS) and (found.to_numpy() < 1).all()
     assert (

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from bokeh.models import HoverTool
 from matplotlib.collections import LineCollection
 from PIL import Image
 
@@ -74,11 +75,8 @@ def test_no_title_becomes_markup(shown):
 
 def test_what_the_map_knows(shown):
     drawn, near = shown
-    (tabs, source, card) = (
-        drawn.tabs,
-        drawn.tabs.select_one({"name": "products"}),
-        map_figures.CARD,
-    )
+    tabs, source = drawn.tabs, drawn.tabs.select_one({"name": "products"})
+    card = next(iter(tabs.select({"type": HoverTool}))).tooltips
     assert [tab.title for tab in tabs.tabs] == ["SCALE, t-SNE", "SCALE, UMAP"]
     data = source.data
     assert data["title"][0] == EVIL and data["has"][0] == "T" and "{safe}" not in card
