@@ -1,11 +1,9 @@
-"""Plumbing between a catalogue's splits and :mod:`m5lib.evaluation.metrics`: vectors in, result
-numbers out.
+"""Between a catalogue's splits and :mod:`m5lib.evaluation.metrics`: vectors in, numbers out.
 
 ``query`` products are looked up in ``gallery``; the classifier learns from ``classifier`` and is
 tested on ``query``; k-means runs on ``query`` with k = its number of classes. With
 ``split="validation"`` the validation products stand in for the queries: that is where choices are
-made. Every number comes with the convention that it follows
-(:func:`m5lib.evaluation.metrics.retrieval`).
+made. Every number comes with the convention that it follows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -142,8 +140,7 @@ def evaluate(
     """All numbers of the chosen tasks: dicts with ``task, metric, convention, value``.
 
     Args:
-        vectors: (N, D), dense or sparse, one row per product of the catalogue; only
-            :func:`needed_rows` are read.
+        vectors: (N, D), dense or sparse, one row per product; only :func:`needed_rows` are read.
         predicted: labels from a fine-tuned head (:func:`m5lib.lab.runs.tuned_vectors`), measured
             instead of a linear probe: (N, P), best first, or (N,), which gives no top-5 accuracy.
         protocols: of retrieval. ``released`` is meant for the paper's read-out.
@@ -174,9 +171,9 @@ def retrieval(
         vectors: (N, D), dense or sparse, one row per product: what the queries ask with.
         gallery: (N, D): what the gallery answers with, where that differs (image -> text).
         given: the modalities that either side was made from; None: every product asks and can be
-            found, with zeros where it has nothing. A query that has none of its side's is left out,
-            and a number ``queries left out`` counts them. A gallery product that has none is never
-            listed, but counts among the R products sought: the gallery is the same for all sets.
+            found, with zeros where it has nothing. A query that has none of its side's is left out
+            (``queries left out`` counts them); a gallery product is never listed, but counts among
+            the R products sought: the gallery is the same for all sets.
     """
     task = "fine retrieval" if split == "fine_query" else "retrieval"
     how = {"protocols": [protocol], "gallery": gallery, "given": given}

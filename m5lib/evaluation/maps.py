@@ -1,5 +1,5 @@
 """Maps of embedding spaces (Figure 6): which products are drawn, what they are grouped by, and
-t-SNE and UMAP of their vectors. Vectors in, points out.
+t-SNE and UMAP of their vectors.
 
 A map is a picture of *neighbourhoods*: distances between its islands and their sizes say little
 (van der Maaten and Hinton 2008, McInnes et al. 2018). So every number of
@@ -28,16 +28,10 @@ GROUPS = ("category", "missing", "product", "merchant")
 def held_out(
     catalogue: Catalogue, read: Iterable[Iterable[str]] = (), most: int = 0
 ) -> Int[np.ndarray, " n"]:
-    """Rows of the products to draw, ascending: those of :data:`HELD_OUT` that every model can read.
-
-    Args:
-        read: the modalities of each model; one of them is enough.
-        most: so many at most, 0 for all. Listings of one product are taken together, so it may be a
-            few more.
-
-    Raises:
-        DataError: too few are left for a product to have ten others.
-    """
+    """Rows of the products to draw, ascending: those of :data:`HELD_OUT` that have one at least of
+    the modalities that each model ``read``, at most ``most`` (0: all; listings of one product are
+    taken together, so it may be a few more). Raises ``DataError``: too few are left for a product
+    to have ten others."""
     rows = np.sort(np.concatenate([catalogue.split(name) for name in HELD_OUT]))
     for names in read:
         rows = rows[having(catalogue, names)[rows]]

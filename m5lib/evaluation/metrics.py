@@ -30,8 +30,7 @@ Vectors = Float[np.ndarray, "_ D"] | sparse.spmatrix | sparse.sparray
 def hits(
     ranking: Int[np.ndarray, "Q R"], query_labels: np.ndarray, gallery_labels: np.ndarray
 ) -> tuple[Bool[np.ndarray, "Q R"], Int[np.ndarray, " Q"]]:
-    """Which ranked products share the query's label, and how many of the gallery do (R of each
-    query)."""
+    """Which ranked products share the query's label, and how many of the gallery do (R)."""
     matched = (gallery_labels[np.maximum(ranking, 0)] == query_labels[:, None]) & (ranking >= 0)
     return matched, _count(query_labels, gallery_labels)
 
@@ -51,10 +50,9 @@ def average_precision(
     """AP@K of each query: the precision at each hit within the first K, summed and divided. K may
     differ from query to query.
 
-    ``min_k_r``, the usual convention, divides by min(K, R), R = relevant products in the gallery:
-    1 only if the first min(K, R) are all hits. ``hits`` divides by the hits found within K (the
-    released code): a single hit at rank 1 gives 1, so it is never lower, often much higher. Both
-    are 0 without a hit.
+    ``min_k_r``, the usual convention, divides by min(K, R), R = relevant products in the gallery;
+    ``hits`` by the hits found within K (the released code): a single hit at rank 1 gives 1, so it
+    is never lower, often much higher. Both are 0 without a hit.
     """
     matched = _within(matched, k)
     precision = matched.cumsum(axis=1) / np.arange(1, matched.shape[1] + 1)
@@ -87,12 +85,10 @@ def retrieval(
     cuts: tuple[int, ...] = (1, 5, 10),
     longest: int = 110,
 ) -> dict[tuple[str, str], Float[np.ndarray, " Q"]]:
-    """What each query scores: (metric, convention) -> (Q,) values in 0..1, whose mean is the
-    metric.
+    """What each query scores: (metric, convention) -> (Q,) values in 0..1, their mean the metric.
 
     ``usual``: by cosine, the query's own id taken out before the list is cut. ``mAP@K`` by the
-    conventions ``min_k_r`` and ``hits`` of :func:`average_precision`, ``Prec@K`` by convention
-    ``k``.
+    conventions of :func:`average_precision`, ``Prec@K`` by convention ``k``.
 
     ``released``: the authors' scripts, convention ``released``. By inner product; the list is cut
     at ``longest`` (110 in their Python, 10 in their shell scripts, so that their @10 is sometimes
@@ -102,8 +98,7 @@ def retrieval(
 
     Args:
         rows: as in :func:`rank`; labels and ids of the gallery are in their order.
-        findable: gallery products that are not are never listed, but still count among the products
-            sought.
+        findable: the others are never listed, but still count among the products sought.
     """
     known = query_ids is not None and gallery_ids is not None
     able = np.arange(len(gallery_labels)) if findable is None else np.flatnonzero(findable)
@@ -162,18 +157,16 @@ def rank(
     block: tuple[int, int] = (1024, 4096),
 ) -> Int[np.ndarray, "Q R"]:
     """The ``k`` best gallery places of each query, best first; of equal scores the lower place
-    first.
+    first. Places that cannot be filled (a gallery smaller than ``k``) hold -1.
 
     Scores are cosines (0 with a zero vector), or plain inner products (released code) with
     ``cosine=False``. With ids given, a gallery product with the query's own id is never returned.
-    Places that cannot be filled (a gallery smaller than ``k``) hold -1.
 
     Exact, whatever the blocks and the device (CUDA where there is one): products in the vectors'
     own precision (float32 for half) only tell which pairs could be among the best, by a bound on
-    their rounding error; those pairs are scored in float64, each in the same order of additions.
-    Two gallery products with the same vector therefore tie. Nothing is copied or normalised whole:
-    memory is that of the lists and of some blocks, about 0.4 GiB at 768 dimensions. Scoring
-    everything in float64 is shorter and takes five times as long (``benchmarks/ranking.json``).
+    their rounding error; those pairs are scored in float64, each in the same order of additions,
+    so that equal vectors tie. Memory is that of the lists and of some blocks, 0.4 GiB at 768
+    dimensions. All in float64 is shorter and five times as slow (``benchmarks/ranking.json``).
 
     Args:
         rows: the rows of ``gallery`` that are ranked, by default all; a place in the list is then a
@@ -209,13 +202,10 @@ def _pairs_of_one_id(query_ids: np.ndarray | None, gallery_ids: np.ndarray | Non
 
 
 class _Block(NamedTuple):
-    """Some vectors in float64 (sparse ones scaled too), what they are divided by, which are zero,
-    as multiplied, how long these are."""
-
-    exact: np.ndarray | sparse.csr_array
+    exact: np.ndarray | sparse.csr_array  # in float64; sparse ones are scaled too
     divisor: np.ndarray
-    zero: np.ndarray
-    quick: Tensor | None
+    zero: np.ndarray  # which are
+    quick: Tensor | None  # as multiplied, and how long these are
     lengths: np.ndarray
 
     @classmethod
@@ -340,11 +330,7 @@ def correct(predicted: np.ndarray, labels: np.ndarray, k: int = 1) -> Bool[np.nd
 
 def in_span(vectors: Vectors) -> Float[np.ndarray, "_ _"] | sparse.spmatrix | sparse.sparray:
     """Unit vectors with the same distances, in no more dimensions than there are products: all
-    that :func:`cluster` needs, and cheaper.
-
-    Dense ones come in float64, which scikit-learn's k-means is faster with (it makes its distances
-    in float64 anyway).
-    """
+    that :func:`cluster` needs, and cheaper. Dense ones in float64, with which k-means is faster."""
     vectors = normalize(vectors)
     if sparse.issparse(vectors):
         return vectors
@@ -364,7 +350,6 @@ def nmi(clusters: np.ndarray, labels: np.ndarray) -> float:
 
 
 def purity(clusters: np.ndarray, labels: np.ndarray) -> float:
-    """Share of products in the majority class of their cluster; grows with the number of clusters,
-    to 1 with one each."""
+    """Share of products in the majority class of their cluster; grows with their number."""
     table = pd.crosstab(np.asarray(clusters), labels.astype(str))
     return float(table.to_numpy().max(axis=1).sum() / len(labels))

@@ -30,20 +30,19 @@ def paired_bootstrap(
     1. d[s, q] = a[s, q] - b[s, q]; m[s] = mean over the queries of seed s; m = mean over the
        seeds: the difference reported.
     2. Each draw takes queries with replacement, as many as there are, and means d over them:
-       m*[s]. An array (S, Q) says that column q is the same query in every seed: one sample of
-       queries serves all seeds, so that more seeds do not make more queries of them. A sequence
-       of S arrays says that each seed has queries of its own, and each is sampled by itself.
+       m*[s]. An array (S, Q) says that column q is the same query in every seed: one sample serves
+       all seeds. Of a sequence of S arrays, queries of their own, each is sampled by itself.
     3. With c = sqrt(S / (S - 1)) t / z, where t and z are the 0.975 quantiles of Student's t with
-       S - 1 degrees of freedom and of the normal: m*[s] + (c - 1) (m[s] - m). Resampling S seeds
-       as they are gives too narrow intervals when S is small (with three seeds that differ by
-       chance alone one interval in four leaves out 0); widened so (Hesterberg, 2015, the expanded
-       percentile interval), one in twenty does.
+       S - 1 degrees of freedom and of the normal: m*[s] + (c - 1) (m[s] - m). Few seeds resampled
+       as they are give too narrow intervals (of three that differ by chance alone one in four
+       leaves out 0); widened so (Hesterberg, 2015, the expanded percentile interval), one in
+       twenty does.
     4. The draw takes S seeds with replacement; its value is the mean over them.
 
     The interval holds the middle 95 % of the draws; p is twice the smaller share of draws on one
-    side of 0 (0 included), one more counted on each side, at most 1. p is right about 0.05, which
-    is what it is for; with fewer than ten seeds much smaller values do not mean more. With one seed
-    there is no spread to see: the interval is that of the queries only.
+    side of 0 (0 included), one more counted on each side, at most 1. p is right about 0.05; with
+    fewer than ten seeds much smaller values do not mean more. With one seed the interval is that of
+    the queries only.
 
     Raises:
         ValueError: seeds or queries of the two do not match, or there are none.
@@ -52,10 +51,7 @@ def paired_bootstrap(
         what = "the two models must be measured on the same queries of the same seeds"
         raise ValueError(f"{what}, at least one of each")
     shared = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
-    pairs = (
-        (np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in zip(a, b, strict=True)
-    )
-    gains = [x - y for x, y in pairs]
+    gains = [np.asarray(x, float) - np.asarray(y, float) for x, y in zip(a, b, strict=True)]
     means, rng, values = np.array([gain.mean() for gain in gains]), np.random.default_rng(seed), []
     wide = (_widening(len(means)) - 1) * (means - means.mean())
     step = max(1, 2**21 // max(len(gain) for gain in gains))
@@ -86,15 +82,9 @@ def _widening(seeds: int) -> float:
 
 def paired_seeds(a: Float[np.ndarray, " _"], b: Float[np.ndarray, " _"]) -> Difference:
     """The same for metrics that have no value per query (NMI, purity): a paired t-test over the
-    seeds, and seeds only.
-
-    The interval is mean ± t s / sqrt(S), s the standard deviation (S - 1) of the differences. What
-    the choice of products adds is not in it. Equal differences have p 1 if they are 0, else 0. One
-    seed has no spread: interval and p are NaN.
-
-    Raises:
-        ValueError: not the same seeds, or none.
-    """
+    seeds, mean ± t s / sqrt(S), s the standard deviation (S - 1) of the differences. What the
+    choice of products adds is not in it. Equal differences have p 1 if they are 0, else 0. One seed
+    has no spread: interval and p are NaN. Raises ``ValueError``: not the same seeds, or none."""
     if len(a) != len(b) or not len(a):
         raise ValueError("the two models must be measured with the same seeds, at least one")
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)

@@ -23,11 +23,9 @@ class Attention(NamedTuple):
 
 @torch.no_grad()
 def attention(model: Model, batch: Batch) -> list[Attention]:
-    """Who reads whom, layer by layer (:attr:`m5lib.model.Output.attention`).
-
-    In a ``solo`` stage a modality reads only itself, in a ``cross`` stage only others; a stream
-    that a stage passes by reads itself.
-    """
+    """Who reads whom, layer by layer (:attr:`m5lib.model.Output.attention`). In a ``solo`` stage a
+    modality reads only itself, in a ``cross`` stage only others; a stream that a stage passes by
+    reads itself."""
     output, layers = model(batch, attention=True), []
     lengths = [valid.shape[1] for valid in output.valid.values()]
     places = dict(zip(output.valid, torch.arange(sum(lengths)).split(lengths), strict=True))

@@ -50,19 +50,12 @@ STEPS = 50
 
 @dataclass(frozen=True)
 class Target:
-    """A number F of each product that is to be explained.
+    """A number F of each product that is to be explained."""
 
-    Attributes:
-        name: for figures and result rows.
-        read: (output, sought) -> (B,), differentiable.
-        sought: (B, ...) what belongs to each product of the batch: the number of its class, or the
-            vector it is compared with.
-    """
-
-    name: str
+    name: str  # for figures and result rows
     model: Model
-    read: Callable[[Output, Tensor], Tensor]
-    sought: Tensor
+    read: Callable[[Output, Tensor], Tensor]  # (output, sought) -> (B,), differentiable
+    sought: Tensor  # (B, ...) of each product, the number of its class or a vector to compare with
 
     def of(self, chosen: Sequence[int] | np.ndarray | slice) -> "Target":
         """The target of some of the products."""
@@ -250,11 +243,9 @@ def attributed(
 ) -> Attribution:
     """The scores of a method: what it says of each number of a token, added up.
 
-    Args:
-        method: (path, at_once) -> one (B, L, D) for each of ``path.inputs``, such as
-            :func:`integrated`; at most ``at_once`` copies of products in one backward pass.
-        at_once: halved where memory does not suffice, down to one.
-    """
+    ``method``: (path, at_once) -> one (B, L, D) for each of ``path.inputs``, such as
+    :func:`integrated`; at most ``at_once`` copies of products in one backward pass, half as many
+    from where memory does not suffice."""
     parts = [torch.cat(x) for x in zip(*fitting(method, whole, at_once), strict=True)]
     own = zip(whole.names, parts, whole.scored, strict=True)
     with torch.no_grad():
@@ -312,8 +303,8 @@ def fitting(
 
 
 class Shapley(NamedTuple):
-    """``values`` (B, M) in the order of the model's modalities, exactly 0 where a product lacks
-    one; F with all and with none."""
+    """``values`` in the order of the model's modalities, exactly 0 where a product lacks one; F
+    with all and with none."""
 
     values: Float[Tensor, "B M"]
     full: Float[Tensor, " B"]
@@ -330,8 +321,7 @@ def shapley(target: Target, batch: Batch) -> Shapley:
     take part in nothing.
 
     value of m = sum over S without m of |S|! (M - |S| - 1)! / M! (F(S + m) - F(S)). That is F of
-    2^M coalitions; Captum's ``ShapleyValues`` asks for M! M.
-    """
+    2^M coalitions; Captum's ``ShapleyValues`` asks for M! M."""
     names = target.model.spec.modalities
     count, coalitions = len(names), range(2 ** len(names))
     holds = [[n for n in range(count) if coalition >> n & 1] for coalition in coalitions]

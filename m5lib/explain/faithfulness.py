@@ -111,8 +111,7 @@ def random_scores(batch: Batch, names: Iterable[str], seed: int) -> Tokens:
 
 
 def gains(scored: Curves, drawn: Sequence[Curves]) -> dict[str, np.ndarray]:
-    """By how much a scored order beats random ones (their mean), for each product, above 0 where it
-    does."""
+    """By how much a scored order beats the mean of random ones, for each product."""
     random = [np.mean(x, axis=0) for x in zip(*(curve.areas() for curve in drawn), strict=True)]
     deletion, insertion = scored.areas()
     return {"deletion": random[0] - deletion, "insertion": insertion - random[1]}
@@ -241,11 +240,8 @@ def rank_correlation(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], batch: Batch, absolute: bool = False
 ) -> np.ndarray:
     """(B,) Spearman's rank correlation of two scorings of the tokens with content, within each
-    modality; the mean over modalities.
-
-    Across modalities any two scorings agree that some modality has the larger numbers. Modalities
-    with fewer than three tokens, or with constant scores, do not count; NaN where none is left.
-    """
+    modality (across them any two agree which has the larger numbers); the mean over modalities.
+    Those with fewer than three tokens, or constant scores, do not count; NaN where none is left."""
     values = np.full((len(a), len(batch.rows)), np.nan)
     for place, name in enumerate(a):
         own = content(batch.streams[name]).cpu().numpy()
@@ -317,13 +313,9 @@ def carriers(
     streams: Streams, batch: Batch, truth: pd.DataFrame
 ) -> dict[str, Bool[np.ndarray, "B L"]]:
     """Which tokens of a shop's products carry the category, by its truth
-    (:func:`m5lib.shop.listings.truth`).
-
-    Known: the box of the product, the words and pairs that name the category, the seconds of making
-    and using. Not known: which corner of the box tells most. Other words (usage, material) hint at
-    the category too, and do not count; a product whose title or table does not name it, or names
-    another, carries it in no token of that modality.
-    """
+    (:func:`m5lib.shop.listings.truth`): the box of the product, the words and pairs that name the
+    category, the seconds of making and using. Other words (usage, material) hint at it too, and do
+    not count; a product whose title or table does not name it carries it in no token of that."""
     carrying = {}
     for name in batch.streams:
         endings = [e for e in ("box", "words", "pairs", "spans") if f"{name}_{e}" in truth]

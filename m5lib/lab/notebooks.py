@@ -1,6 +1,5 @@
 """Run notebooks with papermill, strictly: a parameter that the notebook does not have, or of
-another type, is an error before the kernel starts (papermill only warns about the first). From
-the shell::
+another type, is an error before the kernel starts (papermill only warns). From the shell::
 
     python -m m5lib notebooks --profile small --data FOLDER [notebook …]  # by default: every one
     python -m m5lib notebooks --demo [--data FOLDER]  # 01, 04 and 05, then the result table
@@ -136,10 +135,8 @@ def run(
     environment: Mapping[str, str] | None = None,
 ) -> Path:
     """Execute a notebook with the kernel of this Python, a process of its own, so that several
-    threads may call this; the output file is written even when it fails.
-
-    Args:
-        environment: variables for the kernel, on top of those of this process.
+    threads may call this; the output file is written even when it fails. ``environment``:
+    variables for the kernel, on top of those of this process.
 
     Raises:
         ParameterError: before anything starts.

@@ -33,17 +33,11 @@ KEYS = ("state", "variant", "task", "metric", "convention")
 
 def number(name: str, state: str = "finetuned") -> dict[str, str]:
     """Which result row stands in a column of the paper's tables (``paper/tables``): ``accuracy``,
-    ``mAP@5_pretrain``, ``NMI`` … as values of its columns.
+    ``mAP@5_pretrain``, ``NMI`` … as values of its columns. Raises ``ValueError``: none has it.
 
     Before fine-tuning it is that of the paper's read-out, afterwards that of the hidden vector
     (clustering is done on the same features as classification). Retrieval is by the usual protocol:
-    cosine, AP over min(K, R).
-
-    Args:
-        state: of a retrieval metric whose name does not end in ``_pretrain`` or ``_finetune``.
-
-    Raises:
-        ValueError: no table has such a column.
+    cosine, AP over min(K, R); ``state`` is that of a name without ``_pretrain`` or ``_finetune``.
     """
     tuned, before = ("finetuned", HIDDEN), ("pretrained", PAPER)
     fixed = {
@@ -225,14 +219,10 @@ def jobs(
     **more,
 ) -> dict[str, tuple[runs.Job, Streams]]:
     """The jobs of a grid with their streams, by label, all before the first is run, so that a
-    mistyped setting costs no training.
+    mistyped setting costs no training: ``ValueError``, which lists those of jobs.
 
     Left out, with a line: one that asks for modalities that the products lack, and one about
-    products that lack some (Table 10) where none does: it would be the same run again.
-
-    Raises:
-        ValueError: jobs have no such setting; the message names the label and lists theirs.
-    """
+    products that lack some (Table 10) where none does: it would be the same run again."""
     fields, result = {field.name for field in dataclasses.fields(runs.Job)}, {}
     for label, settings in grid.items():
         said, modalities = f"seed {seed}, {label}: left out,", settings.get("modalities", "")

@@ -47,13 +47,12 @@ THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep: its name, what differs from the other runs, all parameters of the
-    notebook, and the executed notebook, beside which its other files lie."""
+    """One run of a sweep."""
 
     name: str
-    label: str
-    parameters: dict[str, object]
-    output: Path
+    label: str  # what differs from the other runs
+    parameters: dict[str, object]  # all of the notebook
+    output: Path  # the executed notebook, beside which its other files lie
 
     def ended(self) -> dict:
         """What is known of its last run that ended; nothing, where there was none."""
@@ -124,12 +123,8 @@ def run_point(
 ) -> dict:
     """Run one point, in whatever process the executor chose, unless it is finished or another
     process is at it; returns its marker. A run that fails is an outcome, not an exception.
-
-    Args:
-        environment: variables for the kernel; ``M5_RESULTS`` is the folder for what it records.
-        begun: when the sweep was called: makes each call another one, for executors that remember
-            what they were asked (Dask).
-    """
+    ``begun``, when the sweep was called, makes each call another one, for executors that remember
+    what they were asked (Dask)."""
     marker, folder = Path(output).with_suffix(".json"), Path(environment["M5_RESULTS"])
     with locked(folder / ".lock"):
         if (earlier := _read(marker)).get("status") == "finished":
@@ -172,7 +167,7 @@ def sweep(
             a dict. Paths should be absolute.
         fixed: parameters that all points share. Others are the notebook's defaults.
         executor: any of ``concurrent.futures``, or with such a ``submit`` (submitit); by default
-            threads of this process, each of which waits for the kernel, a process, of a run.
+            threads of this process, each of which waits for the kernel of a run.
         workers: runs side by side, which share the cores; by default one per core, or one where
             there is CUDA. With an executor of your own: how many of its workers share a machine; by
             default its threads are left alone.
@@ -180,10 +175,7 @@ def sweep(
 
     Returns:
         one row per point, in order: the parameters (lists and dicts as JSON), then
-        :data:`OUTCOME`.
-
-    Raises:
-        ParameterError: before anything starts; see :func:`points`.
+        :data:`OUTCOME`. Raises ``ParameterError`` as :func:`points`, before anything starts.
     """
     todo, begun = points(notebook, grid, fixed, folder), datetime.now(UTC).isoformat()
     if not todo:
@@ -278,8 +270,7 @@ def _index(folder: Path) -> None:
 
 def collect(frame: pd.DataFrame) -> pd.DataFrame:
     """The result rows that the finished runs of a sweep recorded (:func:`sweep`, or a
-    ``runs.parquet``), with the parameters that are no columns of theirs, and ``point``; none where
-    the notebook has no parameter ``record``."""
+    ``runs.parquet``), with the parameters that are no columns of theirs, and ``point``."""
     from m5lib.lab.recording import COLUMNS, load_results
 
     more = [name for name in frame.columns if name not in (*COLUMNS, *OUTCOME, "record")]
