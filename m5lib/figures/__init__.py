@@ -6,4 +6,4 @@ import figures``. Those of one subject stay in ``tokens``, ``models``, ``maps`` 
 """
 
 from m5lib.figures.catalogue import front, gallery, histograms, long_tail, neighbours, presence
-from m5lib.figures.training import bars, losses, milestones, panels, score_matrix, spread, table
+from m5lib.figures.training import bars, losses, milestones, panels, spread, table

@@ -1,4 +1,4 @@
-"""Figures of training and of the numbers that come of it: losses, milestones, seeds."""
+"""Figures of training and of the numbers that come of it: losses, tables, seeds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,6 @@ from m5lib.figures.style import (
     PALETTE,
     QUIET,
     canvas,
-    codes_of,
     dots,
     heading,
     heat,
@@ -68,23 +67,12 @@ def milestones(points: pd.DataFrame, metric: str) -> Figure:
 
 
 @styled
-def score_matrix(
-    matrix: np.ndarray, names: Sequence[str], title: str = "Mean harmony scores S"
-) -> Figure:
-    """A matrix (M, M) over modalities as a heat map with its numbers."""
-    matrix, size = np.asarray(matrix), 0.7 * len(names)
-    figure, ((axes,),) = canvas(size=(1.6 + size, 1.2 + size))
-    ends, names = (min(0.0, matrix.min()), max(1.0, matrix.max())), codes_of(names)
-    heat(axes, matrix, names, names, cmap="cividis", norm=ends, size=10, aspect="equal")
-    axes.set_title(title)
-    return figure
-
-
-@styled
 def table(values: pd.DataFrame, ticks: pd.DataFrame | None = None, title: str = "") -> Figure:
-    """A heat map of numbers from 0 to 1; a frame around the cells that ``ticks`` marks."""
+    """A heat map of numbers, its colours from 0 to 1 at least; a frame around the cells that
+    ``ticks`` marks."""
     figure, ((axes,),) = canvas(size=(1.6 + 0.75 * values.shape[1], 1.2 + 0.45 * len(values)))
-    heat(axes, values.to_numpy(), values.index, values.columns)
+    ends = min(0.0, float(values.min(axis=None))), max(1.0, float(values.max(axis=None)))
+    heat(axes, values.to_numpy(), values.index, values.columns, norm=ends)
     axes.set_title(title)
     for y, x in () if ticks is None else np.argwhere(ticks.to_numpy()):
         frame = {"fill": False, "edgecolor": PALETTE[1], "linewidth": 2}

@@ -123,12 +123,12 @@ fast = devices or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf1
 print(f"{torch.__version__} trains on {names}, in {'bf16' if fast else 'float32: no fast bf16'}")
 """),
     "torchvision": ("torchvision", """
-import torch, torchvision
+import torchvision, torch
 assert torchvision.ops.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), 0.5).tolist() == [0]
 print("compiled operators load and run (nms)")
 """),
     "torchaudio": ("torchaudio", """
-import torch, torchaudio
+import torchaudio, torch
 assert torchaudio.transforms.MFCC(16000, 13)(torch.zeros(16000)).shape[0] == 13
 print("MFCC run")
 """),

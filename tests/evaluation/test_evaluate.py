@@ -1,5 +1,6 @@
 import warnings
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -224,11 +225,15 @@ def test_a_modality_counts_as_much_as_helps_validation_products(stream_set):
     evaluate.fit_readouts(model, stream_set)
     fitted = model.importance.clone()
 
-    def quality(weights):
+    @cache
+    def value(*weights):
         model.importance.copy_(torch.tensor(weights))
         vectors = runs.vectors(model, stream_set, range(len(stream_set)), None, ["weighted"])
         numbers = evaluate.retrieval(catalogue, vectors["weighted"], "validation")
         return evaluate.value(numbers)
+
+    def quality(weights):
+        return value(*weights)
 
     weights = [1.0] * len(fitted)
     best = quality(weights)
