@@ -8,11 +8,7 @@ VERBS = {
     "doctor": ("m5lib.lab.doctor", "main", "is this machine ready; what mends what is not"),
     "shop": ("m5lib.shop.listings", "main", "make a synthetic shop"),
     "notebooks": ("m5lib.lab.notebooks", "main", "run notebooks into reports/"),
-    "pretrain": (
-        "m5lib.lab.sweep",
-        "pretrain",
-        "one run of notebook 04; by torchrun on all devices",
-    ),
+    "pretrain": ("m5lib.lab.sweep", "pretrain", "a run of notebook 04; by torchrun on all devices"),
     "sweep": ("m5lib.lab.sweep", "main", "run a notebook at every point of a grid"),
     "results": ("m5lib.lab.notebooks", "results", "make everything in results/"),
 }

@@ -132,16 +132,9 @@ def embeddings(
     readouts: Iterable[str] = READOUTS,
     batch_size: int = 128,
 ) -> dict[str, np.ndarray]:
-    """Embeddings of products, given only some of their modalities.
-
-    Args:
-        rows: which products of the streams.
-        modalities: the ones the model is given; by default all it was built for. A product that has
-            none of them gets zeros.
-
-    Returns:
-        read-out -> (N, D) float32, in the order of ``rows``.
-    """
+    """Embeddings of products, given only some of their modalities (by default all of the model;
+    a product that has none of them gets zeros): read-out -> (N, D) float32, in the order of
+    ``rows``."""
     vectors = {readout: [] for readout in readouts}
     wanted = None if "fused_mean" in vectors else {}
     for batch in in_batches(model, streams, rows, modalities, batch_size):

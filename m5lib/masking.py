@@ -8,9 +8,9 @@ MFP    video  the same on frames
 MAM    audio  the same on audio tokens
 =====  =====  ==================================================================================
 
-Which of them a modality has is in its row of the table. Every chosen feature is zeroed (released:
-90 % of the regions, all frames and audio tokens). The summary of a feature stream is computed again
-from what is left, so that it does not give the hidden tokens away.
+Every chosen feature is zeroed (released: 90 % of the regions, all frames and audio tokens). The
+summary of a feature stream is computed again from what is left, so that it does not give the hidden
+tokens away.
 
 >>> generator = torch.Generator().manual_seed(0)
 >>> masked, targets = mask(batch, Vocabulary.of(tokenizer), generator)
@@ -75,15 +75,13 @@ def _draw(generator: torch.Generator, part: Part, *shape: int, high: int = 0) ->
     return draw[first : first + shape[0]]
 
 
-def _choose_tokens(stream: Stream, rate: float, draw: Callable) -> Tensor:
-    return (draw(*stream.valid.shape) < rate) & maskable(stream)
-
-
-def _choose_entities(stream: Stream, rate: float, draw: Callable) -> Tensor:
-    """Of a chosen pair the property (even number) or the value (odd number) is hidden whole."""
+def _choose(stream: Stream, rate: float, draw: Callable, entities: bool) -> Tensor:
+    """Tokens to hide; of ``entities`` a pair at a time, all of its property or of its value."""
+    if not entities:
+        return (draw(*stream.valid.shape) < rate) & maskable(stream)
     pair = stream.entity.clamp(min=0) // 2  # (B, L), fewer pairs than tokens
     chosen, odd = ((draw(*pair.shape) < share).gather(1, pair) for share in (rate, 0.5))
-    return chosen & (stream.entity % 2 == odd.long()) & maskable(stream)
+    return chosen & (stream.entity % 2 == odd.long()) & maskable(stream)  # values have odd numbers
 
 
 def _hide_words(stream, chosen, vocabulary: Vocabulary, draw: Callable, entities: bool) -> Stream:
@@ -123,7 +121,7 @@ def mask(
             continue
         row = MODALITIES[name]
         entities = (hides or {}).get(name, row.hides) == "entity"
-        chosen = (_choose_entities if entities else _choose_tokens)(stream, rate, draw)
+        chosen = _choose(stream, rate, draw, entities)
         product, token = chosen.nonzero(as_tuple=True)
         source = stream.classes if name in classes else stream.tokens
         targets[name] = Target(product, token, source[product, token], name in classes)

@@ -106,7 +106,7 @@ def _masked(model: Model, output: Output, predictions, targets) -> dict[str, Ten
     objective, names, parts, diagonal = model.spec.objective, model.spec.modalities, {}, None
     if "masked" in objective.harmony_on and predictions:
         summaries = output.pooled if objective.diagonal == "encoded" else output.summary
-        s = model.harmony(stacked(summaries), output.presence)
+        s = simcl.scores(model, stacked(summaries), output.presence)
         columns = [names.index(name) for name in predictions]
         diagonal = None if s is None else s.diagonal(dim1=1, dim2=2)[:, columns]
     on_logits = diagonal if objective.acts_on == "logits" else None
@@ -134,7 +134,7 @@ def contrast(model: Model, vectors: simcl.Vectors, presence: simcl.Presence) -> 
     """Mean or sum over the pairs (or anchors), and each by name."""
     objective, names = model.spec.objective, model.spec.modalities
     at_once = objective.contrast in simcl.AT_ONCE
-    s = model.harmony(vectors, presence) if "contrast" in objective.harmony_on else None
+    s = simcl.scores(model, vectors, presence) if "contrast" in objective.harmony_on else None
     on_logits = s if objective.acts_on == "logits" else None
     bias = getattr(model, "contrast_bias", None)
     form = simcl.FORMS[objective.contrast]
@@ -157,9 +157,8 @@ def fused_loss(output: Output) -> Float[Tensor, ""]:
     """1 - cosine of the fused vector (the sum of its first tokens) and the sum of the summaries
     before the fusion, each of unit length.
 
-    The fused vector learns to be what the contrast has taught the summaries; with
-    ``Objective.drop`` it has seen some of the modalities and foretells the rest. The target gets
-    no gradient, and there are no negatives that could be learned by heart.
+    The fused vector learns to be what the contrast has taught the summaries, which get no gradient;
+    with ``Objective.drop`` it has seen some of the modalities and foretells the rest.
     """
     # of an absent modality it is the zero vector
     target = sum(F.normalize(at_least_float32(x.detach()), dim=-1) for x in output.pooled.values())
@@ -176,8 +175,7 @@ def total(model: Model, output: Output, targets: Targets) -> tuple[Tensor, dict[
         ``matching_T``, and ``contrast_I+T`` of each pair (``contrast_I`` of each anchor, for forms
         that take all modalities at once), ``fused`` before its weight.
 
-    Raises:
-        ValueError: contrast or matching of one product, which has nothing to be told from.
+    Raises ``ValueError``: contrast or matching of one product.
     """
     presence = output.presence
     if (model.spec.contrasted or model.matchers) and len(presence) < 2:

@@ -109,11 +109,8 @@ class Checkpoint:
             torch.save(state, file)
 
     def load(self, model: nn.Module, optimizer) -> int:
-        """Restore a checkpoint of the same run; returns the step, 0 where there is none.
-
-        Raises:
-            ValueError: it is of other settings, another model or other data, or cannot be read.
-        """
+        """Restore a checkpoint of the same run; returns the step, 0 where there is none. Raises
+        ``ValueError``: it is of other settings, another model or other data, or cannot be read."""
         if not self.path.exists():
             return 0
         with reading(self.path, "choose another folder, or delete it to train anew"):
@@ -212,10 +209,7 @@ def pretrain(
 
 def batch_of(streams: Streams, rows: np.ndarray, device: torch.device, spec: Spec) -> Batch:
     """The batch of the rows on a device, imputed before masks are drawn, where the model wants it.
-
-    Raises:
-        ValueError: no product of the batch has any of the model's modalities.
-    """
+    Raises ``ValueError``: no product of the batch has any of the model's modalities."""
     batch, names = streams.batch(rows), list(spec.modalities)
     if not batch.presence_of(names).any():
         raise ValueError(f"no product of the batch has any of {names} (rows {rows[:3].tolist()} …)")

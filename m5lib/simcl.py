@@ -62,11 +62,8 @@ def harmony(similarity: Square, presence: Presence) -> Square:
     """The released code's scores: rows of S · softmax(S), scaled to unit length.
 
     They reward disagreement: S_ii falls from 1 to 1/√M as the modalities of a product come to
-    agree, and a larger S_ii sharpens its masked task (notebook 09, ``LOG.md``).
-
-    The abstract says "learned from the modality embeddings" and the released code does this;
-    section 4.3 speaks of free parameters that start at zero, which cannot start to learn
-    (:func:`literal`). An absent modality has no part: its row and column are zero.
+    agree, and a larger S_ii sharpens its masked task (notebook 09, ``LOG.md``). Section 4.3 has
+    free parameters instead (:func:`literal`). An absent modality's row and column are zero.
     """
     weight, both = _softmax(similarity, presence)
     return F.normalize((similarity * weight).masked_fill(~both, 0.0), dim=-1)
@@ -92,11 +89,10 @@ def mutual(similarity: Square, presence: Presence) -> Square:
 
 def free(matrix: Matrix, presence: Presence) -> Square:
     """Scores from free parameters in a form that trains: each row is the number of modalities
-    present times softmax(S) over these.
+    present times softmax(S) over these, so positive and of mean one; all ones at S = 0.
 
-    All ones at S = 0, positive, and of mean one in every row, so that no score can turn a pair
-    round or switch everything off. One matrix for all products, where section 4.3 has one per
-    sample: a product never seen has no parameters.
+    One matrix for all products, where section 4.3 has one per sample: a product never seen has no
+    parameters.
     """
     weight, both = _softmax(matrix, presence)
     return (weight * presence.sum(1)[:, None, None]).masked_fill(~both, 0.0)
@@ -105,9 +101,8 @@ def free(matrix: Matrix, presence: Presence) -> Square:
 def literal(matrix: Matrix, presence: Presence) -> Square:
     """Section 4.3 to the letter: S · softmax(S) of a matrix that starts at zero; it fails.
 
-    At zero every logit is multiplied by zero: the encoders get no gradient, only S does. It then
-    moves to either sign, and a negative score rewards vectors that point away from each other; on
-    losses the total is unbounded below.
+    At zero only S gets a gradient, not the encoders. It then moves to either sign, and a negative
+    score rewards vectors that point away from each other.
     """
     both = presence[:, :, None] & presence[:, None, :]
     return (matrix * matrix.softmax(dim=-1)).expand(len(presence), -1, -1).masked_fill(~both, 0.0)
@@ -168,8 +163,8 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _both(presence: Presence) -> Bool[Tensor, "P B"]:
-    first, second = pairs_of(presence.shape[1], presence.device)
-    return presence.T[first] & presence.T[second]
+    first, second = presence.T[pairs_of(presence.shape[1], presence.device)]
+    return first & second
 
 
 def _directions(vectors, presence, temperature, scores) -> Iterator[tuple[Tensor, Tensor]]:
@@ -190,11 +185,7 @@ def infonce(
     vectors: Vectors, presence: Presence, temperature: Tau, scores: Scores = None, bias: Bias = None
 ) -> Values:
     """InfoNCE, the mean of both directions: -log softmax of the product's own vector among those of
-    the other modality. The default.
-
-    At chance a value is log of the candidates (log B). Without the positive in the denominator (Eq.
-    2 as printed, :func:`eq2`) the loss is unbounded below.
-    """
+    the other modality, log B at chance. The default."""
     both, values = _both(presence), 0.0
     for logits, _ in _directions(vectors, presence, temperature, scores):
         values = values - logits.log_softmax(dim=-1).diagonal(dim1=1, dim2=2) / 2
@@ -207,10 +198,9 @@ def eq2(
     """Eq. 2 as printed: the positive over the sum of the 2 (N - 1) negatives of both directions,
     not over itself too.
 
-    So a value may be negative: once every negative is further off than the positive it goes on
-    falling, to -2 / τ + log 2 (N - 1), and a product that is told apart pulls as hard as one that
-    is not. A product with no negative does not count. One score per pair (:func:`pair_scores`), for
-    there is one fraction.
+    So a value falls on, to -2 / τ + log 2 (N - 1), once every negative is further off than the
+    positive. A product with no negative does not count. One score per pair (:func:`pair_scores`),
+    for there is one fraction.
     """
     both, negatives = _both(presence), []
     if scores is not None:

@@ -101,32 +101,28 @@ class Objective:
             the fusion (released code).
         hides: what a masked task hides, where it is not what the modality's row says (Table 7:
             ``(("table", "token"),)``).
-        classes: feature modalities of which class probabilities are predicted (by KL divergence),
-            not features.
+        classes: feature modalities of which class probabilities are predicted, not features.
         targets: squared errors of features as they are (``plain``), or over the variance of the
-            features (``unit``): those of our sounds vary by .06, of pictures by 1.0 (``LOG.md``).
+            features (``unit``).
         matching: word modalities for which the model tells a product's own from another's
             (image-text matching, if ``("text",)``).
         contrast: a name in :data:`m5lib.simcl.FORMS`, or ``none``; on the summaries before the
             fusion.
         pairs: ``all`` pairs of modalities, or ``neighbours`` in the table's order (M5-MMT).
-        harmony: scores S of each product, a name in :data:`m5lib.simcl.HARMONY`, or ``uniform``:
-            every score 1 (plain IMCL).
+        harmony: scores S of each product, a name in :data:`m5lib.simcl.HARMONY`, or ``uniform``: 1.
         agreement: what scores of vectors start from, a name in :data:`m5lib.simcl.AGREEMENT`.
         diagonal: the summaries whose agreement gives the diagonal of S: ``encoded``, before the
             fusion, so that there is one S; or ``fused`` (released code), which makes two.
         harmony_on: where scores act: ``contrast`` (pair scores), ``masked`` (diagonal).
         acts_on: on ``logits`` (Eq. 3) or on ``losses``.
-        over_pairs: the contrast is the ``mean`` over the pairs, which weighs the same whatever the
-            number of modalities and was better on validation products (``LOG.md``); or their
-            ``sum``, as Eq. 3 prints: with five modalities it weighs ten times as much.
+        over_pairs: the contrast is the ``mean`` over the pairs, which was better on validation
+            products (``LOG.md``), or their ``sum``, as Eq. 3 prints: ten times it with five.
         drop: share of the products of which the fusion sees only some modalities in pre-training.
         fused: weight of :func:`m5lib.objectives.fused_loss`; 0: none (paper).
         pair_order: the score of a pair is that of its row in this order for both directions
             (released code); each anchor's own, if empty.
         temperature: start of the learned temperature. The paper has 0.1, the released code 0.07,
-            both fixed. From 0.015, which suits scores far below one, training products are soon
-            learned by heart (``LOG.md``).
+            both fixed. From 0.015 products are soon learned by heart (``LOG.md``).
     """
 
     masked: bool | Names = True
@@ -223,12 +219,8 @@ class Spec:
 
     def fit(self, streams) -> "Spec":
         """The spec with modalities, feature widths and vocabulary of a
-        :class:`~m5lib.streams.Streams`.
-
-        Raises:
-            ValueError: the streams have no modality that the model takes, or no class probabilities
-                that its objective needs.
-        """
+        :class:`~m5lib.streams.Streams`. Raises ``ValueError``: these have no modality that the
+        model takes, or no class probabilities that its objective needs."""
         there = ordered(streams.modalities)
         names = tuple(name for name in there if not self.takes or name in self.takes)
         if not names:

@@ -10,10 +10,12 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from importlib.util import find_spec
+from multiprocessing import parent_process
 
 from jaxtyping import install_import_hook
 
-if find_spec("beartype"):  # a machine that is lent for its device may lack it
+# a machine that is lent for its device may lack beartype; a process of a test starts sooner without
+if find_spec("beartype") and parent_process() is None:
     hook = install_import_hook("m5lib", "typecheck.check")
 
 import csv

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_five_batch
 
-from m5lib import embeddings
+from m5lib import embeddings, simcl
 from m5lib.evaluation.evaluate import fit_whitening
 from m5lib.evaluation.separation import mean_harmony, modality_cosines
 from m5lib.layers import Whitening
@@ -106,7 +106,7 @@ def test_similarity_takes_off_the_mean_over_the_other_products(model, products):
 def test_mean_harmony_is_over_the_products_that_have_both(model, products):
     output = model.encode(products.batch(ROWS))
     pooled = torch.stack(list(output.pooled.values()), dim=1)
-    scores = model.harmony(pooled, output.presence)
+    scores = simcl.scores(model, pooled, output.presence)
     found = mean_harmony(model, products, ROWS)
     for i in range(5):
         for j in range(5):

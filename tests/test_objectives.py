@@ -267,7 +267,7 @@ def train(five, five_batch, settings, steps=40):
             for n, p in model.named_parameters()
             if n != "scores" and p.grad is not None
         )
-        s = model.harmony(torch.stack(list(output.pooled.values()), 1), output.presence)[0]
+        s = simcl.scores(model, torch.stack(list(output.pooled.values()), 1), output.presence)[0]
         seen.append((s[~torch.eye(5, dtype=torch.bool)].min().item(), loss.item(), pull))
         optimizer.step()
     return seen

@@ -2,7 +2,6 @@
 README that tells the truth."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -15,7 +14,7 @@ import readme
 from conftest import ROOT
 from PIL import Image
 
-from m5lib.__main__ import VERBS
+from m5lib.__main__ import VERBS, main
 from m5lib.lab import notebooks
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -149,11 +148,10 @@ def commands(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(c for page in PAGES for c in commands(page)))
-def test_commands_of_the_pages_are_understood(command, tmp_path):
+def test_commands_of_the_pages_are_understood(command, tmp_path, monkeypatch, capsys):
     """Options exist, notebooks and their parameters too; nothing is run but ``--help``, and sweeps
     dry."""
     module, *words = shlex.split(command)
-    environment = os.environ | {"M5_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     for word in words:
         if word.startswith("notebooks/"):
             assert (ROOT / word).exists(), word
@@ -166,17 +164,26 @@ def test_commands_of_the_pages_are_understood(command, tmp_path):
         shown = [*words, *(["--dry-run"] if "--dry-run" not in words else [])]
     else:
         shown = [*words[:1], "--help"]
-    done = subprocess.run(
-        [sys.executable, "-m", module, *shown],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [module, *shown])
+    try:
+        code = main()
+    except SystemExit as end:
+        code = end.code
+    out, err = capsys.readouterr()
+    assert not code, err
     if "--help" in shown:
         for option in (word for word in words if word.startswith("--")):
-            assert option in done.stdout, f"{module} has no {option}"
+            assert option in out, f"{module} has no {option}"
+
+
+def test_the_command_line_lists_its_verbs():
+    """In a process of its own, as a user starts it."""
+    run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
+    shown, wrong = (run([sys.executable, "-m", "m5lib", *words]) for words in ([], ["bake"]))
+    assert shown.returncode == 0 and wrong.returncode == 2
+    assert all(f"  {verb} " in shown.stdout and f"  {verb} " in wrong.stdout for verb in VERBS)
 
 
 def test_the_pages_show_every_verb():

@@ -90,9 +90,9 @@ def masked(batch, seed=0, **settings):
 
 
 def test_fifteen_percent_of_real_tokens_are_hidden(five_batch):
-    batch = five_batch(products=6)
+    batch = five_batch(products=60)
     hidden, possible = dict.fromkeys(batch.streams, 0), {}
-    for seed in range(300):
+    for seed in range(30):
         _, targets = masked(batch, seed)
         for name, target in targets.items():
             hidden[name] += len(target.token)
@@ -100,7 +100,7 @@ def test_fifteen_percent_of_real_tokens_are_hidden(five_batch):
             assert stream.valid[target.product, target.token].all() and (target.token > 0).all()
     for name, stream in batch.streams.items():
         there = stream.entity >= 0 if stream.entity is not None else stream.valid[:, 1:]
-        possible[name] = int(there.sum()) * 300
+        possible[name] = int(there.sum()) * 30
         expected = (
             0.075 if MODALITIES[name].hides == "entity" else 0.15
         )  # half of a chosen pair is hidden
@@ -108,10 +108,10 @@ def test_fifteen_percent_of_real_tokens_are_hidden(five_batch):
 
 
 def test_mlm_is_80_10_10(five_batch):
-    batch = five_batch()
+    batch = five_batch(products=60)
     before = batch.streams["text"].tokens
     counts = np.zeros(3)
-    for seed in range(400):
+    for seed in range(40):
         after, targets = masked(batch, seed)
         where = targets["text"].product, targets["text"].token
         new = after.streams["text"].tokens[where]
@@ -128,7 +128,7 @@ def test_mlm_is_80_10_10(five_batch):
 def test_mem_hides_whole_properties_or_whole_values(five_batch):
     batch = five_batch()
     sides = [0, 0]
-    for seed in range(1500):
+    for seed in range(300):
         after, targets = masked(batch, seed)
         stream, changed = batch.streams["table"], after.streams["table"].tokens == 4
         for b in range(len(changed)):
@@ -140,7 +140,7 @@ def test_mem_hides_whole_properties_or_whole_values(five_batch):
                     (stream.entity[b] == (entity ^ 1)).any()
                 )  # where the pair has both sides
     assert 0.4 < sides[0] / sum(sides) < 0.6
-    single = [len(masked(batch, s, hides={"table": "token"})[1]["table"].token) for s in range(200)]
+    single = [len(masked(batch, s, hides={"table": "token"})[1]["table"].token) for s in range(60)]
     assert abs(np.mean(single) / int((stream.entity >= 0).sum()) - 0.15) < 0.02  # Table 7's MLM
 
 

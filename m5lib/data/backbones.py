@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from m5lib.catalogue import DataError
-from m5lib.data import MediaFile
+from m5lib.data import MediaFile, foreign
 from m5lib.data import extractors as plain
 from m5lib.data.decoding import MediaError, frames, open_image, probe, sound
 from m5lib.data.extractors import PLAIN, Features, checksum, described, locations, means
@@ -74,26 +74,15 @@ class Backbone(Weighted):
             raise DataError(f"{self.weights} is a {kind}; known are {', '.join(FAMILIES)}")
         return row
 
-    @property
-    def reads(self) -> str:
-        """The modality."""
-        return self.family.reads
+    reads = property(lambda self: self.family.reads)
+    process = property(lambda self: pretrained(self.weights, self.family.processor))
+    width = property(lambda self: self.family.width(self.config))
 
     @property
     def config(self):
         """The configuration of what is run."""
         config, tower = pretrained(self.weights, "AutoConfig"), self.family.tower
         return getattr(config, tower.replace("model", "config"), config)
-
-    @property
-    def process(self):
-        """The processor."""
-        return pretrained(self.weights, self.family.processor)
-
-    @property
-    def width(self) -> int:
-        """F."""
-        return self.family.width(self.config)
 
     @property
     def group(self) -> tuple[int, float] | None:
@@ -113,34 +102,26 @@ class Backbone(Weighted):
 
     def __call__(self, file: MediaFile) -> Features:
         """Features of one file."""
-        return self.batch([file])[0]
-
-    def batch(self, files: Sequence[MediaFile]) -> list[Features]:
-        """Features of some files, each as if alone, up to rounding."""
-        return self.features([self.prepare(file) for file in files])
+        return self.features([self.prepare(file)])[0]
 
     def prepare(self, file: MediaFile) -> Prepared:
         """Decode and process one file, without the device. Raises :class:`MediaError`."""
         given, how, known = self.family.opened(self, file)
-        try:
+        with foreign(lambda why: MediaError(f"the processor refuses it ({why})")):
             inputs = dict(self.process(given, return_tensors="pt", **how))
-        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-            raise MediaError(f"the processor refuses it ({error})") from None
         if "is_longer" in inputs:  # CLAP's says so of one in each batch, drawn at random
             inputs["is_longer"] = inputs["input_features"].new_zeros(1, 1).bool()
         return Prepared(inputs, **known)
 
     def features(self, prepared: Sequence[Prepared]) -> list[Features]:
-        """Features of files, those of one shape at once: nothing is padded."""
+        """Features of files, each as if alone, up to rounding: those of one shape at once, for
+        nothing is padded."""
         import torch
 
-        groups, found = {}, {}
+        groups, found, kind = {}, {}, torch.device(self.device).type
         for place, file in enumerate(prepared):
             groups.setdefault(tuple(x.shape for x in file.inputs.values()), []).append(place)
-        kind, network = (
-            torch.device(self.device).type,
-            pretrained(self.weights, "AutoModel", self.device),
-        )
+        network = pretrained(self.weights, "AutoModel", self.device)
         network = getattr(network, self.family.tower, network)
         for places in groups.values():
             rows = [prepared[place].inputs for place in places]
@@ -352,12 +333,8 @@ def absolute(words: str) -> str:
 
 def extractor_of(settings: Mapping[str, object]):
     """The extractor of some settings (:func:`~m5lib.data.extractors.described`), as a model carries
-    them.
-
-    Raises:
-        DataError: it is none of the library's, computes something else now (another version), or
-            its weights are not where they were, or others lie there.
-    """
+    them. Raises ``DataError``: it is none of the library's, computes something else now (another
+    version), or its weights are not where they were, or others lie there."""
     kinds = {type(e).__name__: type(e) for words in CHOICES.values() for e in words.values()}
     if (kind := kinds.get(settings["extractor"])) is None:
         raise DataError(
@@ -386,11 +363,8 @@ def extractor_of(settings: Mapping[str, object]):
 
 def agreed(settings: Mapping[str, Mapping], words: str = "") -> dict:
     """The extractors of a model's settings; those that the words choose are taken from there, for
-    weights that lie elsewhere now.
-
-    Raises:
-        DataError: the words choose another extractor than the model's, or :func:`extractor_of`.
-    """
+    weights that lie elsewhere now. Raises ``DataError``: the words choose another extractor than
+    the model's, or as :func:`extractor_of`."""
     chosen = {n: e for n, e in choose(words, {}).items() if n in settings}
     for name, extractor in chosen.items():
         if computed(settings[name]) != computed(described(extractor)):

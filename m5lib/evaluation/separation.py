@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 
+from m5lib import simcl
 from m5lib.catalogue import Rows
 from m5lib.embeddings import embeddings, in_batches
 from m5lib.evaluation.evaluate import fit_readouts, retrieval, spread, value
@@ -171,7 +172,7 @@ def mean_harmony(model: Model, streams: Streams, rows: Rows) -> np.ndarray:
     for batch in in_batches(model, streams, rows):
         output = model.encode(batch)
         both = output.presence[:, :, None] & output.presence[:, None, :]
-        s = model.harmony(stacked(output.pooled), output.presence)
+        s = simcl.scores(model, stacked(output.pooled), output.presence)
         total, count = total + (both if s is None else s).sum(0), count + both.sum(0)
     return (total / count.clamp(min=1)).float().cpu().numpy()
 

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from m5lib.modalities import MODALITIES
 from m5lib.model import Model
 from m5lib.streams import Batch, impute
 
@@ -27,21 +26,15 @@ def _opened(model: Model, batch: Batch) -> Iterator[tuple[dict, dict]]:
         model.train(was_training)
 
 
-def reach(model: Model, batch: Batch, states: str = "fused", seed: int = 0) -> Bool[Tensor, "M M"]:
-    """Which input modality (column) moves which output (row), from gradients on the products of a
-    batch that have both.
-
-    Args:
-        states: which of :class:`~m5lib.model.Output`'s: ``fused``, or ``encoded`` before the
-            fusion.
-    """
-    generator, rows = torch.Generator().manual_seed(seed), []
+def reach(model: Model, batch: Batch, states: str = "fused") -> Bool[Tensor, "M M"]:
+    """Which input modality (column) moves which output (row, of the ``states`` of that name in
+    :class:`~m5lib.model.Output`), from gradients on the products of a batch that have both."""
+    generator, rows = torch.Generator().manual_seed(0), []
     with _opened(model, batch) as (inputs, valid):
         inputs = {name: x.detach().requires_grad_() for name, x in inputs.items()}
         output, leaves = model.forward_from_embeddings(inputs, valid), list(inputs.values())
         for name, x in getattr(output, states).items():
-            # a random direction: the squared length of what a norm gives is the same whatever goes
-            # in
+            # a random direction: of what a norm gives, the squared length never changes
             direction = torch.randn(x.shape, generator=generator).to(x) * valid[name][..., None]
             moved = (x * direction).sum()
             grads = torch.autograd.grad(moved, leaves, retain_graph=True, allow_unused=True)
@@ -51,19 +44,15 @@ def reach(model: Model, batch: Batch, states: str = "fused", seed: int = 0) -> B
 
 @torch.no_grad()
 def influence(
-    model: Model, batch: Batch, states: str = "fused", size: float = 0.1, seed: int = 0
+    model: Model, batch: Batch, states: str = "fused", size: float = 0.1
 ) -> Float[Tensor, "M M"]:
     """How far each input modality (column) moves each output (row): relative change of the output
-    by that of the input.
+    by that of the input; exactly zero where :func:`reach` is False.
 
     Noise of ``size`` of each token's length is put on the embeddings of one modality at a time.
-    Over the products of a batch that have both modalities; not a number where none has. Where
-    :func:`reach` is False it is exactly zero.
-
-    Args:
-        states: ``fused`` or ``encoded``, as in :func:`reach`.
+    Over the products of a batch that have both modalities; not a number where none has.
     """
-    generator, names = torch.Generator().manual_seed(seed), model.spec.modalities
+    generator, names = torch.Generator().manual_seed(0), model.spec.modalities
     change = torch.full((len(names), len(names)), float("nan"))
     with _opened(model, batch) as (inputs, valid):
         plain = getattr(model.forward_from_embeddings(inputs, valid), states)
@@ -100,11 +89,8 @@ def component(parameter: str) -> str:
 
 def ledger(model: Model) -> list[dict]:
     """Parameters per component: ``component``, ``tensors``, ``parameters``, and of these
-    ``trained``, which have received a gradient.
-
-    Call it after a backward pass; without one nothing has trained. What is shared is counted once,
-    under its first owner.
-    """
+    ``trained``, which have received a gradient in a backward pass before. What is shared is counted
+    once, under its first owner."""
     rows: dict[str, dict] = {}
     for name, parameter in model.named_parameters():
         part, size = component(name), parameter.numel()
@@ -114,9 +100,3 @@ def ledger(model: Model) -> list[dict]:
         row["parameters"] += size
         row["trained"] += size if trained else 0
     return list(rows.values())
-
-
-def token_budget(model: Model) -> dict[str, int]:
-    """The longest stream of each modality, its summary token included: together what the fusion
-    reads at most."""
-    return {name: MODALITIES[name].slots for name in model.spec.modalities}

@@ -2,7 +2,7 @@
 :mod:`m5lib.pretrain`."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,22 +90,17 @@ def finetune(
     streams: Streams,
     training: Training,
     directory: str | Path,
-    rows: np.ndarray | None = None,
     stop_after: int | None = None,
-    watch: Callable[[nn.Module], dict] | None = None,
 ) -> list[dict]:
-    """Fine-tune the whole network in place on the labelled products of the given rows (by default
-    the ``classifier`` split).
+    """Fine-tune the whole network in place on the labelled products of the ``classifier`` split.
+    Released: 1e-4, batch 64.
 
     Resumes, writes and returns what :func:`m5lib.pretrain.pretrain` does; the history has the
-    batch's ``accuracy``. Released: 1e-4, batch 64.
-
-    Raises:
-        DataError: no product has a label that the classifier knows.
+    batch's ``accuracy``. Raises ``DataError``: no product has a label that the classifier knows.
     """
     catalogue, known = streams.catalogue, {label: n for n, label in enumerate(classifier.labels)}
-    rows = catalogue.split("classifier") if rows is None else np.asarray(rows)
     numbers = [None if label is None else known.get(str(label)) for label in catalogue.labels]
+    rows = catalogue.split("classifier")
     rows = np.array([row for row in rows if numbers[row] is not None], dtype=np.int64)
     if not len(rows):
         lacks = f"no product of the classifier split has one of the {len(known)} labels"
@@ -122,20 +117,16 @@ def finetune(
     identity = {"spec": spec.to_dict(), "labels": classifier.labels}
     identity |= {"data": catalogue.fingerprint, "rows": len(rows)}
     task = Task("fine-tuning", rows, losses, identity)
-    return run_loop(classifier, task, training, Path(directory), stop_after, watch)
+    return run_loop(classifier, task, training, Path(directory), stop_after)
 
 
 @torch.no_grad()
 def classify(
     classifier: Classifier, streams: Streams, rows: Rows, modalities: Iterable[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fine-tuned features and predicted labels of products, given only some of their modalities (by
-    default all).
-
-    Returns:
-        hidden vectors (N, 1024) float32 and the five likeliest labels (N, 5), best first (fewer, if
-        there are fewer classes), in the order of ``rows``.
-    """
+    """Of products, given only some of their modalities (by default all), in the order of ``rows``:
+    hidden vectors (N, 1024) float32, and the five likeliest labels (N, 5), best first (fewer, if
+    there are fewer classes)."""
     vectors, best = [], []
     for batch in in_batches(classifier, streams, rows, modalities):
         hidden, logits = classifier(batch)

@@ -48,10 +48,7 @@ class Bert:
 
 def read_bert(source: str | Path) -> Bert:
     """A BERT's configuration, from the hub or a folder with ``config.json``, weights, tokenizer.
-
-    Raises:
-        ValueError: there is none, or it is of a family or form that our layers have not.
-    """
+    Raises ``ValueError``: there is none, or it is of a family or form that our layers have not."""
     with reading(f"bert {source}", "give a folder with config.json, or a name on the hub"):
         config = AutoConfig.from_pretrained(str(source))
     width, family = getattr(config, "hidden_size", 0), config.model_type
@@ -147,21 +144,17 @@ def _places(spec: Spec) -> list[tuple[int, str, int]]:
     """Where BERT's layers lie, in order: number of the stage, owner of the weights, layer."""
     (start, first), *later = [(n, s) for n, s in enumerate(spec.stages) if _reads(s)]
     form = first.block_of(TITLE)
-    later = [
-        (n, s) for n, s in later if first.kind == s.kind == "solo" and s.block_of(TITLE) == form
-    ]
-    stages = [(start, first), *later]
+    later = later if first.kind == "solo" else []
+    alike = [(n, s) for n, s in later if s.kind == "solo" and s.block_of(TITLE) == form]
+    stages = [(start, first), *alike]
     return [(n, s.owner(TITLE), layer) for n, s in stages for layer in range(s.layers)]
 
 
 @torch.no_grad()
 def load_bert(model: Model, bert: Bert) -> None:
     """Copy BERT's embeddings and layers into a model of a spec from :func:`starting`, in place.
-
-    Raises:
-        ValueError: the model is of another form, or weights are missing; the message names the
-            field, both values and the mend.
-    """
+    Raises ``ValueError``: the model is of another form (the message names the field, both values
+    and the mend), or weights are missing."""
     spec, mend = model.spec, "make its spec with m5lib.models.pretrained.starting"
     if TITLE not in spec.modalities:
         return

@@ -3,6 +3,7 @@
 >>> model = load_released("model.safetensors", heads=12)  # a Model, or a Classifier
 """
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,19 +21,10 @@ from m5lib.spec import Spec
 
 State = Mapping[str, Tensor]
 
+_TABLE = tomllib.loads(Path(__file__).with_name("released.toml").read_text(encoding="utf-8"))
 #: The released order of the joint encoder's tokens and of the classifier's input, and how many
 #: tokens each stream has there.
-RELEASED_LENGTHS = {"text": 36, "table": 64, "image": 37, "video": 13, "audio": 81}
-
-_OWNERS = ("text+table", "image", "video", "audio")
-_NAMES = ("embeddings", "v_embeddings", "video_embeddings", "audio_embedding")
-_EMBEDDINGS = dict(zip(_OWNERS, _NAMES, strict=True))
-_TABLES = {"words": "word", "position": "position", "kind": "token_type"}
-_FEATURES = {"image": "image_embeddings", "video": "video_embeddings", "audio": "audio_embeddings"}
-_LAYERS = {"text+table": "layer", "image+video": "v_layer", "audio": "audio_layer"}
-_POOLERS = {"text": "t", "table": "pv", "image": "v", "video": "video", "audio": "audio"}
-_PREDICTIONS = ("predictions", "imagePredictions", "videoPredictions", "audioPredictions")
-_HEADS = dict(zip(_OWNERS, _PREDICTIONS, strict=True))
+RELEASED_LENGTHS: dict[str, int] = _TABLE["lengths"]
 #: Parts of one of our blocks, and what makes them up in a BERT.
 BERT_LAYER = {
     "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -42,49 +34,24 @@ BERT_LAYER = {
     "down": ("output.dense",),
     "norm_feed": ("output.LayerNorm",),
 }
-_JOINT_LAYER = {"out": "attn.out_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"}
-_JOINT_LAYER |= {"norm_attention": "ln_1", "norm_feed": "ln_2"}
-_JOINT = "bert.cross_encoder.transformer.resblocks"
-_TRANSFORM = {"0": "dense", "2": "LayerNorm"}
 
 
 def released_names(name: str) -> tuple[str, ...]:
     """Where a parameter of ours lies in the released checkpoints: the names whose rows, one after
     another, make it up."""
-    match name.split("."):
-        case ["embeddings", owner, "words" | "position" | "kind" as part, "weight"] if (
-            MODALITIES[owner.split("+")[0]].position == "index"
-        ):
-            return (f"bert.{_EMBEDDINGS[owner]}.{_TABLES[part]}_embeddings.weight",)
-        case ["embeddings", owner, "position", kind]:
-            return (f"bert.{_EMBEDDINGS[owner]}.image_location_embeddings.{kind}",)
-        case ["embeddings", owner, "project", kind]:
-            return (f"bert.{_EMBEDDINGS[owner]}.{_FEATURES[owner]}.{kind}",)
-        case ["embeddings", owner, "norm", kind]:
-            return (f"bert.{_EMBEDDINGS[owner]}.LayerNorm.{kind}",)
-        case ["stages", "0", "blocks", owner, layer, part, kind]:
-            place = f"bert.encoder.{_LAYERS[owner]}.{layer}"
-            return tuple(f"{place}.{piece}.{kind}" for piece in BERT_LAYER[part])
-        case ["stages", "1", "blocks", _, layer, "qkv", kind]:
-            return (f"{_JOINT}.{layer}.attn.in_proj_{kind}",)
-        case ["stages", "1", "blocks", _, layer, part, kind]:
-            return (f"{_JOINT}.{layer}.{_JOINT_LAYER[part]}.{kind}",)
-        case ["stages", "1", "positions", _, "weight"]:
-            return ("bert.cross_encoder.embeddings.position_embeddings.weight",)
-        case ["poolers", owner, kind]:
-            return (f"bert.encoder.{_POOLERS[owner]}_pooler.dense.{kind}",)
-        case ["heads", owner, "transform", number, kind]:
-            return (f"cls.{_HEADS[owner]}.transform.{_TRANSFORM[number]}.{kind}",)
-        case ["heads", owner, "bias"]:
-            return (f"cls.{_HEADS[owner]}.bias",)
-        case ["heads", owner, "features", kind]:
-            return (f"cls.{_HEADS[owner]}.decoder.{kind}",)
-        case ["hidden" | "out" as layer, kind]:
-            return ({"hidden": "dense1", "out": "dense2"}[layer] + f".{kind}",)
-        case ["model", *rest]:
-            return released_names(".".join(rest))
-    needs = "this needs the row 'released' with all five modalities"
-    raise ValueError(f"{name} has no place in the released model; {needs}")
+    part, _, kind = name.removeprefix("model.").rpartition(".")
+    try:
+        match part.split("."):
+            case ["stages", "0", "blocks", owner, layer, part]:
+                place = f"{_TABLE['encoders'][owner]}.{layer}"
+                return tuple(f"{place}.{piece}.{kind}" for piece in BERT_LAYER[part])
+            case ["stages", "1", "blocks", _, layer, part]:
+                place = f"bert.cross_encoder.transformer.resblocks.{layer}"
+                return (f"{place}.{_TABLE['joint'][part]}{kind}",)
+        return (f"{_TABLE['parameters'][part]}.{kind}",)
+    except KeyError:
+        needs = "this needs the row 'released' with all five modalities"
+        raise ValueError(f"{name} has no place in the released model; {needs}") from None
 
 
 def slices(name: str, ours: Tensor, theirs: Sequence[Tensor], lengths: Mapping[str, int]):
@@ -100,9 +67,7 @@ def slices(name: str, ours: Tensor, theirs: Sequence[Tensor], lengths: Mapping[s
         count = min(lengths[modality], len(ours))
         yield slice(0, count), slice(start, start + count)
     elif (
-        name.endswith(("position.weight", "kind.weight"))
-        and ours.shape[1:] == theirs[0].shape[1:]
-        and len(ours) != len(theirs[0])
+        name.endswith(("position.weight", "kind.weight")) and ours.shape[1:] == theirs[0].shape[1:]
     ):
         count = min(len(ours), len(theirs[0]))
         yield slice(0, count), slice(0, count)
@@ -123,15 +88,11 @@ def import_released(
     module: Model | Classifier, state: State, lengths: Mapping[str, int] = RELEASED_LENGTHS
 ) -> None:
     """Copy a released state dict into a model of the row ``released`` or a classifier on it, in
-    place. What never trains there has no place here.
-
-    Raises:
-        ValueError: a parameter is missing, or the checkpoint is of another width.
-    """
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    place. What never trains there has no place here. Raises ``ValueError``: a parameter is missing,
+    or the checkpoint is of another width."""
     if isinstance(module, Classifier):
-        ours = module.model.spec.modalities
-        state["dense1.weight"] = columns(state["dense1.weight"], list(lengths), ours)
+        theirs, ours = list(lengths), module.model.spec.modalities
+        state = {**state, "dense1.weight": columns(state["dense1.weight"], theirs, ours)}
     with torch.no_grad():
         for name, ours in module.named_parameters():
             wanted = released_names(name)
@@ -152,8 +113,10 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     ``ValueError``: the file, and why it cannot be read."""
     with reading(path):
         if Path(path).suffix == ".safetensors":
-            return load_file(str(path))
-        return torch.load(path, map_location="cpu", weights_only=True)
+            state = load_file(str(path))
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name.removeprefix("module."): value for name, value in state.items()}
 
 
 def released_spec(state: State, **heads) -> Spec:
@@ -170,11 +133,13 @@ def released_spec(state: State, **heads) -> Spec:
         projection=len(state["bert.encoder.t_pooler.dense.bias"]),
         **heads,
     )
-    names = {name: f"bert.{_EMBEDDINGS[name]}.{part}.weight" for name, part in _FEATURES.items()}
+    weights = (
+        (n, *released_names(f"embeddings.{n}.project.weight")) for n in ("image", "video", "audio")
+    )
     return replace(
         spec,
         modalities=tuple(name for name in MODALITIES if name in RELEASED_LENGTHS),
-        widths=tuple((name, state[weight].shape[1]) for name, weight in names.items()),
+        widths=tuple((name, state[weight].shape[1]) for name, weight in weights),
         vocabulary=vocabulary,
         # the tokenizer of the release is bert-base-chinese: an empty string is [CLS] [SEP]
         empty=(101, 102),
@@ -195,7 +160,6 @@ def load_released(
     """
     state = read_state(path)
     with reading(path, "take a checkpoint of the released model"):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
         module = Model(released_spec(state, **heads))
     if "dense1.weight" in state:  # their labels are numbers in the order of a file we do not have
         labels = [str(n) for n in range(len(state["dense2.bias"]))]

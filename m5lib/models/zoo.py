@@ -56,8 +56,7 @@ def scale(size: Size, text_table: str = "two", **settings) -> Spec:
     temperature, no projection before the contrast (the released code has one; ``LOG.md`` compares).
     The three blocks that Figure 2 draws inside the fusion are one joint self-attention here as in
     the released code. The contrast is the mean over the pairs of modalities where Eq. 3 prints
-    their sum: it then weighs the same whatever a product has (``over_pairs="sum"`` is as printed).
-    Regression targets are taken as they are (``targets="unit"``: of one variance). Both by
+    their sum (``over_pairs``), and regression targets are taken as they are (``targets``), both by
     validation products (``LOG.md``).
 
     Args:
@@ -121,7 +120,6 @@ def released(
         harmony="embedding",
         agreement="cosine",
         diagonal="fused",
-        over_pairs="mean",
         pair_order=("text", "image", "table", "video", "audio"),
         temperature=0.07,
         learn_temperature=False,
@@ -257,10 +255,9 @@ def capture(size: Size, **settings) -> Spec:
     return _baseline("capture", size, stages, settings, contrast="infonce", temperature=0.07)
 
 
-_OURS = (scale, released, m5_mmt, scale_fused)
-_BASELINES = (image_based, bert, vilbert, clip, vl_bert, visualbert, uniter, capture)
+_ROWS = (scale, released, m5_mmt, scale_fused, image_based, bert, vilbert, clip, vl_bert)
 #: One row per model: name -> function of the fields of :class:`Size` and of ``Spec``.
-MODELS = {row.__name__: row for row in (*_OURS, *_BASELINES)}
+MODELS = {row.__name__: row for row in (*_ROWS, visualbert, uniter, capture)}
 
 
 def build(name: str, **settings) -> Spec:
@@ -272,11 +269,8 @@ def build(name: str, **settings) -> Spec:
 
 def change(spec: Spec, changes: Iterable[tuple[str, Any]]) -> Spec:
     """The spec with some fields changed: pairs such as ``("missing", "impute")`` and
-    ``("objective.contrast", "siglip")``.
-
-    Raises:
-        ValueError: a field or a value is unknown; the message lists the known ones.
-    """
+    ``("objective.contrast", "siglip")``. Raises ``ValueError``, with the known ones, for an unknown
+    field or value."""
     config = spec.to_dict()
     for key, value in changes:
         owner, _, name = key.rpartition(".")

@@ -32,20 +32,7 @@ from m5lib.shop.facets import Facets
 #: Listings and categories of each size; any number of listings may be given instead.
 SIZES = {"tiny": (240, 12), "small": (2400, 48), "full": (100_000, 624)}
 
-#: Share of the listings that have only these modalities; the rest has all five. About a fifth is
-#: incomplete (supplement F: 18.6 % without video or audio, 1.3 % without image, 0.1 % without
-#: table), and 1 % has one modality alone. In a fifth of the complete ones the sound lies in the
-#: video only.
-GAPS = {
-    "image+text+table": 0.13,
-    "image+text+table+video": 0.03,
-    "text+table+video+audio": 0.015,
-    "image+text+video+audio": 0.01,
-    "image+text": 0.005,
-    "text": 0.005,
-    "image": 0.003,
-    "video": 0.002,
-}
+#: Share of the complete listings whose sound lies in the video only.
 SOUND_IN_VIDEO_ONLY = 0.2
 #: Merchants that list one instance, and the splits: an instance's listings share a split, save that
 #: of an instance of the fine-grained sets one listing asks (``fine_query``) and the others are to
@@ -117,8 +104,8 @@ def listings(products: int, kinds: int, seed: int) -> Iterator[tuple[Listing, in
 
 def _presence(rng: np.random.Generator) -> tuple[str, bool]:
     """Modalities of a listing, joined by ``+``, and whether its sound is a file of its own."""
-    gap = _choice(rng, GAPS | {"": 1 - sum(GAPS.values())}) or "image+text+table+video+audio"
-    return gap, rng.random() >= SOUND_IN_VIDEO_ONLY
+    gaps, whole = shelf.SHELF["gaps"], "image+text+table+video+audio"
+    return _choice(rng, gaps | {whole: 1 - sum(gaps.values())}), rng.random() >= SOUND_IN_VIDEO_ONLY
 
 
 def write_listing(

@@ -74,7 +74,8 @@ def test_together_each_file_is_as_alone(name, saved, media):
     for pool in ("grid", "mean"):
         backbone = Backbone(str(saved(name)), pool=pool)
         files = media[backbone.reads]
-        together, limit = backbone.batch(files), MODALITIES[backbone.reads].max_tokens
+        together = backbone.features([backbone.prepare(file) for file in files])
+        limit = MODALITIES[backbone.reads].max_tokens
         assert len(together) == len(files)
         for file, (values, boxes, classes) in zip(files, together, strict=True):
             alone = backbone(file)
@@ -228,7 +229,10 @@ def test_bad_input_is_named_with_its_mend(saved, tmp_path, monkeypatch):
     file = file_of(write_image(tmp_path / "a.png"))
     for words, says in (
         ("image=hf", "which model. Give its folder or name"),
-        ("image=hf:owner/name", r"no model of that name \(no network here\); check name, revision"),
+        (
+            "image=hf:owner/name",
+            r"no model of that name \(no network here and more lines\); check name, revision",
+        ),
         ("image=hf:models/of/mine", "models/of/mine: no such file or folder; give the path"),
         (
             f"image=hf:{tmp_path / 'empty'}",
@@ -379,7 +383,10 @@ def test_weights_come_in_the_forms_that_training_scripts_save(tmp_path, media):
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({**state, "base.0.0.0.weight": torch.zeros(1)}, tmp_path / "shape.pt")
     for name, says in (
-        ("other.pt", r"other.pt: they are of another network than s3d \('classifier.1.bias'\)"),
+        (
+            "other.pt",
+            r"other.pt: they are of another network than s3d \(KeyError 'classifier.1.bias'\)",
+        ),
         ("shape.pt", "shape.pt: they are of another network than s3d .*base.0.0.0.weight"),
         ("list.pt", "list.pt cannot be read .* give weights="),
     ):

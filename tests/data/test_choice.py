@@ -73,7 +73,9 @@ def test_words_choose_extractors(tmp_path):
     assert choose("") == PLAIN and choose("image=crops,audio=mfcc") == PLAIN
     assert choose("audio=logmel") == PLAIN | {"audio": LogMel()} and choose("", {}) == {}
     assert choose("image=official, video=official,audio=official") == OFFICIAL
-    assert choose("audio=mfcc:coefficients=13:seconds=3")["audio"] == Mfcc(13, seconds=3.0)
+    assert choose("audio=mfcc:coefficients=13:seconds=3")["audio"] == Mfcc(
+        coefficients=13, seconds=3.0
+    )
     chosen = choose(f"image=regions:{tmp_path / 'w.pt'}:side=64:device=cuda")["image"]
     assert chosen == Regions(side=64, weights=tmp_path / "w.pt") and chosen.device == "cuda"
     own = {"image": Crops(levels=(1,))}

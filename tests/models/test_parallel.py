@@ -3,6 +3,7 @@
 import os
 import signal
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -95,6 +96,11 @@ def step(case: str, count: int = 7, micro: int | None = None, seed: int = 5):
     return {name: float(x.detach()) for name, x in values.items()}, gradients
 
 
+@cache
+def whole(case: str):
+    return step(case)
+
+
 def same(found, expected):
     """Gradient / gradient is 1 +- 1e-6, that of each parameter and the length of all."""
     (values, gradients), (others, wanted) = found, expected
@@ -108,7 +114,7 @@ def same(found, expected):
 
 @pytest.mark.parametrize("case, micro", [("infonce", 1), *((case, 3) for case in [*CASES, *ROWS])])
 def test_micro_batches_have_the_gradient_of_the_whole(case, micro):
-    same(step(case, micro=micro), step(case))
+    same(step(case, micro=micro), whole(case))
 
 
 def test_dropout_is_that_of_the_part_in_both_passes(monkeypatch):
@@ -149,37 +155,48 @@ def test_micro_batches_learn_in_half_precision_too():
 
 # --- two processes --------------------------------------------------------------------------------
 
-RANKED = [(case, count, micro) for case in [*CASES, *ROWS] for count, micro in ((7, 0), (7, 2))]
+RANKED = [(case, micro) for case in [*CASES, *ROWS] for micro in (0, 2)]
 
 
-def steps(folder):
-    """In each of two processes: all cases, kept by the first; the second's are the same."""
-    found = {str(key): step(*key) for key in RANKED}
+def steps(folder, fault):
+    """In each of two processes: all cases, kept; then the second fails, and the first waits."""
+    found = {str((case, micro)): step(case, micro=micro) for case, micro in RANKED}
     torch.save(found, folder / f"{parallel.world()[0]}.pt")
+    torch.distributed.barrier()
+    if parallel.world()[0] == 1:
+        raise ValueError(fault)
+    torch.distributed.barrier()
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
+    """What both computed, and what was said of their end."""
     folder = tmp_path_factory.mktemp("two")
-    launch(steps, 2, folder)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    with pytest.raises(RuntimeError) as fault:
+        launch(steps, 2, folder, "no such shelf")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)], str(fault.value)
 
 
-@pytest.mark.parametrize("key", RANKED)
-def test_two_processes_have_the_gradient_of_one(two, key):
-    expected = step(key[0], key[1])
-    for found in two:
-        same(found[str(key)], expected)
+@pytest.mark.parametrize("case, micro", RANKED)
+def test_two_processes_have_the_gradient_of_one(two, case, micro):
+    for found in two[0]:
+        same(found[str((case, micro))], whole(case))
+
+
+def test_a_fault_of_one_process_is_said_in_a_line(two):
+    said = "number 1 of 2 processes failed: ValueError: no such shelf; the others were ended"
+    assert two[1].startswith(said) and "\n" not in two[1]
 
 
 def trained(streams, folder, stop=None, killed=False):
-    """Six steps; of several processes the second may be killed in the fourth."""
+    """Six steps; of several processes the second may be killed in its fourth."""
     torch.manual_seed(parallel.world()[0])  # weights are those of the first, whatever others have
     model = Model(zoo.scale(width=16, layers=1, heads=2, dropout=0.0).fit(streams))
     seen, batch_of = [], type(streams).batch
 
     def batch(self, rows, part=None):
         seen.append((part, [int(row) for row in rows]))
+        torch.save(seen, folder / f"seen-{parallel.world()}.pt")
         if killed and len(seen) == 4 and parallel.world()[0] == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return batch_of(self, rows, part)
@@ -191,41 +208,30 @@ def trained(streams, folder, stop=None, killed=False):
         history = pretrain(model, streams, training, folder, rows, stop, parts=parts)
     finally:
         type(streams).batch = batch_of
-    torch.save(seen, folder / f"seen-{parallel.world()}.pt")
     return history, seen
 
 
 def test_a_run_goes_on_with_another_number_of_devices_and_after_a_kill(stream_set, tmp_path, capfd):
     """The same products in the same batches, and to rounding the same losses; the bar is shown."""
     expected, seen = trained(stream_set, tmp_path / "one")
-    capfd.readouterr()
     folder = tmp_path / "several"
-    launch(trained, 2, stream_set, folder, 2)
-    assert "2/6" in capfd.readouterr().err
-    one, other = (torch.load(folder / f"seen-({rank}, 2).pt") for rank in range(2))
-    assert [rows for _, rows in one] == [rows for _, rows in other] == [r for _, r in seen[:2]]
-    assert {part for part, _ in one} == {(0, 6)} and {part for part, _ in other} == {(6, 12)}
+    trained(stream_set, folder, 2)
+    capfd.readouterr()
     message = "number 1 of 2 processes was ended by SIGKILL.*; the others were ended; the same call"
     with pytest.raises(RuntimeError, match=message):
         launch(trained, 2, stream_set, folder, None, True)
+    assert "2/6" in capfd.readouterr().err
+    one, other = (torch.load(folder / f"seen-({rank}, 2).pt") for rank in range(2))
+    assert [rows for _, rows in other] == [rows for _, rows in seen[2:]]
+    assert [rows for _, rows in one[:3]] == [rows for _, rows in other[:3]]
+    assert all(part == (0, len(rows) // 2) for part, rows in one)
+    assert all(part == (len(rows) // 2, len(rows)) for part, rows in other)
     assert len((folder / "history.jsonl").read_text().splitlines()) == 5  # 2 and 3 more
     found, rest = trained(stream_set, folder)
     assert [rows for _, rows in rest] == [rows for _, rows in seen[5:]]
     for line, same in zip(found, expected, strict=True):
         assert line["loss"] == pytest.approx(same["loss"], rel=1e-4)
         assert line["step"] == same["step"] and set(line) == set(same)
-
-
-def failing(text):
-    if parallel.world()[0] == 1:
-        raise ValueError(text)
-    torch.distributed.barrier()
-
-
-def test_a_fault_of_one_process_is_said_in_a_line():
-    message = "number 1 of 2 processes failed: ValueError: no such shelf; the others were ended"
-    with pytest.raises(RuntimeError, match=message):
-        launch(failing, 2, "no such shelf")
 
 
 def test_the_shares_are_the_batch(monkeypatch):
