@@ -1,5 +1,4 @@
-"""What is there, packed; one transformer block; the two ways to a summary; whitening. Nothing knows
-of modalities.
+"""Packed tokens, one transformer block, two ways to a summary, whitening; nothing of modalities.
 
 >>> packed = Packed(valid)  # (B, L), of which N tokens are there
 >>> y = AttentionBlock(256, Block(heads=4))(packed.pack(x), packed)  # (N, 256)

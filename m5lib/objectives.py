@@ -71,15 +71,10 @@ def matched(presence: simcl.Presence, column: int, before: Bool[Tensor, " B"]) -
 def matching_values(
     model: Model, output: Output, before: Titles = None
 ) -> dict[str, tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]]:
-    """Image-text matching: cross-entropy of telling a product's own title from its neighbour's.
-
-    Args:
-        before: the neighbours' titles; by default those before them in the batch.
-
-    Returns:
-        for each modality of ``Objective.matching``: values (2 B,), first the own, then the other's,
-        and which of them count (:func:`matched`).
-    """
+    """Image-text matching: cross-entropy of telling a product's own title from its neighbour's (of
+    ``before``; by default that before it in the batch). For each modality of
+    ``Objective.matching``: values (2 B,), first the own, then the other's, and which of them count
+    (:func:`matched`)."""
     values, names = {}, model.spec.modalities
     for name, own in model.match(output).items():
         rolled = (x[name].roll(1, dims=0) for x in (output.embedded, output.valid))

@@ -92,8 +92,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a model is trained with (sections 4.2 and 4.3): Eq. 3, each masked task with weight
-    1, the contrast with weight 1 (``over_pairs``).
+    """What a model is trained with (sections 4.2 and 4.3): the terms of Eq. 3.
 
     Attributes:
         masked: whether there are masked tasks, or the modalities that have one.

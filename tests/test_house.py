@@ -11,10 +11,9 @@ import pytest
 from conftest import ROOT
 
 HOUSE = ROOT / "m5lib"
-#: TEMPORARY numbers, looser than the design: tighten them when every room has moved in. The design
-#: has 400, 8 and 12,800, and 2,700 for the core: that a batch may be a part of another (its masks
-#: are those of the whole, its losses divide by the counts of the whole) took 50 lines more.
-LONGEST_FILE, MOST_FILES, CORE_LINES, ALL_LINES = 400, 8, 2_750, 15_450
+#: The design has 400, 8, 2,700 for the core and 12,800 for all: the last is TEMPORARY here, tighten
+#: it with what goes.
+LONGEST_FILE, MOST_FILES, CORE_LINES, ALL_LINES = 400, 8, 2_700, 15_050
 
 
 def lines(files) -> dict[Path, int]:

@@ -101,7 +101,7 @@ def their_logits(model, output):
     """(10, 12, 11): the positive first, then the negatives in ascending order (theirs are sorted
     likewise by the test)."""
     vectors = torch.stack([output.pooled[n] for n in model.spec.modalities], 1)
-    scores = model.harmony(vectors, output.presence)
+    scores = simcl.scores(model, vectors, output.presence)
     found = []
     for logits, turned in pairs_in_their_order(
         model, simcl.released_logits(vectors, model.temperature, scores)
