@@ -124,13 +124,12 @@ def test_every_row_overfits_one_batch(name):
     model, (hidden, targets) = Model(spec), hidden_batch(spec, rate=0.2)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses = []
-    for _ in range(60):
+    while len(losses) < 60 and (not losses or losses[-1] >= 0.35 * losses[0]):
         loss, _ = objectives.total(model, model(hidden), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    print(name, losses[0], losses[-1])
     assert losses[-1] < 0.35 * losses[0]
 
 
