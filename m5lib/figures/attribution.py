@@ -240,12 +240,8 @@ def photographs(
     files: Sequence[MediaFile], boxes: np.ndarray, scores: Scores, titles: Sequence, told=()
 ) -> Figure:
     """Photographs of several products, a line per method: every pixel has the mean of the scores of
-    its regions (:func:`spread_out`).
-
-    Args:
-        boxes: (N, L, 5); ``scores``: method -> (N, L).
-        told: the box of each product.
-    """
+    its regions (:func:`spread_out`). ``boxes``: (N, L, 5); ``scores``: method -> (N, L); ``told``:
+    the box of each product."""
     size = 1.0 + 1.35 * len(files), 0.4 + 1.45 * len(scores)
     figure, axes = canvas(len(scores), len(files), size)
     pictures = [np.asarray(decoding.open_image(file)) for file in files]
@@ -288,13 +284,9 @@ def deletion_insertion(
     curves: Mapping[str, Mapping[str, np.ndarray]], shares: Sequence[float], label: str
 ) -> Figure:
     """Deletion above, insertion below, a column per set of modalities: ours in colour, random order
-    grey. Drawn is the change from F of the whole product; bands are the 95 % interval of its mean
-    over products.
-
-    Args:
-        curves: title -> ``deletion``, ``insertion``, ``random deletion``, ``random insertion``,
-            each (N, K) (of all seeds together).
-    """
+    grey. Drawn is the change from F of the whole product; bands are the 95 % interval of its mean.
+    ``curves``: title -> ``deletion``, ``insertion``, ``random deletion``, ``random insertion``,
+    each (N, K) (of all seeds together)."""
     size, x = (1.9 + 1.7 * len(curves), 4.0), 100 * np.asarray(shares)
     figure, axes = canvas(2, len(curves), size, sharex=True, sharey="col")
     kinds = (("deletion", "deleted", WRONG), ("insertion", "inserted", RIGHT))

@@ -276,10 +276,8 @@ def front(
 
     Args:
         row: the product; ``rows`` (R,) those of its neighbours, at most six are shown.
-        vectors: (N, E) embeddings, a row for each product of the catalogue.
-        matched: (R,) whether a neighbour is of the product's category (blue frame; orange:
-            another).
-        readout: where in the model the vector is read (:mod:`m5lib.embeddings`).
+        vectors: (N, E) embeddings by ``readout``, a row for each product of the catalogue.
+        matched: (R,) whether a neighbour is of its category (blue frame; orange: another).
         names: the modalities of the model. What the product lacks is said.
     """
     product, vector = catalogue.products[row], np.asarray(vectors[row], dtype=np.float64)

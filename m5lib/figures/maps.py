@@ -57,12 +57,8 @@ def _legend(figure: Figure, marks: Mapping[str, Mapping]) -> None:
 
 @styled
 def maps(points: Mapping[str, np.ndarray], column: pd.Series, columns: int = 4) -> Figure:
-    """Maps of the same products side by side, each group in the same colour (Figure 6).
-
-    Args:
-        points: title -> (N, 2), drawn in lines of ``columns``.
-        column: (N,) the group of each product; the largest are coloured.
-    """
+    """Maps of the same products, title -> (N, 2), in lines of ``columns``, each group in the same
+    colour (Figure 6); ``column``: (N,) the group of each product, the largest are coloured."""
     figure, axes = _panels(points, columns)
     groups, names = key(column), column.to_numpy()
     others = ~column.isin(groups.index).to_numpy()
@@ -85,13 +81,8 @@ def maps(points: Mapping[str, np.ndarray], column: pd.Series, columns: int = 4) 
 
 @styled
 def listings(points: Mapping[str, np.ndarray], column: pd.Series, most: int = 30) -> Figure:
-    """Whether listings of one product lie together: a star joins those of each.
-
-    Args:
-        points: title -> (N, 2).
-        column: (N,) which product each is a listing of.
-        most: so many products are joined, those that are listed most often.
-    """
+    """Whether listings of one product lie together on maps, title -> (N, 2): a star joins those of
+    each of the ``most`` that are listed most often. ``column``: (N,) whose listing each is."""
     figure, axes = _panels(points, len(points))
     times = column.value_counts().sort_index(kind="stable")
     times = times.sort_values(ascending=False, kind="stable")
@@ -113,9 +104,9 @@ def listings(points: Mapping[str, np.ndarray], column: pd.Series, most: int = 30
 class InteractiveMap:
     """Maps as a picture that answers to the pointer, shown by Jupyter and kept in the notebook.
 
-    Hover a product: its picture, title and group. Click it: it stays, joined to its nearest. The
-    HTML holds everything, so it works without a network. Where scripts do not run (GitHub, a
-    notebook that is not trusted) a still picture stands in its place.
+    Hover a product: its picture, title and group. Click it: it stays, joined to its nearest. It
+    needs no network. Where scripts do not run (GitHub, a notebook that is not trusted) a still
+    picture stands in its place.
 
     Args:
         points: title -> (N, 2), a tab for each.

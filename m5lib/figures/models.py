@@ -119,12 +119,9 @@ def _sketch(axes: Axes, title: str, spec: Spec, names: Sequence[str]) -> float:
 
 @styled
 def stages(rows: Sequence[Mapping[str, Spec]]) -> Figure:
-    """Models as stages (Figure 2): columns are modalities, from the embeddings up; dashed lines are
-    the states that losses read.
-
-    Args:
-        rows: of panels, each title -> a spec whose ``modalities`` or ``takes`` say what it reads.
-    """
+    """Models as stages (Figure 2), rows of panels, title -> a spec whose ``modalities`` or
+    ``takes`` say what it reads: columns are modalities, from the embeddings up; dashed lines are
+    the states that losses read."""
     count = lambda spec: sum(len(group) for group, _ in folded(spec.stages))  # noqa: E731
     tall = [1 + max(map(count, row.values())) for row in rows]
     figure = Figure((10.5, 0.7 * sum(tall) + 0.5 * len(rows)))
@@ -177,12 +174,8 @@ def shares(
 
 def reach(matrices: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> Figure:
     """Who reaches whom: a heat map per model and state, rows are outputs, columns inputs; a dash
-    where no gradient goes.
-
-    Args:
-        matrices: title -> the boolean matrix and the influence, both (M, M)
-            (:mod:`m5lib.models.anatomy`).
-    """
+    where no gradient goes. ``matrices``: title -> reach and influence, both (M, M)
+    (:mod:`m5lib.models.anatomy`)."""
     codes = codes_of(names)
     panels = {
         title: pd.DataFrame(np.where(reached, 100 * moved, 0.0), codes, codes)

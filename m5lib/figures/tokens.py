@@ -57,13 +57,9 @@ def chip_width(text: str) -> float:
 def chip(
     axes: Axes, x: float, y: float, text: str, look: Sequence, true: bool = False, **settings
 ) -> float:
-    """A word piece in a rounded box; returns its width.
-
-    Args:
-        x: its left end, ``y`` its middle, in inches (:func:`m5lib.figures.style.page`).
-        look: colours of face, edge and letters; ``settings``: of the box.
-        true: whether it is underlined in green.
-    """
+    """A word piece in a rounded box; returns its width. ``x`` is its left end, ``y`` its middle, in
+    inches (:func:`m5lib.figures.style.page`); ``look``: colours of face, edge and letters; ``true``
+    ones are underlined in green; ``settings``: of the box."""
     (face, edge, ink, *_), width = look, chip_width(text)
     settings = {"fc": face, "ec": edge, "lw": 1.2} | settings
     style = "round,pad=0,rounding_size=0.04"
@@ -220,10 +216,9 @@ def regions(
     own crop.
 
     Args:
-        picture: (H, W, 3) uint8; ``boxes`` (L, 4 or 5) x1, y1, x2, y2 in fractions of it;
-            ``hidden`` (L,) bool.
+        picture: (H, W, 3) uint8; ``boxes`` (L, 4 or 5) x1, y1, x2, y2 in fractions of it, ``true``
+            that of the product; ``hidden`` (L,) bool.
         groups: how many boxes go into each panel, in their order; all into one, if not given.
-        true: the product's box.
     """
     height, width = picture.shape[:2]
     boxes = boxes[:, :4] * ([width, height] * 2)
@@ -267,13 +262,9 @@ def _spans(axes: Axes, spans, y: float, height: float) -> None:
 
 @styled
 def film(frames: np.ndarray, times: np.ndarray, hidden: np.ndarray, spans: Sequence = ()) -> Figure:
-    """A film strip with one frame per token and its time, the hidden ones hatched; below, when they
-    were taken.
-
-    Args:
-        frames: (L, H, W, 3) uint8; ``times`` (L,) seconds; ``hidden`` (L,) bool.
-        spans: (n, 2) seconds in which the film shows something of the product.
-    """
+    """A film strip with one frame per token (L, H, W, 3), uint8, and its time in seconds, the
+    hidden ones hatched; below, when they were taken. ``spans``: (n, 2) seconds in which the film
+    shows something of the product."""
     count, side = len(frames), min(1.5, 9.0 / len(frames))
     tall = side * frames.shape[1] / frames.shape[2] + 0.25
     figure, upper, lower = _strips(tall, 0.7, side * count + 0.2)
@@ -300,14 +291,9 @@ def spectrogram(
     hidden: np.ndarray,
     spans: Sequence = (),
 ) -> Figure:
-    """The sound over time with the tokens' boundaries, the hidden ones hatched; below, the tokens
-    as the model reads them.
-
-    Args:
-        decibels: (T, bands), a row every ``step`` seconds.
-        tokens: (L, F) features after masking, one every ``length`` seconds; ``hidden`` (L,).
-        spans: (n, 2) seconds in which the sound tells something of the product.
-    """
+    """The sound, ``decibels`` (T, bands) every ``step`` seconds, with the tokens' boundaries, the
+    hidden ones hatched; below, the tokens (L, F) every ``length`` seconds as the model reads them.
+    ``spans``: (n, 2) seconds in which the sound tells something of the product."""
     count, width = tokens.shape
     bands, end, last = decibels.shape[1], len(decibels) * step, count * length
     figure, axes = canvas(2, 1, (9.0, 4.4), sharex=True, height_ratios=(1.5, 1))

@@ -94,11 +94,8 @@ def spread(values: pd.DataFrame, metric: str, title: str, chance: float | None =
 @styled
 def panels(values: Mapping[str, pd.DataFrame], title: str, ground: str = "") -> Figure:
     """Several numbers side by side, each label against seed (:func:`m5lib.lab.study.values`): dots
-    are seeds, diamonds mean ± deviation.
-
-    Args:
-        ground: a label that the others are held against: bars from zero then, its own grey.
-    """
+    are seeds, diamonds mean ± deviation. ``ground``: a label that the others are held against, its
+    bar grey; bars from zero then."""
     labels = next(iter(values.values())).index
     size = (1.6 + (2.6 if ground else 2.2) * len(values), 1.2 + 0.3 * len(labels))
     figure, axes = canvas(1, len(values), size, sharey=True)
