@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from string import Template
 from urllib.parse import quote
 
 import nbformat
@@ -212,8 +213,10 @@ def outcome(notebook: Path) -> dict:
     }
 
 
-def _template(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+def _page(template: str, **parts: str) -> str:
+    """One of the templates beside this file, filled."""
+    text = Path(__file__).with_name(template).read_text(encoding="utf-8")
+    return Template(text.rstrip()).substitute(parts)
 
 
 def _card(notebook: Path) -> str:
@@ -223,10 +226,11 @@ def _card(notebook: Path) -> str:
     given = " ".join(f"{name}={x}" for name, x in about["parameters"].items() if x != "")
     texts = {"title": about["title"], "question": about["question"], "state": state}
     texts = {name: html.escape(text) for name, text in (texts | {"parameters": given}).items()}
-    picture = f"data:image/png;base64,{about['picture']}"
-    shot = f'<a class="shot" href="{page}"><img src="{picture}" alt="first figure"></a>'
-    shot = shot if about["picture"] else ""
-    return _template("card.html").format(**texts, page=page, file=quote(notebook.name), shot=shot)
+    shot = ""
+    if about["picture"]:
+        picture = f"data:image/png;base64,{about['picture']}"
+        shot = f'<a class="shot" href="{page}"><img src="{picture}" alt="first figure"></a>'
+    return _page("card.html", **texts, page=page, file=quote(notebook.name), shot=shot)
 
 
 def write_index(folder: Path, table: str = "", figures: Sequence[Path] = ()) -> Path:
@@ -242,11 +246,8 @@ def write_index(folder: Path, table: str = "", figures: Sequence[Path] = ()) -> 
         address = quote(os.path.relpath(figure, folder).replace(os.sep, "/"))
         name = html.escape(figure.stem)
         results += f'<figure><img loading="lazy" src="{address}" alt="{name}">{name}</figure>'
-    head, middle, foot = re.split(
-        "CARDS|RESULTS", _template("index.html")
-    )  # a title may hold these words too
-    page = "".join([head, *cards, middle, results, foot])
     with whole_file(folder / "index.html") as path:
+        page = _page("index.html", cards="".join(cards), results=results)
         path.write_text(page, encoding="utf-8")
     return folder / "index.html"
 
