@@ -18,6 +18,7 @@ from m5lib.figures.style import (
     RIGHT,
     TRUE,
     WRONG,
+    blank,
     canvas,
     codes_of,
     inset,
@@ -208,7 +209,7 @@ def product(
         worth: modality -> Shapley value.
         told: what is true of it (:func:`m5lib.shop.listings.truth`), underlined or framed in green.
     """
-    figure = Figure((10, 5.2), layout="none")
+    figure = blank(10, 5.2, layout="none")
     _note(figure, 0.05, 0.15, title, fontsize=11)
     key = "blue speaks for it, orange against it"
     key += ", green: carries the category" if told is not None else ""

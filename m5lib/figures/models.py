@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from m5lib.figures.style import PALETTE, QUIET, canvas, codes_of, colour, heat, styled
+from m5lib.figures.style import PALETTE, QUIET, blank, canvas, codes_of, colour, heat, styled
 from m5lib.modalities import MODALITIES
 from m5lib.spec import Spec, Stage
 
@@ -124,7 +124,7 @@ def stages(rows: Sequence[Mapping[str, Spec]]) -> Figure:
     the states that losses read."""
     count = lambda spec: sum(len(group) for group, _ in folded(spec.stages))  # noqa: E731
     tall = [1 + max(map(count, row.values())) for row in rows]
-    figure = Figure((10.5, 0.7 * sum(tall) + 0.5 * len(rows)))
+    figure = blank(10.5, 0.7 * sum(tall) + 0.5 * len(rows))
     strips = figure.subfigures(len(rows), 1, height_ratios=tall, squeeze=False)[:, 0]
     for strip, row in zip(strips, rows, strict=True):
         sides = [tuple(spec.modalities or spec.takes or MODALITIES) for spec in row.values()]

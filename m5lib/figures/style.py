@@ -46,6 +46,14 @@ def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.
     return figure, axes
 
 
+def blank(width: float, height: float, **settings) -> Figure:
+    """A figure of so many inches without axes. As :func:`canvas` by pyplot: one that is not may be
+    the first of a notebook, and is then not shown."""
+    figure = plt.figure(figsize=(width, height), **settings)
+    plt.close(figure)
+    return figure
+
+
 def page(width: float, height: float) -> tuple[Figure, Axes]:
     """A page measured in inches, the origin at the top left, without axes to be seen."""
     figure, ((axes,),) = canvas(size=(width, height))

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from m5lib.figures.style import PALETTE, QUIET, TRUE, canvas, page, plain, styled
+from m5lib.figures.style import PALETTE, QUIET, TRUE, blank, canvas, page, plain, styled
 
 #: What became of a word piece, how its chip is painted (face, edge, letters), and the legend.
 CHIPS = {
@@ -188,7 +188,7 @@ def _cover(axes: Axes, x: float, y: float, width: float, height: float) -> None:
 
 def _strips(upper: float, lower: float, width: float) -> tuple:
     """A figure of two strips, as high as is said in inches."""
-    figure = Figure((width, upper + lower))
+    figure = blank(width, upper + lower)
     return figure, *figure.subfigures(2, 1, height_ratios=(upper, lower))
 
 

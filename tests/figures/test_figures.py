@@ -1,9 +1,11 @@
+import ast
 import io
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 
@@ -144,3 +146,11 @@ def test_titles_and_labels_with_dollars_are_drawn(tmp_path):
         figures.front(catalogue, 0, [1, 2], vectors, [True, False], "layered"),
     ):
         figure.savefig(io.BytesIO(), format="png")
+
+
+def test_every_figure_is_made_by_pyplot():
+    """Jupyter learns to show figures when pyplot makes the first; one that is made without it may
+    stand in a notebook as text."""
+    for path in (ROOT / "m5lib").rglob("*.py"):
+        calls = (n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call))
+        assert all(getattr(call.func, "id", "") != "Figure" for call in calls), path
