@@ -231,11 +231,16 @@ every 16th place keeps its look | test_any_place_of_a_long_stream_can_be_hidden
     ==> torch.where(chosen & (torch.arange(chosen.shape[1]) % 16 != 15), hidden, stream.tokens)
 summaries give it away | test_features_are_hidden_from_the_summary_too
     tokens=with_summary(left, stream.valid) ==> tokens=left
+# m5lib/search/across.py search/test_search.py
+who lacks something wins | test_who_lacks_something_does_not_win_by_it
+    scale[group] = slope, middle[largest] - slope * middle[group] ==> pass
+few products stretch far | test_the_ways_are_what_their_table_says
+    (sizes[g] * x + FEW * usual) / (sizes[g] + FEW) ==> x
 # m5lib/search/index.py search/test_search.py
 a product finds itself | test_a_product_that_asks_with_all_it_has_finds_itself
-    rank(vector, gallery, top, own, ids[rows], rows=rows) ==> rank(vector, gallery, top, rows=rows)
+    rank(*sides, top, own, ids[rows], rows=rows) ==> rank(*sides, top, rows=rows)
 the gallery knows more | test_the_ways_are_what_their_table_says
-    given = self.encoder.embed(self.streams, rows, names, [DEFAULT]) ==> pass
+    given = self.encoder.embed(self.streams, rows, names) ==> pass
 lengths weigh in both | test_the_ways_are_what_their_table_says
     np.hstack([unit(vectors[readout]) for ==> np.hstack([vectors[readout] for
 """

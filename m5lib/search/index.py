@@ -16,6 +16,9 @@ pooled    the query is given what it has, the gallery everything
 both      the two side by side, each of unit length
 ========  ========================================================================================
 
+In the last two, products have other modalities than the query and than each other: their cosines
+are put on one scale (:mod:`m5lib.search.across`), so that none wins by lacking something.
+
 Which is best depends on the modalities of the query. :meth:`Index.evidence` measures it on
 validation products with labels, and the search takes the best; without labels it takes ``both``.
 """
@@ -42,9 +45,10 @@ from m5lib.embeddings import ACROSS, DEFAULT, embeddings, read_out
 from m5lib.evaluation import evaluate
 from m5lib.evaluation.metrics import rank
 from m5lib.lab import recording, runs
-from m5lib.modalities import codes
+from m5lib.modalities import MODALITIES, codes
 from m5lib.model import Model
 from m5lib.search import intake
+from m5lib.search.across import answering, asking, one_scale
 from m5lib.search.duplicates import Near, calibrate, pairs
 from m5lib.search.encode import COMPARED, Encoder, cosine, directions, unit
 from m5lib.streams import Stream, Streams, with_summary
@@ -57,8 +61,8 @@ FEWEST = 20
 
 
 class Hits(NamedTuple):
-    """Products nearest to a query, best first: ``rows`` (K,) of the catalogue, their cosines, and
-    the ``way`` they were compared by."""
+    """Products nearest to a query, best first: ``rows`` (K,) of the catalogue, their cosines (on
+    one scale), and the ``way`` they were compared by."""
 
     query: Product
     way: str
@@ -122,7 +126,8 @@ class Index:
     streams: Streams
     vectors: dict[str, np.ndarray]
     made: dict
-    _given: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict, repr=False)
+    _given: dict[tuple[str, ...], dict] = field(default_factory=dict, repr=False)
+    _scale: dict[tuple[tuple[str, ...], str], np.ndarray] = field(default_factory=dict, repr=False)
     _best: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False)
 
     @property
@@ -232,51 +237,69 @@ class Index:
         if not isinstance(top, int | np.integer) or top < 1:
             raise ValueError(f"top {top!r}: how many hits; give a whole number from 1 on")
         streams = self.query(query)
-        way = way or self.best(streams.modalities)
-        vector = compared(self.encoder.embed(streams, [0]), way)
-        gallery, ids = self.gallery(streams.modalities, way), self.catalogue.ids
+        names, ids = streams.modalities, self.catalogue.ids
+        way = way or self.best(names)
+        vector, gallery = compared(self.encoder.embed(streams, [0]), way), self.gallery(names, way)
         rows = np.flatnonzero((gallery != 0).any(axis=1))
-        own = np.array([query.id], dtype=object)
-        places = rank(vector, gallery, top, own, ids[rows], rows=rows)[0]
+        own, scale = np.array([query.id], dtype=object), self.scale(names, way)
+        sides = (vector, gallery) if way == DEFAULT else (asking(vector), answering(gallery, scale))
+        places = rank(*sides, top, own, ids[rows], rows=rows)[0]
         if not len(rows := rows[places[places >= 0]]):
             raise DataError(f"{self.catalogue.name}: no other product to compare the query with")
-        return Hits(streams.catalogue.products[0], way, rows, cosine(vector, gallery[rows]))
+        cosines = scale[rows, 0] * cosine(vector, gallery[rows]) + scale[rows, 1]
+        order = np.argsort(-cosines, kind="stable")  # of equal ones: rounding
+        return Hits(streams.catalogue.products[0], way, rows[order], cosines[order])
 
     def query(self, product: Product) -> Streams:
         """A query's streams (:meth:`m5lib.search.encode.Encoder.streams`)."""
         return self.encoder.streams([product])
 
-    def gallery(self, names: tuple[str, ...], way: str) -> Float[np.ndarray, "N D"]:
-        """Vectors of all products, to compare with a query of these modalities. Raises
-        ``ValueError`` for an unknown way."""
-        if way == ACROSS:
-            return self.vectors[ACROSS]
+    def given(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Vectors of all products by both read-outs, given only these modalities."""
         if names not in self._given:
             while len(self._given) > 2:  # 16,000 products, 256 wide, I+T+Tab: 100 MB each
                 self._given.pop(next(iter(self._given)))
             given, rows = self.vectors, range(len(self.streams))
             if not set(names) >= set(self.streams.modalities):
-                given = self.encoder.embed(self.streams, rows, names, [DEFAULT])
-            self._given[names] = given[DEFAULT]
-        return compared(self.vectors | {DEFAULT: self._given[names]}, way)
+                given = self.encoder.embed(self.streams, rows, names)
+            self._given[names] = given
+        return self._given[names]
+
+    def gallery(self, names: tuple[str, ...], way: str) -> Float[np.ndarray, "N D"]:
+        """Vectors of all products, to compare with a query of these modalities. Raises
+        ``ValueError`` for an unknown way."""
+        given = self.vectors if way == ACROSS else self.given(names)
+        return compared(given | {ACROSS: self.vectors[ACROSS]}, way)
+
+    def scale(self, names: tuple[str, ...], way: str) -> Float[np.ndarray, "N 2"]:
+        """:func:`m5lib.search.across.one_scale` for queries of these modalities, by up to 300
+        products that have them; slope 1 and offset 0 where both sides are given the same."""
+        if (names, way) not in self._scale:
+            there = self.catalogue.presence.reindex(columns=MODALITIES, fill_value=False)
+            rows, groups = np.flatnonzero(there[list(names)].all(axis=1)), np.zeros(len(there), int)
+            if way != DEFAULT and len(rows):
+                sets = there[list(self.streams.modalities)].to_numpy()
+                groups = np.unique(sets, axis=0, return_inverse=True)[1].reshape(-1)
+                rows = np.random.default_rng(0).permutation(rows)[:300]
+            asked = compared({n: x[rows] for n, x in self.given(names).items()}, way)
+            self._scale[names, way] = one_scale(asked, rows, self.gallery(names, way), groups)
+        return self._scale[names, way]
 
     def evidence(self, names: tuple[str, ...]) -> dict[str, float]:
         """mAP@10 (min(K, R)) by each way, of validation products as queries that have only these
         modalities; empty without labels."""
         catalogue, scores = self.catalogue, {}
         queries, _ = catalogue.queries("validation")
-        queries = queries[evaluate.having(catalogue, names)[queries]]
-        if not len(queries):
+        if not evaluate.having(catalogue, names)[queries].any():
             return {}
-        rows = np.union1d(queries, catalogue.split("gallery"))
-        own = runs.vectors(self.model, self.streams, rows, names, COMPARED)
-        own = self.encoder.turn(own)
-        answers = own | {ACROSS: self.vectors[ACROSS]}
         for way in WAYS:
+            mine, gallery = compared(self.given(names), way), self.gallery(names, way)
+            if way != DEFAULT:
+                mine, gallery = asking(mine), answering(gallery, self.scale(names, way))
             given = (names, names if way == DEFAULT else self.streams.modalities)
-            mine, gallery = compared(own, way), compared(answers, way)
-            how = {"gallery": gallery, "given": given}
-            numbers = evaluate.retrieval(catalogue, mine, "validation", **how)
+            numbers = evaluate.retrieval(
+                catalogue, mine, "validation", gallery=gallery, given=given
+            )
             scores[way] = evaluate.value(numbers)
         return scores
 

@@ -34,7 +34,8 @@ class Explanation(NamedTuple):
         cosine: of the two.
         modalities: modality -> its Shapley value; they add up to the cosine.
         scores: modality -> (L,) of its tokens: integrated gradients from the baseline "absent".
-        error: what the scores miss, as a share of the cosine less that of the baseline.
+        error: what the scores miss, as a share of what they should add up to: the cosine, less the
+            offset of its scale (:mod:`m5lib.search.across`).
         tokens: the scores by name, pieces of a word together: ``modality``, ``token``, ``score``,
             the largest absolute score first.
         streams: those of the side, and ``row``, its row of them.
@@ -70,20 +71,23 @@ def explain(index: Index, hits: Hits, place: int = 0, side: str = "hit") -> Expl
         other = index.gallery(names, hits.way)[[row]]
         streams, row = query, 0
     batch, sought = streams.batch([row]).to(device), torch.from_numpy(other).float().to(device)
-    target = attribution.Target("similarity", model, _cosine(index, names, hits.way), sought)
+    slope, offset = index.scale(names, hits.way)[int(hits.rows[place])].tolist()
+    read = _cosine(index, names, hits.way, slope)
+    target = attribution.Target("similarity", model, read, sought)
     shares = attribution.shapley(target, batch)
     gradients = attribution.integrated_gradients(target, batch)
     scores = {name: x[0].double().cpu().numpy() for name, x in gradients.tokens.items()}
     worth = zip(model.spec.modalities, shares.values[0].tolist(), strict=True)
     modalities = pd.Series({n: value for n, value in worth if batch.streams[n].valid[0, 0]})
+    modalities += offset / len(modalities)  # what each adds to "there is anything"
     tokens = _tokens(model, batch, streams.catalogue.products[row], scores)
-    cosine, error = float(shares.full[0]), float(gradients.error[0])
+    cosine, error = float(shares.full[0]) + offset, float(gradients.error[0])
     return Explanation(side, cosine, modalities, scores, error, tokens, streams, row)
 
 
-def _cosine(index: Index, names: tuple[str, ...], way: str):
+def _cosine(index: Index, names: tuple[str, ...], way: str, slope: float):
     """(output, sought) -> (B,) cosine by a way of :data:`m5lib.search.index.WAYS`, for a query of
-    these modalities."""
+    these modalities, times the slope of its scale."""
     model, turned = index.model, index.encoder.turned
 
     def read(output: Output, sought: Tensor) -> Tensor:
@@ -96,7 +100,7 @@ def _cosine(index: Index, names: tuple[str, ...], way: str):
         for n in turned.keys() & vectors.keys():
             vectors[n] = vectors[n] @ torch.from_numpy(turned[n]).to(vectors[n].device)
         vectors = [F.normalize(vector, dim=-1) for vector in vectors.values()]
-        return F.cosine_similarity(torch.cat(vectors, dim=-1), sought, dim=-1)
+        return slope * F.cosine_similarity(torch.cat(vectors, dim=-1), sought, dim=-1)
 
     return read
 
