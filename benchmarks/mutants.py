@@ -157,8 +157,8 @@ layers left random | test_layers_and_positions_that_bert_has_not
     max(first, bert.layers), mend) ==> bert.layers, mend)
 any word pieces | test_streams_with_other_word_pieces_are_refused
     if theirs != ours:
-        mend = f"make ==> if False:
-        mend = f"make
+        has = f"BERT ==> if False:
+        has = f"BERT
 weights by place | test_a_run_is_named_by_the_weights_not_by_where_they_lie
     "".join(map(checksum, files)) ==> str(folder)
 # m5lib/pretrain.py test_kills.py

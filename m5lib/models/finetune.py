@@ -25,8 +25,8 @@ class Classifier(nn.Module):
     """The summaries of all modalities side by side -> ``hidden`` (1,024) -> classes, with dropout
     between and no nonlinearity.
 
-    The released head; the paper speaks of a linear classifier on the fused features (section 5),
-    which two linear layers are. A modality that a product lacks is zeros. The hidden vector is the
+    The released head; the paper's is a linear classifier on the fused features (section 5), which
+    two linear layers are. A modality that a product lacks is zeros. The hidden vector is the
     fine-tuned retrieval feature.
     """
 

@@ -81,9 +81,8 @@ def check_words(bert: Bert, tokenizer) -> None:
     """Raises ``ValueError`` where the tokenizer's word pieces are not BERT's."""
     theirs, ours = load_tokenizer(bert.source).get_vocab(), tokenizer.get_vocab()
     if theirs != ours:
-        mend = f"make the streams with tokenizer={bert.source!r}"
         has = f"BERT has its {len(theirs)}, the streams {len(ours)}"
-        raise ValueError(f"word pieces: {has}; {mend}")
+        raise ValueError(f"word pieces: {has}; make the streams with tokenizer={bert.source!r}")
 
 
 def _same(field: str, theirs, ours, mend: str) -> None:

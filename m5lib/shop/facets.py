@@ -3,9 +3,8 @@ random, then put into words.
 
 A *facet* is one of the seven kinds of fact of the paper's Table 2 (category, appearance, usage,
 specification, selling point, production, material). A category has a usual value of each and a
-product keeps it only mostly, so that no single facet gives a
-category away: a shape serves three categories, a usage seven, a material six. What each modality
-shows of them is Table 2's:
+product keeps it only mostly, so that no single facet gives a category away: a shape serves three
+categories, a usage seven, a material six. What each modality shows of them is Table 2's:
 
 =========  ==================================================  ===========================================
 image      appearance                                          :func:`m5lib.shop.pictures.picture`

@@ -6,8 +6,6 @@ several merchants, each with other words, another view and another background; e
 product of the catalogue. :func:`make` writes the listings in the layout of the official release, so
 that they are read, decoded and extracted like it, and beside them ``truth.parquet``
 (:data:`TRUTH`). Nothing of it is used in training.
-
-From the shell: ``python -m m5lib shop small --seed 0``.
 """
 
 import hashlib
@@ -199,19 +197,11 @@ def make(
     folder: str | Path | None = None,
     workers: int | None = None,
 ) -> Catalogue:
-    """The shop of a size, written on first use by all cores, then read. What was begun is gone on
-    with; a second process waits.
-
-    The same size and seed give the same files, whatever the number of workers. Times and disk space
-    are in ``benchmarks/shop.json``.
-
-    Args:
-        size: ``tiny``, ``small``, ``full`` (:data:`SIZES`) or a number of listings.
-        folder: by default :func:`folder_of` size and seed.
-
-    Raises:
-        DataError: the size is not known, or the folder holds something else.
-    """
+    """The shop of a size (:data:`SIZES`, or a number of listings), written on first use by all
+    cores into a folder (by default :func:`folder_of` size and seed), then read. What was begun is
+    gone on with; a second process waits. The same size and seed give the same files, whatever the
+    number of workers (``benchmarks/shop.json``: times and disk space). Raises ``DataError``: the
+    size is not known, or the folder holds something else."""
     products, count = size_of(size)
     folder = Path(folder) if folder is not None else folder_of(size, seed)
     what = {"version": VERSION, "products": products, "categories": count, "seed": seed}
