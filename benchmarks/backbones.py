@@ -165,6 +165,7 @@ def through(family: str) -> dict:
             run = next(
                 p.parent for p in jobs if json.loads(p.read_text())["job"]["extractors"] == words
             )
+            home("new").mkdir(parents=True, exist_ok=True)
             make(home("new"), 1)  # a file that no product has
             file = next(p for p in sorted(home("new").iterdir()) if p.suffix in ENDINGS[name])
             given = {"profile": "tiny", "model": str(run.resolve())}
