@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                      # this code
     python benchmarks/step.py --before ../older    # and another checkout of it, block about block
+    python benchmarks/step.py --authors ../SCALE   # and the authors' code (SCALE_code), in float32
     python benchmarks/step.py --quick              # a smoke run, which is not written
 
 One step is what the loop does with a batch that is on the device: masks, forward, losses, backward,
@@ -12,6 +13,9 @@ runs in a process of its own. Takes its results' place, by device, in ``benchmar
 
 ``mfu`` counts the products of what is there and is read: padding, and what is computed without
 need, lower it. The peak is a large square product in the same type, measured in the same run.
+``linear`` are the linear layers alone, profiled: their share of the step, and of the peak.
+The authors' step is theirs: every stream padded to its longest, what is absent computed as zeros,
+BertAdam; on the same products and masks. Their half precision does not run.
 ``processor_seconds`` are what the process used of all its cores: on a processor that others use too
 they say more than the clock.
 """
@@ -26,6 +30,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from unittest.mock import MagicMock
 
 ROOT = Path(__file__).resolve().parents[1]
 FEATURES = {"image": 2048, "video": 1024, "audio": 751}
@@ -194,36 +199,66 @@ class Worker:
             best = min(best, (self.now() - begun) / 5)
         return {"dtype": str(kind).removeprefix("torch."), "flops": 2 * side**3 / best}
 
-    def start(self, size: dict, products: int, variant: str) -> dict:
-        """The model of a size, if it is another than before, the batch, and two steps."""
-        import torch
-
-        from m5lib.masking import Vocabulary, mask
+    def build(self, size: dict) -> None:
+        """The model of a size, and its optimiser."""
         from m5lib.modalities import MODALITIES
         from m5lib.model import Model
         from m5lib.models import zoo
-        from m5lib.pretrain import Training, optimiser
+        from m5lib.pretrain import optimiser
+
+        settings = dict(modalities=tuple(MODALITIES), widths=tuple(FEATURES.items()))
+        spec = zoo.scale(dropout=0.1, vocabulary=VOCABULARY, **settings, **size)
+        with self.device:
+            self.model = Model(spec).train()
+        self.optimizer = optimiser(self.model, self.training)
+
+    def start(self, size: dict, products: int, variant: str) -> dict:
+        """The model of a size, if it is another than before, the batch, and a step."""
+        import torch
+
+        from m5lib.masking import Vocabulary, mask
+        from m5lib.pretrain import Training
 
         self.batch = None
         self.training = Training(batch_size=products, precision=self.precision)
         if self.size != size:
             self.size, self.model, self.optimizer = size, None, None
-            settings = dict(modalities=tuple(MODALITIES), widths=tuple(FEATURES.items()))
-            spec = zoo.scale(dropout=0.1, vocabulary=VOCABULARY, **settings, **size)
             torch.manual_seed(0)
-            with self.device:
-                self.model = Model(spec).train()
-            self.optimizer = optimiser(self.model, self.training)
+            self.build(size)
         drawn = torch.Generator().manual_seed(0)
         batch = batch_of(variant, products, drawn)
         masked, targets = mask(batch, Vocabulary(VOCABULARY, 4), drawn)
         tokens, flops = products_of(masked, targets, size)
         self.batch = batch.to(self.device)
-        self.run(2)
+        self.run(1)
         return {"tokens": tokens, "flops": flops}
 
     def run(self, steps: int) -> dict:
         """Some steps: seconds of each, and the memory that they took."""
+        peak_memory(self.device, start=True)
+        begun, host = self.now(), time.process_time()
+        for step in range(steps):
+            self.step(step)
+        taken = {"seconds": self.now() - begun, "host": time.process_time() - host}
+        taken = {name: value / steps for name, value in taken.items()}
+        return taken | {"memory": peak_memory(self.device)}
+
+    def linear(self) -> dict:
+        """Of one step, profiled: seconds of the linear layers, and of all."""
+        from torch.profiler import ProfilerActivity, profile
+
+        kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + (self.device.type == "cuda")]
+        with profile(activities=kinds, with_flops=True) as seen:
+            self.step(0)
+        field = "self_device_time_total" if len(kinds) > 1 else "self_cpu_time_total"
+        events = seen.key_averages()
+        linear = [e for e in events if e.key in ("aten::mm", "aten::addmm", "aten::linear")]
+        seconds = sum(getattr(e, field) for e in linear) / 1e6
+        whole = sum(getattr(e, field) for e in events) / 1e6
+        return {"seconds": seconds, "all": whole, "flops": sum(e.flops for e in linear)}
+
+    def step(self, step: int) -> None:
+        """One step."""
         import numpy as np
 
         from m5lib import objectives, pretrain
@@ -235,13 +270,7 @@ class Worker:
             return objectives.total(self.model, output, targets)
 
         task = pretrain.Task("step", np.arange(self.training.batch_size), losses, {})
-        peak_memory(self.device, start=True)
-        begun, host = self.now(), time.process_time()
-        for step in range(steps):
-            pretrain.train_step(self.model, task, self.training, self.optimizer, step, 1000)
-        taken = {"seconds": self.now() - begun, "host": time.process_time() - host}
-        taken = {name: value / steps for name, value in taken.items()}
-        return taken | {"memory": peak_memory(self.device)}
+        pretrain.train_step(self.model, task, self.training, self.optimizer, step, 1000)
 
     def answer(self) -> None:
         """A line of JSON in, a line out."""
@@ -259,14 +288,97 @@ class Worker:
             print("=" + json.dumps(reply), flush=True)
 
 
+class Authors(Worker):
+    """The authors' training step (``examples/SCALE/pretrain_task.py``), given the same products."""
+
+    def __init__(self, root: Path):
+        super().__init__("float32")
+        self.root = root
+        sys.path.insert(0, str(root))
+        for name in ("boto3", "botocore", "botocore.exceptions", "tensorboardX"):
+            sys.modules[name] = MagicMock()  # for downloads and curves
+        sys.modules["botocore.exceptions"].ClientError = OSError
+
+    def hello(self) -> dict:
+        """What this is."""
+        return super().hello() | {"commit": "SCALE_code, model.SCALE and BertAdam", "code": ""}
+
+    def build(self, size: dict) -> None:
+        """Their model: the released configuration, or in its proportions."""
+        from model import until_config
+        from model.SCALE import BertConfig, BertForMultiModalPreTraining
+        from pytorch_pretrained_bert.optimization import BertAdam
+
+        width, heads, layers = size["width"], size["heads"], size["layers"]
+        share, released = width / 768, self.root / "config"
+        config = BertConfig.from_json_file(
+            str(released / "bert_base_6layer_6conect_capture_itp3va.json")
+        )
+        for name in ("hidden_size", "intermediate_size"):
+            for key in (name, f"v_{name}"):
+                setattr(config, key, round(getattr(config, key) * share))
+        config.bi_hidden_size = round(config.bi_hidden_size * share)
+        config.num_attention_heads, config.v_num_attention_heads = heads, min(heads, 8)
+        config.num_hidden_layers = config.v_num_hidden_layers = config.co_num_layers = layers
+        config.predict_feature, config.v_target_size = True, FEATURES["image"]
+        cross = json.loads((self.root / "model/cross-base/cross_config.json").read_text())
+        cross |= {"hidden_size": width, "num_attention_heads": min(heads, 8)}
+        made = until_config.PretrainedConfig
+        made.from_json_file = classmethod(lambda cls, _: cls.from_dict(cross))  # an absolute path
+        with self.device:
+            self.model = BertForMultiModalPreTraining(config).train()
+        no_decay = ("bias", "LayerNorm.bias", "LayerNorm.weight")
+        groups = [{"params": [], "weight_decay": decay} for decay in (0.01, 0.0)]
+        for name, p in self.model.named_parameters():
+            groups[any(ending in name for ending in no_decay)]["params"].append(p)
+        self.optimizer = BertAdam(groups, lr=1e-4, warmup=0.1, t_total=1000)
+
+    def step(self, step: int) -> None:
+        """Masks, as ours draws them, then theirs."""
+        import torch
+
+        from m5lib.masking import Vocabulary, mask
+        from m5lib.modalities import MODALITIES
+
+        drawn = torch.Generator(self.device).manual_seed(step)
+        masked, targets = mask(self.batch, Vocabulary(VOCABULARY, 4), drawn)
+        given, labels = {}, {}
+        for name, row in MODALITIES.items():
+            stream, target = masked.streams[name], targets[name]
+            count, length = stream.valid.shape
+            tokens = stream.tokens.new_zeros(count, row.slots, *stream.tokens.shape[2:])
+            tokens[:, :length] = stream.tokens
+            there = torch.zeros(count, row.slots, dtype=torch.long, device=self.device)
+            there[:, :length] = stream.valid
+            there |= 1 - there[:, :1]  # an absent one is zeros that all attend to
+            label = torch.full_like(there, -1)
+            words = row.kind == "words"
+            label[target.product, target.token] = target.value if words else 1
+            given[name] = tokens, there
+            labels[name] = [label] if words else [label[:, 1:], tokens[:, 1:]]
+        boxes = torch.zeros(count, MODALITIES["image"].slots, 5, device=self.device)
+        boxes[:, : masked.streams["image"].boxes.shape[1]] = masked.streams["image"].boxes
+        order = ("text", "table", "image", "video", "audio")
+        tokens, there = zip(*(given[name] for name in order), strict=True)
+        kinds = [torch.zeros_like(x) for x in tokens[:2]]
+        goals = [x for name in order for x in labels[name]]
+        losses = self.model(*tokens, boxes, *kinds, *there, *goals)
+        loss = sum(losses)
+        loss.backward()
+        loss.item()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
 # --- the process that asks ------------------------------------------------------------------------
 
 
 class Code:
     """A checkout, in a process of its own."""
 
-    def __init__(self, root: Path, precision: str):
+    def __init__(self, root: Path, precision: str, authors: Path | None = None):
         command = [sys.executable, __file__, "--worker", "--precision", precision]
+        command += ["--authors", str(authors)] if authors else []
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         environment = os.environ | {"PYTHONPATH": str(root)}
         self.process = subprocess.Popen(command, env=environment, cwd=root, **pipes)
@@ -281,7 +393,7 @@ class Code:
         raise RuntimeError(f"a worker ended while it was asked to {name}: see above")
 
 
-def measure(codes: dict[str, Code], case: dict, peak: float, rounds: int, steps: int) -> list[dict]:
+def measure(codes: dict[str, Code], case: dict, peaks: dict, rounds: int, steps: int) -> list[dict]:
     """A row for each code; they take turns."""
     size = (SIZES | QUICK)[case["size"]]
     asked = {"size": size, "products": case["products"], "variant": case["variant"]}
@@ -302,7 +414,12 @@ def measure(codes: dict[str, Code], case: dict, peak: float, rounds: int, steps:
         row |= {"processor_seconds": round(host, 4)}
         row |= {"products_per_second": round(case["products"] / seconds, 1)}
         row |= {"memory_gib": round(max(part["memory"] for part in parts), 2)}
-        rows.append(row | {"mfu": round(begun[name]["flops"] / seconds / peak, 3)})
+        if name != "authors":
+            peak, linear = peaks[name]["flops"], codes[name].ask("linear")
+            row["mfu"] = round(begun[name]["flops"] / seconds / peak, 3)
+            row["linear_share"] = round(linear["seconds"] / linear["all"], 3)
+            row["linear_of_peak"] = round(linear["flops"] / linear["seconds"] / peak, 3)
+        rows.append(row)
     if all("seconds" in row for row in rows):
         for row in rows[1:]:  # how many times as fast this code is
             for key, ratio in (("seconds", "ratio"), ("processor_seconds", "processor_ratio")):
@@ -314,6 +431,9 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--before", type=Path, help="another checkout, measured beside this one")
+    parser.add_argument("--authors", type=Path, help="the authors' code, measured beside this one")
+    parser.add_argument("--float32", action="store_true", help="this code in float32 too")
+    parser.add_argument("--variants", nargs="*", default=VARIANTS, help="which batches")
     parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--only", default="", help="the sizes with this in their name")
     parser.add_argument(
@@ -324,23 +444,28 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        return Worker(given.precision).answer()
-    roots = {"this": ROOT} | ({"before": given.before.resolve()} if given.before else {})
-    codes = {name: Code(root, given.precision) for name, root in roots.items()}
-    kind, peak, begun = codes["this"].made["kind"], codes["this"].ask("peak"), time.monotonic()
+        authors = given.authors
+        return (Authors(authors) if authors else Worker(given.precision)).answer()
+    codes = {"this": Code(ROOT, given.precision)}
+    codes |= {"float32": Code(ROOT, "float32")} if given.float32 else {}
+    codes |= {"before": Code(given.before.resolve(), given.precision)} if given.before else {}
+    codes |= {"authors": Code(ROOT, "", given.authors.resolve())} if given.authors else {}
+    kind, begun = codes["this"].made["kind"], time.monotonic()
+    peaks = {name: code.ask("peak") for name, code in codes.items()}
     steps, rows = 4 if kind == "cuda" else 1, []
-    print(f"{codes['this'].made['device']}: {peak['flops'] / 1e12:.2f} TFLOP/s, {peak['dtype']}")
+    for name, peak in peaks.items():
+        print(f"{name}: {peak['flops'] / 1e12:.2f} TFLOP/s, {peak['dtype']}")
     for size in QUICK if given.quick else [name for name in SIZES if given.only in name]:
         for products in PRODUCTS[kind][size]:
-            for variant in VARIANTS:
+            for variant in given.variants:
                 case = {"size": size, "products": products, "variant": variant}
-                rows += measure(codes, case, peak["flops"], given.rounds, steps)
+                rows += measure(codes, case, peaks, given.rounds, steps)
                 for row in rows[-len(codes) :]:
                     print("  ".join(f"{value}" for value in row.values()), flush=True)
     if given.quick:
         return
     made = {name: code.made for name, code in codes.items()}
-    made |= {"peak": peak, "wall_seconds": round(time.monotonic() - begun, 1)}
+    made |= {"peaks": peaks, "wall_seconds": round(time.monotonic() - begun, 1)}
     every = json.loads(given.out.read_text("utf-8")) if given.out.exists() else {}
     every[codes["this"].made["device"]] = {"provenance": made, "rows": rows}
     write(given.out, every)
