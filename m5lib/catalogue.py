@@ -153,29 +153,6 @@ class Catalogue:
         draws = np.array([_uniform(id, "classifier") for id in self.ids[train]])
         return train[draws < CLASSIFIER_SHARE]
 
-    def sought(self, split: str = "query") -> tuple[np.ndarray, np.ndarray]:
-        """What the products of a split look for: rows of their gallery, and (N,) what a match has
-        in common with the query.
-
-        ``fine_query`` looks for listings of the same product in ``fine_gallery``, every other split
-        for the same category in ``gallery`` (section 5: fine-grained and coarse retrieval).
-        """
-        if split == "fine_query":
-            return self.split("fine_gallery"), self.instances
-        return self.split("gallery"), self.labels
-
-    def queries(self, split: str = "query") -> tuple[np.ndarray, int]:
-        """Rows of the split that can be retrieved, and how many of it cannot.
-
-        The long tail is kept: a class needs one product in the gallery. Products without a label,
-        and those whose class has none there, have nothing to be found and are left out.
-        """
-        gallery, same = self.sought(split)
-        known = set(same[gallery]) - {None}
-        rows = self.split(split)
-        keep = np.array([same[row] in known for row in rows], dtype=bool)
-        return rows[keep], int((~keep).sum())
-
     def take(self, rows: Rows) -> "Catalogue":
         """The catalogue of the given rows, in their order."""
         return replace(self, products=tuple(self.products[row] for row in rows))

@@ -8,6 +8,7 @@ from conftest import COLUMNS, SHARED, draw
 
 from m5lib.catalogue import Catalogue, DataError, Product, Skip, split_of
 from m5lib.data import readers, store
+from m5lib.evaluation.evaluate import queries
 
 
 def write(folder, rows, header=COLUMNS, pictures=()):
@@ -74,7 +75,7 @@ def test_a_class_of_one_product_is_not_queried_and_counted():
             product(4, None, "query"),
         ),
     )
-    rows, excluded = catalogue.queries()
+    rows, excluded = queries(catalogue)
     assert list(rows) == [0] and excluded == 2
 
 
@@ -234,5 +235,5 @@ def write_csv(path, text):
 def test_real_products():
     catalogue = readers.read(SHARED / "data/fashion-products")
     assert len(catalogue) == 16_000 and not catalogue.skipped and len(set(catalogue.labels)) == 133
-    rows, excluded = catalogue.queries()
+    rows, excluded = queries(catalogue)
     assert len(rows) + excluded == len(catalogue.split("query")) and excluded > 0

@@ -38,9 +38,33 @@ def needed_rows(catalogue: Catalogue, split: str = "query") -> np.ndarray:
     return np.unique(np.concatenate([catalogue.split(name) for name in names]))
 
 
+def sought(catalogue: Catalogue, split: str = "query") -> tuple[np.ndarray, np.ndarray]:
+    """What the products of a split look for: rows of their gallery, and (N,) what a match has in
+    common with the query.
+
+    ``fine_query`` looks for listings of the same product in ``fine_gallery``, every other split for
+    the same category in ``gallery`` (section 5: fine-grained and coarse retrieval).
+    """
+    if split == "fine_query":
+        return catalogue.split("fine_gallery"), catalogue.instances
+    return catalogue.split("gallery"), catalogue.labels
+
+
+def queries(catalogue: Catalogue, split: str = "query") -> tuple[np.ndarray, int]:
+    """Rows of the split that can be retrieved, and how many of it cannot.
+
+    The long tail is kept: a class needs one product in the gallery. Products without a label, and
+    those whose class has none there, have nothing to be found and are left out.
+    """
+    gallery, same = sought(catalogue, split)
+    known, rows = set(same[gallery]) - {None}, catalogue.split(split)
+    keep = np.array([value in known for value in same[rows]], dtype=bool)
+    return rows[keep], int((~keep).sum())
+
+
 def require_labels(catalogue: Catalogue) -> None:
     """Raises :class:`~m5lib.catalogue.DataError` where no query's category is in the gallery."""
-    if not len(catalogue.queries()[0]):
+    if not len(queries(catalogue)[0]):
         what = "no query product has a label that is also in the gallery: nothing can be measured"
         mend = "give the category of each product in a column 'label' (pre-training needs none)"
         raise DataError(f"{catalogue.name}: {what}; {mend}")
@@ -54,8 +78,8 @@ def having(catalogue: Catalogue, names: Iterable[str]) -> np.ndarray:
 
 def _retrieved(catalogue, vectors, split, protocol, gallery, given):
     """Rows of the queries that can ask, and their values."""
-    asking, findable = catalogue.queries(split)[0], None
-    offered, same = catalogue.sought(split)
+    asking, findable = queries(catalogue, split)[0], None
+    offered, same = sought(catalogue, split)
     if given is not None:
         asks, findable = having(catalogue, given[0]), having(catalogue, given[1])[offered]
         asking = asking[asks[asking]]
@@ -177,10 +201,10 @@ def retrieval(
     """
     task = "fine retrieval" if split == "fine_query" else "retrieval"
     how = {"protocols": [protocol], "gallery": gallery, "given": given}
-    queries = per_query(catalogue, vectors, [task], split, **how)
-    numbers = _means(queries)
+    asked = per_query(catalogue, vectors, [task], split, **how)
+    numbers = _means(asked)
     if given is not None and numbers:
-        left_out = len(catalogue.queries(split)[0]) - queries["id"].nunique()
+        left_out = len(queries(catalogue, split)[0]) - asked["id"].nunique()
         name = (task, "queries left out", "none of the modalities asked with", float(left_out))
         numbers.append(dict(zip(PER_QUERY[1:], name, strict=True)))
     return numbers
@@ -234,7 +258,7 @@ def fit_readouts(model: Model, streams: Streams) -> None:
     all they have, one modality after another, twice. All ones, where products have no labels."""
     catalogue = streams.catalogue
     fit_whitening(model, streams, catalogue.split("train"))
-    asking, _ = catalogue.queries("validation")
+    asking, _ = queries(catalogue, "validation")
     model.importance.fill_(1.0)
     if not len(asking):
         return

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from m5lib import simcl
 from m5lib.catalogue import Rows
 from m5lib.embeddings import embeddings, in_batches
-from m5lib.evaluation.evaluate import fit_readouts, retrieval, spread, value
+from m5lib.evaluation.evaluate import fit_readouts, queries, retrieval, spread, value
 from m5lib.evaluation.metrics import rank
 from m5lib.model import Model
 from m5lib.objectives import stacked
@@ -183,7 +183,7 @@ def glance(model: Model, streams: Streams) -> dict:
     its first two modalities, ``own`` and with ``others``."""
     catalogue = streams.catalogue
     fit_readouts(model, streams)
-    asking, _ = catalogue.queries("validation")
+    asking, _ = queries(catalogue, "validation")
     rows = np.concatenate([asking, catalogue.split("gallery")])
     measured, seen = {}, {"harmony": mean_harmony(model, streams, asking).tolist()}
     for readout, part in embeddings(model, streams, rows).items():

@@ -289,7 +289,7 @@ class Index:
         """mAP@10 (min(K, R)) by each way, of validation products as queries that have only these
         modalities; empty without labels."""
         catalogue, scores = self.catalogue, {}
-        queries, _ = catalogue.queries("validation")
+        queries, _ = evaluate.queries(catalogue, "validation")
         if not evaluate.having(catalogue, names)[queries].any():
             return {}
         for way in WAYS:

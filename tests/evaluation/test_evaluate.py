@@ -85,7 +85,7 @@ def test_per_query_values_average_to_the_numbers(catalogue):
         means[n["task"], n["metric"], n["convention"]] == pytest.approx(n["value"], abs=1e-12)
         for n in numbers
     )
-    queries, _ = catalogue.queries()
+    queries, _ = evaluate.queries(catalogue)
     assert (
         rows.query("metric == 'mAP@5' and convention == 'released'")["id"].tolist()
         == catalogue.ids[queries].tolist()

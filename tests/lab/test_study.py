@@ -70,7 +70,7 @@ def test_a_study_reports_the_query_split(found, folder):
     catalogue, features = runs.load(str(folder), runs.profile_of("tiny"))
     streams = runs.streams_of(catalogue, features, runs.profile_of("tiny"), "I+T")
     run = runs.pretrained(runs.Job(epochs=0.5), streams)
-    one, queries = found["I+T", 0], catalogue.queries("query")[0]
+    one, queries = found["I+T", 0], evaluate.queries(catalogue, "query")[0]
     assert one.run == run.name and set(catalogue.ids[queries]) != set(catalogue.ids)
     assert list(one.values(study.number("mAP@1_pretrain")).index) == list(catalogue.ids[queries])
     everything = np.arange(len(catalogue))
@@ -191,7 +191,7 @@ def test_fine_queries_look_for_other_listings_of_the_same_product():
         for n in (0, 1, 7, 8)
     ]
     catalogue = Catalogue("listings", tuple(products))
-    rows, excluded = catalogue.queries("fine_query")
+    rows, excluded = evaluate.queries(catalogue, "fine_query")
     assert list(rows) == [0, 1] and excluded == 1  # nobody else lists product 2
     vectors = np.eye(8)[
         [0, 1, 2, 0, 3, 1, 4]

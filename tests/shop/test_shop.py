@@ -10,7 +10,7 @@ import pytest
 
 from m5lib.catalogue import DataError
 from m5lib.data import decoding, extractors, store
-from m5lib.evaluation import probes
+from m5lib.evaluation import evaluate, probes
 from m5lib.modalities import MODALITIES
 from m5lib.shop import facets, films, listings, pictures, sounds
 
@@ -90,8 +90,8 @@ def test_presence_splits_and_instances(made):
     drawn = [listings._presence(rng)[0].split("+") for _ in range(20_000)]
     sizes = np.array([len(names) for names in drawn])
     assert abs(np.mean(sizes < 5) - 0.20) < 0.01 and abs(np.mean(sizes == 1) - 0.01) < 0.004
-    rows, _ = catalogue.queries("fine_query")
-    gallery, same = catalogue.sought("fine_query")
+    rows, _ = evaluate.queries(catalogue, "fine_query")
+    gallery, same = evaluate.sought(catalogue, "fine_query")
     assert len(rows) and all(same[row] in set(same[gallery]) for row in rows)
 
 
