@@ -16,6 +16,8 @@ need, lower it. The peak is a large square product in the same type, measured in
 ``linear`` are the linear layers alone, profiled: their share of the step, and of the peak.
 The authors' step is theirs: every stream padded to its longest, what is absent computed as zeros,
 BertAdam; on the same products and masks. Their half precision does not run.
+On a machine with little memory: ``--apart``, and sizes one at a time (``--only``); what is measured
+anew takes the place of what was. ``--products 64 --micro 8`` is a batch larger than memory.
 ``processor_seconds`` are what the process used of all its cores: on a processor that others use too
 they say more than the clock.
 """
@@ -212,14 +214,14 @@ class Worker:
             self.model = Model(spec).train()
         self.optimizer = optimiser(self.model, self.training)
 
-    def start(self, size: dict, products: int, variant: str) -> dict:
+    def start(self, size: dict, products: int, variant: str, micro: int = 0) -> dict:
         """The model of a size, if it is another than before, the batch, and a step."""
         import torch
 
         from m5lib.masking import Vocabulary, mask
         from m5lib.pretrain import Training
 
-        self.batch = None
+        self.batch, self.micro = None, micro
         self.training = Training(batch_size=products, precision=self.precision)
         if self.size != size:
             self.size, self.model, self.optimizer = size, None, None
@@ -230,11 +232,12 @@ class Worker:
         masked, targets = mask(batch, Vocabulary(VOCABULARY, 4), drawn)
         tokens, flops = products_of(masked, targets, size)
         self.batch = batch.to(self.device)
-        self.run(1)
+        self.step(0)
         return {"tokens": tokens, "flops": flops}
 
-    def run(self, steps: int) -> dict:
+    def run(self) -> dict:
         """Some steps: seconds of each, and the memory that they took."""
+        steps = 4 if self.device.type == "cuda" else 1
         peak_memory(self.device, start=True)
         begun, host = self.now(), time.process_time()
         for step in range(steps):
@@ -255,7 +258,7 @@ class Worker:
         linear = [e for e in events if e.key in ("aten::mm", "aten::addmm", "aten::linear")]
         seconds = sum(getattr(e, field) for e in linear) / 1e6
         whole = sum(getattr(e, field) for e in events) / 1e6
-        return {"seconds": seconds, "all": whole, "flops": sum(e.flops for e in linear)}
+        return {"linear": seconds, "all": whole, "linear_flops": sum(e.flops for e in linear)}
 
     def step(self, step: int) -> None:
         """One step."""
@@ -266,6 +269,11 @@ class Worker:
 
         def losses(chosen, generator):
             masked, targets = mask(self.batch, Vocabulary(VOCABULARY, 4), generator)
+            if self.micro:
+                from m5lib.models.parallel import Parts
+
+                parts = Parts(self.model, self.micro)
+                return parts.losses(masked, targets, None, generator.initial_seed())
             output = self.model(masked, hidden(masked, targets))
             return objectives.total(self.model, output, targets)
 
@@ -377,54 +385,75 @@ class Code:
     """A checkout, in a process of its own."""
 
     def __init__(self, root: Path, precision: str, authors: Path | None = None):
-        command = [sys.executable, __file__, "--worker", "--precision", precision]
-        command += ["--authors", str(authors)] if authors else []
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        environment = os.environ | {"PYTHONPATH": str(root)}
-        self.process = subprocess.Popen(command, env=environment, cwd=root, **pipes)
-        self.made = self.ask("hello")
+        self.root, self.precision, self.authors, self.process = root, precision, authors, None
+        self.made = self.ask("hello") | {"peak": self.ask("peak")}
 
     def ask(self, name: str, **given) -> dict:
         """The answer to a question, the name of a method of :class:`Worker`."""
+        if self.process is None:
+            command = [sys.executable, __file__, "--worker", "--precision", self.precision]
+            command += ["--authors", str(self.authors)] if self.authors else []
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            environment = os.environ | {"PYTHONPATH": str(self.root)}
+            self.process = subprocess.Popen(command, env=environment, cwd=self.root, **pipes)
         print(json.dumps([name, given]), file=self.process.stdin, flush=True)
         for line in self.process.stdout:
             if line.startswith("="):
                 return json.loads(line[1:])
         raise RuntimeError(f"a worker ended while it was asked to {name}: see above")
 
+    def close(self) -> None:
+        """End it; the next question starts it again."""
+        self.process.stdin.close()
+        self.process.wait()
+        self.process = None
 
-def measure(codes: dict[str, Code], case: dict, peaks: dict, rounds: int, steps: int) -> list[dict]:
-    """A row for each code; they take turns."""
-    size = (SIZES | QUICK)[case["size"]]
-    asked = {"size": size, "products": case["products"], "variant": case["variant"]}
-    begun = {name: code.ask("start", **asked) for name, code in codes.items()}
-    blocks = {name: [] for name in codes}
-    for _ in range(rounds):
+
+def measure(codes: dict[str, Code], cases: list[dict], rounds: int, apart: bool) -> list[dict]:
+    """A row for each case and code, which take turns."""
+    blocks = {(n, name): [] for n, _ in enumerate(cases) for name in codes}
+    for turn in range(rounds):
         for name, code in codes.items():
-            if "error" not in begun[name]:
-                blocks[name].append(code.ask("run", steps=steps))
+            for n, case in enumerate(cases):
+                begun = code.ask("start", **case | {"size": (SIZES | QUICK)[case["size"]]})
+                done = begun if "error" in begun else begun | code.ask("run")
+                if turn == rounds - 1 and not case["micro"] and code.authors is None:
+                    done |= {} if "error" in begun else code.ask("linear")
+                blocks[n, name].append(done)
+            if apart:
+                code.close()
     rows = []
-    for name, parts in blocks.items():
-        row = {"of": name} | case
-        if not parts or any("error" in part for part in parts):
-            rows.append(row | {"error": "out of memory"})
-            continue
-        seconds, host = (median(part[key] for part in parts) for key in ("seconds", "host"))
-        row |= {"tokens": begun[name]["tokens"], "seconds": round(seconds, 4)}
-        row |= {"processor_seconds": round(host, 4)}
-        row |= {"products_per_second": round(case["products"] / seconds, 1)}
-        row |= {"memory_gib": round(max(part["memory"] for part in parts), 2)}
-        if name != "authors":
-            peak, linear = peaks[name]["flops"], codes[name].ask("linear")
-            row["mfu"] = round(begun[name]["flops"] / seconds / peak, 3)
-            row["linear_share"] = round(linear["seconds"] / linear["all"], 3)
-            row["linear_of_peak"] = round(linear["flops"] / linear["seconds"] / peak, 3)
-        rows.append(row)
-    if all("seconds" in row for row in rows):
-        for row in rows[1:]:  # how many times as fast this code is
+    for n, case in enumerate(cases):
+        some = [
+            row_of(name, case, blocks[n, name], code.made["peak"]["flops"])
+            for name, code in codes.items()
+        ]
+        for row in some[1:] if all("seconds" in row for row in some) else ():
             for key, ratio in (("seconds", "ratio"), ("processor_seconds", "processor_ratio")):
-                row[ratio] = round(row[key] / rows[0][key], 2)
+                row[ratio] = round(
+                    row[key] / some[0][key], 2
+                )  # how many times as fast this code is
+        rows += some
+        for row in some:
+            print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     return rows
+
+
+def row_of(name: str, case: dict, blocks: list[dict], peak: float) -> dict:
+    """What the blocks of a code come to."""
+    row, last = {"of": name} | case, blocks[-1]
+    if any("error" in block for block in blocks):
+        return row | {"error": "out of memory"}
+    seconds, host = (median(block[key] for block in blocks) for key in ("seconds", "host"))
+    row |= {"tokens": last["tokens"], "seconds": round(seconds, 4)}
+    row |= {"processor_seconds": round(host, 4)}
+    row |= {"products_per_second": round(case["products"] / seconds, 1)}
+    row |= {"memory_gib": round(max(block["memory"] for block in blocks), 2)}
+    if "linear" in last:
+        row["mfu"] = round(last["flops"] / seconds / peak, 3)
+        row["linear_share"] = round(last["linear"] / last["all"], 3)
+        row["linear_of_peak"] = round(last["linear_flops"] / last["linear"] / peak, 3)
+    return row
 
 
 def main() -> None:
@@ -434,6 +463,9 @@ def main() -> None:
     parser.add_argument("--authors", type=Path, help="the authors' code, measured beside this one")
     parser.add_argument("--float32", action="store_true", help="this code in float32 too")
     parser.add_argument("--variants", nargs="*", default=VARIANTS, help="which batches")
+    parser.add_argument("--products", type=int, help="of a step, instead of the usual")
+    parser.add_argument("--micro", type=int, default=0, help="so many of them at a time")
+    parser.add_argument("--apart", action="store_true", help="end each code after its turn: memory")
     parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--only", default="", help="the sizes with this in their name")
     parser.add_argument(
@@ -446,38 +478,43 @@ def main() -> None:
     if given.worker:
         authors = given.authors
         return (Authors(authors) if authors else Worker(given.precision)).answer()
-    codes = {"this": Code(ROOT, given.precision)}
+    codes, begun = {"this": Code(ROOT, given.precision)}, time.monotonic()
     codes |= {"float32": Code(ROOT, "float32")} if given.float32 else {}
     codes |= {"before": Code(given.before.resolve(), given.precision)} if given.before else {}
     codes |= {"authors": Code(ROOT, "", given.authors.resolve())} if given.authors else {}
-    kind, begun = codes["this"].made["kind"], time.monotonic()
-    peaks = {name: code.ask("peak") for name, code in codes.items()}
-    steps, rows = 4 if kind == "cuda" else 1, []
-    for name, peak in peaks.items():
-        print(f"{name}: {peak['flops'] / 1e12:.2f} TFLOP/s, {peak['dtype']}")
-    for size in QUICK if given.quick else [name for name in SIZES if given.only in name]:
-        for products in PRODUCTS[kind][size]:
-            for variant in given.variants:
-                case = {"size": size, "products": products, "variant": variant}
-                rows += measure(codes, case, peaks, given.rounds, steps)
-                for row in rows[-len(codes) :]:
-                    print("  ".join(f"{value}" for value in row.values()), flush=True)
+    made = codes["this"].made
+    sizes = QUICK if given.quick else [name for name in SIZES if given.only in name]
+    rows = []
+    for size in sizes:
+        counts = [given.products] if given.products else PRODUCTS[made["kind"]][size]
+        cases = [(count, variant) for count in counts for variant in given.variants]
+        cases = [dict(size=size, products=p, variant=v, micro=given.micro) for p, v in cases]
+        rows += measure(codes, cases, given.rounds, given.apart)
     if given.quick:
         return
-    made = {name: code.made for name, code in codes.items()}
-    made |= {"peaks": peaks, "wall_seconds": round(time.monotonic() - begun, 1)}
+    about = {name: code.made for name, code in codes.items()}
+    about["wall_seconds"] = round(time.monotonic() - begun, 1)
     every = json.loads(given.out.read_text("utf-8")) if given.out.exists() else {}
-    every[codes["this"].made["device"]] = {"provenance": made, "rows": rows}
+    runs = every.setdefault(made["device"], [])
+    same = [(row["of"], row["size"], row["products"], row["variant"], row["micro"]) for row in rows]
+    for run in runs:  # what is measured anew takes the place of what was
+        keys = ("of", "size", "products", "variant", "micro")
+        run["rows"] = [row for row in run["rows"] if tuple(row[key] for key in keys) not in same]
+    runs[:] = [run for run in runs if run["rows"]]
+    runs.append({"provenance": about, "rows": rows})
     write(given.out, every)
 
 
 def write(path: Path, every: dict) -> None:
     """JSON with a row to a line."""
     parts = []
-    for device, found in every.items():
-        lines = ",\n".join("  " + json.dumps(row) for row in found["rows"])
-        made = json.dumps(found["provenance"])
-        parts.append(f' {json.dumps(device)}: {{"provenance": {made}, "rows": [\n{lines}\n ]}}')
+    for device, runs in every.items():
+        found = []
+        for run in runs:
+            lines = ",\n".join("  " + json.dumps(row) for row in run["rows"])
+            made = json.dumps(run["provenance"])
+            found.append(f'{{"provenance": {made}, "rows": [\n{lines}\n ]}}')
+        parts.append(f" {json.dumps(device)}: [{', '.join(found)}]")
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
