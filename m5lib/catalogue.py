@@ -7,7 +7,7 @@ product's id.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -92,45 +92,65 @@ def split_of(product: Product) -> str:
 class Catalogue:
     """Products in a fixed order, with what was left out on the way (:attr:`skipped`).
 
+    ``products`` are a tuple, or for millions :class:`m5lib.data.columns.Columns`.
+
     Raises :class:`DataError` when there is no product, when two have the same id, or when one has
     no modality.
     """
 
     name: str
-    products: tuple[Product, ...]
+    products: Sequence[Product]
     skipped: tuple[Skip, ...] = field(default=(), repr=False)
 
     def __post_init__(self):
-        if not self.products:
+        if not len(self.products):
             reasons = "; ".join(f"{skip.where}: {skip.reason}" for skip in self.skipped[:3])
             why = f" ({reasons} …)" if reasons else ""
             raise DataError(f"{self.name}: no usable product was read{why}")
-        if len({product.id for product in self.products}) < len(self.products):
+        if len(set(self.ids)) < len(self):
             raise DataError(f"{self.name}: two products share an id; ids must be unique")
-        if bare := [product.id for product in self.products if not product.contents]:
+        if len(bare := self.ids[~self.presence.to_numpy().any(axis=1)]):
             raise DataError(f"{self.name}: product {bare[0]!r} has no modality; leave such out")
 
     def __len__(self) -> int:
         return len(self.products)
 
+    @property
+    def _lazy(self) -> bool:
+        return not isinstance(self.products, tuple)
+
+    def _column(self, name: str) -> np.ndarray:
+        if self._lazy:
+            return self.products.column(name)
+        return np.array([getattr(product, name) for product in self.products], dtype=object)
+
     @cached_property
     def ids(self) -> np.ndarray:
         """(N,) object array of ids."""
-        return np.array([product.id for product in self.products], dtype=object)
+        return self._column("id")
 
     @cached_property
     def labels(self) -> np.ndarray:
         """(N,) object array of labels, ``None`` where unknown."""
-        return np.array([product.label for product in self.products], dtype=object)
+        return self._column("label")
 
     @cached_property
     def instances(self) -> np.ndarray:
         """(N,) object array: which product this is a listing of, ``None`` where unknown."""
-        return np.array([product.instance for product in self.products], dtype=object)
+        return self._column("instance")
+
+    def _read(self, *names: str) -> Iterable[Product]:
+        return self.products.read(names) if self._lazy else self.products
+
+    def contents(self, name: str) -> Iterator[Any]:
+        """What each product has of a modality, ``None`` where it is absent."""
+        return (product.contents.get(name) for product in self._read("id", name))
 
     @cached_property
     def presence(self) -> pd.DataFrame:
         """(N, M) booleans, one column per modality in the table's order."""
+        if self._lazy:
+            return pd.DataFrame({name: self.products.has(name) for name in MODALITIES}, self.ids)
         rows = [[name in product.contents for name in MODALITIES] for product in self.products]
         return pd.DataFrame(rows, columns=list(MODALITIES), index=self.ids)
 
@@ -140,27 +160,31 @@ class Catalogue:
         return tuple(name for name in MODALITIES if self.presence[name].any())
 
     @cached_property
-    def _splits(self) -> np.ndarray:
-        return np.array([split_of(product) for product in self.products], dtype=object)
+    def splits(self) -> np.ndarray:
+        """(N,) object array of splits (:func:`split_of`)."""
+        return np.array([split_of(p) for p in self._read("id", "split")], dtype=object)
 
     def split(self, name: str) -> np.ndarray:
         """Rows of one split (:data:`SPLITS`), ascending. Raises ``ValueError``: unknown name."""
         if name not in SPLITS:
             raise ValueError(f"unknown split {name!r}: known are {SPLITS}")
         if name != "classifier":
-            return np.flatnonzero(self._splits == name)
+            return np.flatnonzero(self.splits == name)
         train = self.split("train")
         draws = np.array([_uniform(id, "classifier") for id in self.ids[train]])
         return train[draws < CLASSIFIER_SHARE]
 
     def take(self, rows: Rows) -> "Catalogue":
         """The catalogue of the given rows, in their order."""
-        return replace(self, products=tuple(self.products[row] for row in rows))
+        some = tuple(self.products[row] for row in rows) if not self._lazy else self.products[rows]
+        return replace(self, products=some)
 
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that change with any id, label, split, word, or size of a media file; never
         with where the data lies."""
+        if made := getattr(self.products, "fingerprint", None):
+            return made
         digest = hashlib.blake2b(digest_size=8)
         for p in self.products:
             known = [(name, p.contents[name]) for name in MODALITIES if name in p.contents]

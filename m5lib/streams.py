@@ -6,8 +6,11 @@ starts with its summary token.
 >>> batch.streams["text"].tokens.shape, batch.presence.shape  # (32, L), (32, 3)
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +38,7 @@ class Ragged(NamedTuple):
 
     ``values`` (T, F) float16, ``boxes`` (T, 5) float16 or None, ``offsets`` (N + 1,) int64; an
     absent modality has no rows. ``classes`` (T, K) are class probabilities, where there are any.
+    ``values`` of words are (T, 2) int32, :func:`word_pieces`.
     Arrays, or :class:`m5lib.data.store.Mapped` files that are indexed like arrays. ``settings`` say
     what made them (:func:`m5lib.data.extractors.described`).
     """
@@ -164,28 +168,34 @@ class Batch:
                 raise ValueError(f"{here}, but {trained}; {mend}")
 
 
-class _Words:
-    """Word pieces of a whole catalogue, one after another, and a piece of padding at the end."""
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits of what a tokenizer makes of words."""
+    made = getattr(tokenizer, "backend_tokenizer", None)
+    made = made.to_str() if made else json.dumps([str(tokenizer), tokenizer.get_vocab()])
+    return hashlib.blake2b(made.encode(), digest_size=8).hexdigest()
 
-    def __init__(self, contents: Sequence, row: Modality, tokenizer: PreTrainedTokenizerBase):
-        units = [[] if content is None else row.units(content) for content in contents]
+
+def word_pieces(
+    contents: Iterable, row: Modality, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Int[np.ndarray, "T 2"], Int[np.ndarray, " N"]]:
+    """Word pieces of N titles or tables one after another, with the number of their unit (that of
+    ``Stream.entity``), and how many each has; none of ``None``. ``[CLS]`` and ``[SEP]`` included.
+    """
+    parts, lengths, rest = [np.empty((0, 2), dtype=np.int32)], [], iter(contents)
+    while some := list(islice(rest, 4096)):
+        units = [[] if content is None else row.units(content) for content in some]
         # a cell may be a page; 64 tokens are read
         texts = [text[: 20 * row.max_tokens] for strings in units for text in strings]
         encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
-        pieces, entities, lengths = [], [], []
-        for content, strings in zip(contents, units, strict=True):
-            if content is None:
-                lengths.append(0)
-                continue
+        pieces = []
+        for content, strings in zip(some, units, strict=True):
             read = [(piece, n) for n, _ in enumerate(strings) for piece in next(encoded)]
-            read = read[: row.max_tokens - 2]
-            pieces += [tokenizer.cls_token_id, *(p for p, _ in read), tokenizer.sep_token_id]
-            entities += [-1, *(n for _, n in read), -1]
-            lengths.append(len(read) + 2)
-        self.pad = tokenizer.pad_token_id
-        self.offsets = np.cumsum([0, *lengths], dtype=np.int64)
-        self.pieces = np.array([*pieces, self.pad], dtype=np.int64)
-        self.entities = np.array([*entities, -1], dtype=np.int64)
+            read = [(tokenizer.cls_token_id, -1), *read[: row.max_tokens - 2]]
+            read = [] if content is None else [*read, (tokenizer.sep_token_id, -1)]
+            pieces += read
+            lengths.append(len(read))
+        parts.append(np.array(pieces, dtype=np.int32).reshape(-1, 2))
+    return np.concatenate(parts), np.array(lengths, dtype=np.int64)
 
 
 class Streams:
@@ -193,7 +203,8 @@ class Streams:
 
     Args:
         catalogue: the products; broken media already taken out (:func:`m5lib.data.store.extract`).
-        features: what :func:`m5lib.data.store.extract` returned for it.
+        features: what :func:`m5lib.data.store.extract` returned for it. Word pieces among them
+            (:class:`m5lib.models.words.Pieces`) are read where they are of this tokenizer.
         tokenizer: for titles and tables.
         modalities: which streams to build; by default every one the catalogue has content and
             features for (and the ``spec`` takes).
@@ -226,8 +237,12 @@ class Streams:
         self.modalities = ordered(chosen)
         for name in self._given:
             if (row := MODALITIES[name]).kind == "words":
-                contents = [product.contents.get(name) for product in catalogue.products]
-                self.words[name] = _Words(contents, row, tokenizer)
+                made = self.features.get(name)
+                if made is None or (made.settings or {}).get("words") != vocabulary_of(tokenizer):
+                    pieces, lengths = word_pieces(catalogue.contents(name), row, tokenizer)
+                    pieces = np.concatenate([pieces, [[tokenizer.pad_token_id, -1]]])
+                    made = Ragged(pieces, np.concatenate([[0], np.cumsum(lengths)]))
+                self.words[name] = made
 
     @property
     def _given(self) -> tuple[str, ...]:
@@ -276,8 +291,8 @@ class Streams:
     def _word_stream(self, name: str, rows: np.ndarray, part: slice) -> Stream:
         words = self.words[name]
         index, there = _places(words.offsets, rows, MODALITIES[name].max_tokens, part)
-        tokens = torch.from_numpy(np.where(there, words.pieces[index], words.pad))
-        entity = torch.from_numpy(np.where(there, words.entities[index], -1))
+        read = np.where(there[..., None], words.values[index], (self.tokenizer.pad_token_id, -1))
+        tokens, entity = torch.from_numpy(read.astype(np.int64)).permute(2, 0, 1).contiguous()
         return Stream(tokens, torch.from_numpy(there), entity=entity)
 
     def _feature_stream(self, name: str, rows: np.ndarray, part: slice) -> Stream:
@@ -306,7 +321,7 @@ def _places(offsets: np.ndarray, rows: np.ndarray, limit: int, part: slice) -> t
     lengths = np.minimum(offsets[rows + 1] - offsets[rows], limit)
     steps = np.arange(max(1, int(lengths.max(initial=0))))
     there = steps[None, :] < lengths[part, None]
-    # what is not there points to the last value of all, which for words is padding
+    # what is not there points to the last value of all
     return np.where(there, offsets[rows[part]][:, None] + steps[None, :], -1), there
 
 

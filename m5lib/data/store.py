@@ -13,11 +13,11 @@ put zeros, section 4.1).
     <folder>/<modality>/<key>.boxes.npy   (T, 5) float16, for regions
     <folder>/<modality>/<key>.classes.npy (T, K) float16, for regions with class probabilities
 
-``key`` is a hash of the extractor's settings and of the ids and checksums of the shard's products.
-Work that is done is found by its key, so nothing is made twice, a killed extraction goes on where
-it stopped, and its end is the same to the byte. Any number of processes may work in one folder:
-each takes shards that nobody is at (``<key>.lock``), and one that is killed loses one at most.
-Files appear only when they are whole. The folder can be moved, no path is in it; delete it anytime.
+``key`` is a hash of the extractor's settings and of the ids and checksums of the shard's products:
+nothing is made twice, and a killed extraction goes on where it stopped, to the same bytes. Any
+number of processes may work in one folder: each takes shards that nobody is at (``<key>.lock``),
+and one that is killed loses one at most. Files appear only when they are whole. The folder can be
+moved, no path is in these files; delete it anytime.
 
 >>> clean, features = extract(catalogue, folder="features", processes=8)  # or with an executor
 """
@@ -33,7 +33,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -45,6 +45,7 @@ from m5lib.data.extractors import PLAIN, Features, described, settings
 from m5lib.modalities import MODALITIES
 from m5lib.streams import Ragged
 
+Item = tuple[str, Any]  # id and content
 #: How the reason begins where not the file's content was at fault: it may be there the next time.
 UNREADABLE = "cannot be read"
 
@@ -58,7 +59,8 @@ def extract(
     processes: int = 1,
     executor: Executor | None = None,
 ) -> tuple[Catalogue, dict[str, Ragged]]:
-    """Features of every feature modality that the catalogue has and that has an extractor.
+    """Features of every modality that the catalogue has and that has an extractor (for words,
+    :class:`m5lib.models.words.Pieces`).
 
     Args:
         extractors: modality -> extractor. With one for a modality that lies inside another (sound
@@ -80,8 +82,7 @@ def extract(
     decoding = (name for name, e in extractors.items() if getattr(e, "decodes", True))
     if any(MODALITIES[name].inside for name in decoding):
         catalogue = with_sound(catalogue, workers)
-    names = [name for name in catalogue.modalities if MODALITIES[name].kind == "features"]
-    chosen = {name: extractors[name] for name in names if name in extractors}
+    chosen = {name: extractors[name] for name in catalogue.modalities if name in extractors}
     if folder is None:
         parts = {name: _in_memory(catalogue, name, e, workers) for name, e in chosen.items()}
     else:
@@ -122,101 +123,105 @@ class _Extracted(NamedTuple):
     classes: "np.ndarray | Mapped | None" = None
 
     @classmethod
-    def joined(cls, ids: list[str], results: list[Features | Skip], width: int) -> "_Extracted":
+    def joined(cls, ids: list[str], results: list[Features | Skip], extractor) -> "_Extracted":
         """The results of some products, in half precision."""
-        read = [result for result in results if not isinstance(result, Skip)]
-        values = np.concatenate([np.empty((0, width), np.float32), *(f.values for f in read)])
+        read, kind = [r for r in results if not isinstance(r, Skip)], _dtype(extractor)
+        values = np.concatenate([np.empty((0, extractor.width), kind), *(f.values for f in read)])
         more = (
             np.concatenate(parts).astype(np.float16) if parts and parts[0] is not None else None
             for parts in ([f.boxes for f in read], [f.classes for f in read])
         )
         lengths = [0 if isinstance(result, Skip) else len(result.values) for result in results]
         skipped = [result for result in results if isinstance(result, Skip)]
-        return cls(ids, lengths, skipped, values.astype(np.float16), *more)
+        return cls(ids, lengths, skipped, values.astype(kind), *more)
 
     def of(self, catalogue: Catalogue, made: dict) -> Ragged:
         """The features of a catalogue's products, which come in the same order."""
         lengths = dict(zip(self.ids, self.lengths, strict=True))
-        counts = [lengths.get(product.id, 0) for product in catalogue.products]
-        offsets = np.concatenate([[0], np.cumsum(counts)])
+        offsets = np.cumsum([0, *(lengths.get(id, 0) for id in catalogue.ids)])
         return Ragged(self.values, offsets, self.boxes, self.classes, made)
 
 
+def _dtype(extractor) -> np.dtype:
+    return np.dtype(getattr(extractor, "dtype", np.float16))
+
+
+def _having(catalogue: Catalogue, name: str) -> list[Item]:
+    pairs = zip(catalogue.ids, catalogue.contents(name), strict=True)
+    return [pair for pair in pairs if pair[1] is not None]
+
+
 def _in_memory(catalogue: Catalogue, name: str, extractor, workers: int | None) -> _Extracted:
-    products = [product for product in catalogue.products if name in product.contents]
-    results = _results(extractor, products, name, workers)
-    results = list(tqdm(results, f"{name} features", len(products), unit=" files"))
-    return _Extracted.joined([p.id for p in products], results, extractor.width)
+    items = _having(catalogue, name)
+    results = _results(extractor, items, name, workers)
+    results = list(tqdm(results, f"{name} features", len(items), unit=" files"))
+    return _Extracted.joined([id for id, _ in items], results, extractor)
 
 
 def _results(
-    extractor, products: Sequence[Product], name: str, workers: int | None
+    extractor, items: Sequence[Item], name: str, workers: int | None
 ) -> Iterator[Features | Skip]:
-    """Features of one content of each product, or why there are none: in threads, or decoded in
-    threads and computed together on one device where the extractor says so."""
+    """Features of each content, or why there are none: in threads, or decoded there and computed
+    together where the extractor says so."""
     whole = getattr(extractor, "together", 1) == 1
-    work = (lambda f: _checked(extractor(f), extractor.width)) if whole else extractor.prepare
-    results = in_parallel(lambda p: _tried(work, p.contents[name], p, name), products, workers)
+    work = (lambda f: _checked(extractor(f), extractor)) if whole else extractor.prepare
+    tried = partial(_tried, work, name)
+    results = in_parallel(tried, items, workers) if work else (content for _, content in items)
     if whole:
         yield from results
         return
     with closing(results):
-        pairs = zip(products, results, strict=True)
+        pairs = zip(items, results, strict=True)
         while some := list(islice(pairs, extractor.together)):
             ready = iter(extractor.features([r for _, r in some if not isinstance(r, Skip)]))
-            for product, result in some:
-                skipped = isinstance(result, Skip)
-                check = partial(_checked, width=extractor.width)
-                yield result if skipped else _tried(check, next(ready), product, name)
+            check = partial(_tried, partial(_checked, extractor=extractor), name)
+            for (id, _), result in some:
+                yield result if isinstance(result, Skip) else check((id, next(ready)))
 
 
-def _tried(work: Callable, given, product: Product, name: str):
+def _tried(work: Callable, name: str, item: Item):
     """What some work makes, or the :class:`Skip` that says why it cannot."""
     try:
-        return work(given)
+        return work(item[1])
     except MediaError as error:
-        return Skip(product.id, name, str(error))
+        return Skip(item[0], name, str(error))
     except OSError as error:
-        return Skip(product.id, name, f"{UNREADABLE}: {error.strerror or error}")
+        return Skip(item[0], name, f"{UNREADABLE}: {error.strerror or error}")
 
 
-def _checked(features: tuple, width: int) -> Features:
+def _checked(features: tuple, extractor) -> Features:
     """The same, as features. Raises :class:`MediaError` where they are not (L, F), finite."""
     values, *_ = features = Features(*features)
-    if values.ndim != 2 or not len(values) or values.shape[1] != width:
-        what = f"features of shape {values.shape}, expected (at least 1, {width})"
+    if values.ndim != 2 or not len(values) or values.shape[1] != extractor.width:
+        what = f"features of shape {values.shape}, expected (at least 1, {extractor.width})"
         raise MediaError(what)
-    arrays = (array for array in features if array is not None)
-    if not all(np.isfinite(array.astype(np.float16)).all() for array in arrays):
+    arrays, kind = (array for array in features if array is not None), _dtype(extractor)
+    if not all(np.isfinite(array.astype(kind)).all() for array in arrays):
         raise MediaError("features that are not finite in half precision")
     return features
 
 
 def with_sound(catalogue: Catalogue, workers: int | None = None) -> Catalogue:
-    """The catalogue with the sound of its videos: a product without a sound file whose video has a
-    sound track gets that video as its audio content (the paper cuts all of its audio from the
-    video, section 3). One without a sound track changes nothing, one that cannot be opened is left
-    to the video's extractor, which lists it. The table has what lies inside what
-    (``Modality.inside``)."""
-    products = list(catalogue.products)
+    """The catalogue with the sound of its videos (``Modality.inside``): a product without a sound
+    file whose video has a sound track gets that video as its audio content (the paper cuts all of
+    its audio from the video, section 3). A video that cannot be opened is left to its extractor,
+    which lists it."""
     for name, row in MODALITIES.items():
-        here = [
-            n for n, p in enumerate(products) if row.inside in p.contents and name not in p.contents
-        ]
+        products = [] if row.inside is None else catalogue.products
+        here = [p for p in products if row.inside in p.contents and name not in p.contents]
 
-        def holds(n: int, name=name, row=row) -> bool:
+        def holds(p: Product, name=name, row=row) -> bool:
             try:
-                return getattr(probe(products[n].contents[row.inside]), name) is not None
+                return getattr(probe(p.contents[row.inside]), name) is not None
             except (MediaError, OSError):
                 return False
 
-        for n, there in zip(here, in_parallel(holds, here, workers), strict=True):
-            if there:
-                contents = {**products[n].contents, name: products[n].contents[row.inside]}
-                contents = {key: contents[key] for key in MODALITIES if key in contents}
-                products[n] = replace(products[n], contents=contents)
-    changed = products != list(catalogue.products)
-    return replace(catalogue, products=tuple(products)) if changed else catalogue
+        found = zip(here, in_parallel(holds, here, workers), strict=True)
+        if more := {p.id: {name: p.contents[row.inside]} for p, there in found if there}:
+            pairs = [(p, {**p.contents, **more.get(p.id, {})}) for p in products]
+            own = (replace(p, contents={n: c[n] for n in MODALITIES if n in c}) for p, c in pairs)
+            catalogue = replace(catalogue, products=tuple(own))
+    return catalogue
 
 
 # --- on disk
@@ -235,8 +240,8 @@ class Mapped:
     paths, so that loader processes each open their own.
     """
 
-    def __init__(self, paths: Sequence[Path], lengths: Sequence[int], width: int):
-        self.paths, self.dtype, self.ndim = tuple(paths), np.dtype(np.float16), 2
+    def __init__(self, paths: Sequence[Path], lengths: Sequence[int], width: int, dtype="float16"):
+        self.paths, self.dtype, self.ndim = tuple(paths), np.dtype(dtype), 2
         self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self.shape = (int(self.starts[-1]), width)
 
@@ -286,40 +291,36 @@ def _stored(
         write_json(folder / f"{name}.json", index)
     records = [(stem, record) for stem, record in records if any(record["lengths"])]
     stems, sizes = [stem for stem, _ in records], [sum(r["lengths"]) for _, r in records]
-    values = Mapped([_file(stem, "npy") for stem in stems], sizes, extractor.width)
+    files = [_file(stem, "npy") for stem in stems]
+    values = Mapped(files, sizes, extractor.width, _dtype(extractor))
     more = []
     for ending in ("boxes.npy", "classes.npy"):
         paths = [path for stem in stems if (path := _file(stem, ending)).exists()]
         more.append(Mapped(paths, sizes, _map(paths[0]).shape[1]) if paths else None)
-    ids = [i for _, record in records for i in record["ids"]]
-    lengths = [n for _, record in records for n in record["lengths"]]
+    ids, lengths = ([x for _, r in records for x in r[key]] for key in ("ids", "lengths"))
     return _Extracted(ids, lengths, skipped, values, *more)
 
 
 def _file(stem: Path, ending: str) -> Path:
-    """One of the files of a shard."""
     return stem.with_name(f"{stem.name}.{ending}")
 
 
 def _plan(
     catalogue: Catalogue, name: str, extractor, folder: Path, size: int, workers: int | None
-) -> tuple[dict[Path, list[tuple[Product, str]]], list[Skip]]:
+) -> tuple[dict[Path, list[tuple[Item, str]]], list[Skip]]:
     """The shards of a catalogue's products with their checksums, and the files that have none."""
-    products = [product for product in catalogue.products if name in product.contents]
-
-    def source(product: Product) -> str | Skip:
-        try:
-            return product.contents[name].checksum
-        except OSError as error:
-            return Skip(product.id, name, f"{UNREADABLE}: {error.strerror or error}")
-
-    pairs = list(zip(products, in_parallel(source, products, workers), strict=True))
+    items = _having(catalogue, name)
+    if MODALITIES[name].kind == "words":
+        sources = (hashlib.blake2b(repr(c).encode(), digest_size=8).hexdigest() for _, c in items)
+    else:
+        sources = in_parallel(partial(_tried, lambda c: c.checksum, name), items, workers)
+    pairs = list(zip(items, sources, strict=True))
     lost = [source for _, source in pairs if isinstance(source, Skip)]
     pairs = [pair for pair in pairs if not isinstance(pair[1], Skip)]
     shards, made = {}, settings(extractor)
     for start in range(0, len(pairs), size):
         part = pairs[start : start + size]
-        job = json.dumps([made, [(p.id, s) for p, s in part]], ensure_ascii=False)
+        job = json.dumps([made, [(id, s) for (id, _), s in part]], ensure_ascii=False)
         shards[folder / name / hashlib.blake2b(job.encode(), digest_size=10).hexdigest()] = part
     return shards, lost
 
@@ -371,14 +372,13 @@ def _fill(
                     _file(stem, "lock").unlink(missing_ok=True)
 
 
-def _make(stem: Path, pairs: list[tuple[Product, str]], name, extractor, workers, bar) -> None:
-    """Extract and write one shard."""
-    results, (products, sources) = [], zip(*pairs, strict=True)
-    with closing(_results(extractor, products, name, workers)) as made:
+def _make(stem: Path, pairs: list[tuple[Item, str]], name, extractor, workers, bar) -> None:
+    results, (items, sources) = [], zip(*pairs, strict=True)
+    with closing(_results(extractor, items, name, workers)) as made:
         for result in made:
             results.append(result)
             bar.update()
-    part = _Extracted.joined([p.id for p in products], results, extractor.width)
+    part = _Extracted.joined([id for id, _ in items], results, extractor)
     _write(stem, part, list(sources))
 
 
@@ -394,7 +394,7 @@ def _write(stem: Path, part: _Extracted, sources: list[str]) -> None:
         "lengths": part.lengths,
         "skipped": [[skip.where, skip.reason] for skip in part.skipped],
         "bytes": {path.name: path.stat().st_size for path in files},
-        # A file that is not there, or a disk that did not answer, is tried again next time.
+        # a file that is not there, or a disk that did not answer, is tried again next time
         "again": any(skip.reason.startswith(UNREADABLE) for skip in part.skipped),
     }
     write_json(_file(stem, "json"), record)

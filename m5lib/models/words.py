@@ -1,15 +1,21 @@
-"""A tokenizer of a catalogue's own words, and what its pieces are pieces of.
+"""A tokenizer of a catalogue's own words, what its pieces are pieces of, and pieces in shards.
 
 >>> tokenizer = train_tokenizer(catalogue, 8000)
 >>> word_numbers("red mugs", tokenizer)  # [0, 1, 1], if "mugs" is two pieces
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from m5lib.catalogue import Catalogue
+from m5lib.data.extractors import Features
 from m5lib.modalities import MODALITIES
+from m5lib.streams import vocabulary_of, word_pieces
 
 SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 
@@ -24,13 +30,14 @@ def train_tokenizer(catalogue: Catalogue, vocabulary: int = 8000) -> PreTrainedT
     normalizer = normalizers.BertNormalizer(lowercase=True)
     splitter = pre_tokenizers.BertPreTokenizer()
     rows = catalogue.split("train")
-    products = [catalogue.products[row] for row in (rows if len(rows) else range(len(catalogue)))]
+    catalogue = catalogue.take(rows) if len(rows) else catalogue
     texts = [
         normalizer.normalize_str(text)
-        for p in products
         for name, row in MODALITIES.items()
-        if row.units and name in p.contents
-        for text in row.units(p.contents[name])
+        if row.units
+        for content in catalogue.contents(name)
+        if content is not None
+        for text in row.units(content)
     ]
     # The trainer numbers ## pieces in the order of a hash map and breaks ties by these numbers. So
     # they are numbered beforehand, as special tokens, which the tokenizer returned does not have.
@@ -56,3 +63,30 @@ def word_numbers(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     counted. Needs a fast tokenizer."""
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return np.array([len(text[:end].split()) - 1 for _, end in spans], dtype=int)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Word pieces of a modality as an extractor: :func:`m5lib.data.store.extract` keeps those of
+    millions of products in shards (:func:`pieces`). ``words`` tells tokenizers apart."""
+
+    modality: str
+    words: str
+    tokenizer: PreTrainedTokenizerBase = field(compare=False, repr=False)
+    width: ClassVar[int] = 2
+    version: ClassVar[int] = 1
+    dtype: ClassVar[type] = np.int32
+    together: ClassVar[int] = 4096
+    decodes: ClassVar[bool] = False
+    prepare: ClassVar[None] = None
+
+    def features(self, contents: Sequence) -> list[Features]:
+        """Of each content (L, 2), :func:`m5lib.streams.word_pieces`."""
+        found, lengths = word_pieces(contents, MODALITIES[self.modality], self.tokenizer)
+        return [Features(part) for part in np.split(found, np.cumsum(lengths)[:-1])]
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase) -> dict[str, Pieces]:
+    """Extractors of all modalities that are words."""
+    rows, words = MODALITIES.items(), vocabulary_of(tokenizer)
+    return {n: Pieces(n, words, tokenizer) for n, row in rows if row.kind == "words"}
