@@ -185,11 +185,12 @@ def word_pieces(
     while some := list(islice(rest, 4096)):
         units = [[] if content is None else row.units(content) for content in some]
         # a cell may be a page; 64 tokens are read
-        texts = [text[: 20 * row.max_tokens] for strings in units for text in strings]
-        encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
-        pieces = []
+        units = [[text[: 20 * row.max_tokens] for text in strings] for strings in units]
+        texts = list(dict.fromkeys(text for strings in units for text in strings))  # each once
+        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        encoded, pieces = dict(zip(texts, encoded, strict=True)), []
         for content, strings in zip(some, units, strict=True):
-            read = [(piece, n) for n, _ in enumerate(strings) for piece in next(encoded)]
+            read = [(piece, n) for n, text in enumerate(strings) for piece in encoded[text]]
             read = [(tokenizer.cls_token_id, -1), *read[: row.max_tokens - 2]]
             read = [] if content is None else [*read, (tokenizer.sep_token_id, -1)]
             pieces += read
