@@ -22,8 +22,7 @@ Rows = Sequence[int] | np.ndarray
 
 
 class DataError(ValueError):
-    """Data that cannot be used at all. The message names the file and the field, and says how to
-    mend it."""
+    """Data that cannot be used at all. The message names the file, the field and the mend."""
 
 
 class Skip(NamedTuple):
@@ -115,12 +114,8 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.products)
 
-    @property
-    def _lazy(self) -> bool:
-        return not isinstance(self.products, tuple)
-
     def _column(self, name: str) -> np.ndarray:
-        if self._lazy:
+        if hasattr(self.products, "column"):
             return self.products.column(name)
         return np.array([getattr(product, name) for product in self.products], dtype=object)
 
@@ -140,7 +135,7 @@ class Catalogue:
         return self._column("instance")
 
     def _read(self, *names: str) -> Iterable[Product]:
-        return self.products.read(names) if self._lazy else self.products
+        return self.products.read(names) if hasattr(self.products, "read") else self.products
 
     def contents(self, name: str) -> Iterator[Any]:
         """What each product has of a modality, ``None`` where it is absent."""
@@ -149,10 +144,9 @@ class Catalogue:
     @cached_property
     def presence(self) -> pd.DataFrame:
         """(N, M) booleans, one column per modality in the table's order."""
-        if self._lazy:
-            return pd.DataFrame({name: self.products.has(name) for name in MODALITIES}, self.ids)
-        rows = [[name in product.contents for name in MODALITIES] for product in self.products]
-        return pd.DataFrame(rows, columns=list(MODALITIES), index=self.ids)
+        products = self.products
+        has = getattr(products, "has", lambda name: [name in p.contents for p in products])
+        return pd.DataFrame({name: has(name) for name in MODALITIES}, self.ids)
 
     @cached_property
     def modalities(self) -> tuple[str, ...]:
@@ -176,7 +170,8 @@ class Catalogue:
 
     def take(self, rows: Rows) -> "Catalogue":
         """The catalogue of the given rows, in their order."""
-        some = tuple(self.products[row] for row in rows) if not self._lazy else self.products[rows]
+        whole = self.products
+        some = whole[rows] if hasattr(whole, "read") else tuple(whole[row] for row in rows)
         return replace(self, products=some)
 
     @cached_property
@@ -188,7 +183,6 @@ class Catalogue:
         digest = hashlib.blake2b(digest_size=8)
         for p in self.products:
             known = [(name, p.contents[name]) for name in MODALITIES if name in p.contents]
-            # a media file is known by its size, words by themselves
             contents = [(name, getattr(content, "size", content)) for name, content in known]
             digest.update(repr((p.id, p.label, p.split, p.instance, contents)).encode())
         return digest.hexdigest()

@@ -7,7 +7,6 @@ starts with its summary token.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -36,11 +35,10 @@ class Ragged(NamedTuple):
     """Features of N products one after another: those of product ``n`` are rows ``offsets[n]`` to
     ``offsets[n + 1]``.
 
-    ``values`` (T, F) float16, ``boxes`` (T, 5) float16 or None, ``offsets`` (N + 1,) int64; an
-    absent modality has no rows. ``classes`` (T, K) are class probabilities, where there are any.
-    ``values`` of words are (T, 2) int32, :func:`word_pieces`.
-    Arrays, or :class:`m5lib.data.store.Mapped` files that are indexed like arrays. ``settings`` say
-    what made them (:func:`m5lib.data.extractors.described`).
+    ``values`` (T, F) float16, or of words (T, 2) int32 (:func:`word_pieces`), ``boxes`` (T, 5)
+    float16 or None, ``offsets`` (N + 1,) int64; an absent modality has no rows. ``classes`` (T, K)
+    are class probabilities, where there are any. Arrays, or files that are indexed like them
+    (:class:`m5lib.data.store.Mapped`). ``settings``: :func:`m5lib.data.extractors.described`.
     """
 
     values: np.ndarray
@@ -75,8 +73,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
     needed = ("cls_token_id", "sep_token_id", "mask_token_id", "pad_token_id")
     if missing := [key for key in needed if getattr(tokenizer, key) is None]:
-        mend = "masked word tasks need a BERT-like tokenizer"
-        raise ValueError(f"tokenizer {name_or_path}: {missing} missing; {mend}")
+        raise ValueError(f"tokenizer {name_or_path}: {missing} missing; masked word tasks need it")
     return tokenizer
 
 
@@ -92,8 +89,7 @@ class Stream:
         entity: (B, L) int64 for words: the number of the unit (property or value) a token belongs
             to, -1 for ``[CLS]``, ``[SEP]`` and padding.
         boxes: (B, L, 5) float32 for regions.
-        classes: (B, L, K) float32, class probabilities of each token where the extractor gives
-            some.
+        classes: (B, L, K) float32, class probabilities of each token, where there are any.
     """
 
     tokens: Int[Tensor, "B L"] | Float[Tensor, "B L F"]
@@ -148,11 +144,8 @@ class Batch:
 
     def only(self, names: Iterable[str]) -> "Batch":
         """The same products with the other modalities taken away, for "given only these": they
-        become absent, not zeros.
-
-        An absent stream keeps one token, which nobody reads, so that it costs next to nothing.
-        Raises ``ValueError`` for an unknown name.
-        """
+        become absent, not zeros, and keep one token, which nobody reads. Raises ``ValueError`` for
+        an unknown name."""
         keep, streams = set(ordered(names)), self.streams.items()
         return replace(self, streams={n: s if n in keep else s.absent() for n, s in streams})
 
@@ -169,21 +162,19 @@ class Batch:
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hex digits of what a tokenizer makes of words."""
-    made = getattr(tokenizer, "backend_tokenizer", None)
-    made = made.to_str() if made else json.dumps([str(tokenizer), tokenizer.get_vocab()])
+    """16 hex digits of what a fast tokenizer makes of words."""
+    made = tokenizer.backend_tokenizer.to_str()
     return hashlib.blake2b(made.encode(), digest_size=8).hexdigest()
 
 
 def word_pieces(
     contents: Iterable, row: Modality, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Int[np.ndarray, "T 2"], Int[np.ndarray, " N"]]:
-    """Word pieces of N titles or tables one after another, with the number of their unit (that of
-    ``Stream.entity``), and how many each has; none of ``None``. ``[CLS]`` and ``[SEP]`` included.
-    """
+    """Word pieces of N titles or tables one after another, ``[CLS]`` and ``[SEP]`` included, with
+    the number of their unit (``Stream.entity``); and how many each has, ``None`` none."""
     parts, lengths, rest = [np.empty((0, 2), dtype=np.int32)], [], iter(contents)
     while some := list(islice(rest, 4096)):
-        units = [[] if content is None else row.units(content) for content in some]
+        units = ([] if content is None else row.units(content) for content in some)
         # a cell may be a page; 64 tokens are read
         units = [[text[: 20 * row.max_tokens] for text in strings] for strings in units]
         texts = list(dict.fromkeys(text for strings in units for text in strings))  # each once
@@ -241,8 +232,7 @@ class Streams:
                 made = self.features.get(name)
                 if made is None or (made.settings or {}).get("words") != vocabulary_of(tokenizer):
                     pieces, lengths = word_pieces(catalogue.contents(name), row, tokenizer)
-                    pieces = np.concatenate([pieces, [[tokenizer.pad_token_id, -1]]])
-                    made = Ragged(pieces, np.concatenate([[0], np.cumsum(lengths)]))
+                    made = Ragged(np.pad(pieces, ((0, 1), (0, 0))), np.cumsum([0, *lengths]))
                 self.words[name] = made
 
     @property
@@ -256,20 +246,19 @@ class Streams:
     @property
     def widths(self) -> dict[str, int]:
         """F of each feature modality: widths come from the extractor."""
-        featured = [name for name in self.modalities if name not in self.words]
-        return {name: self.features[name].values.shape[1] for name in featured}
+        named = (n for n in self.modalities if n not in self.words)
+        return {n: self.features[n].values.shape[1] for n in named}
 
     @property
     def settings(self) -> dict[str, Mapping]:
         """What extractor made each feature modality, where that is known."""
-        made = {n: getattr(self.features[n], "settings", None) for n in self.widths}
-        return {name: settings for name, settings in made.items() if settings}
+        return {n: made for n in self.widths if (made := self.features[n].settings)}
 
     @property
     def classes(self) -> dict[str, int]:
         """Number of classes of each feature modality whose extractor gives their probabilities."""
-        given = {n: getattr(self.features[n], "classes", None) for n in self.widths}
-        return {name: values.shape[1] for name, values in given.items() if values is not None}
+        given = ((n, self.features[n].classes) for n in self.widths)
+        return {n: values.shape[1] for n, values in given if values is not None}
 
     def lengths(self) -> dict[str, np.ndarray]:
         """(N,) tokens of each product and stream, the summary included; 0 where it is absent."""

@@ -30,6 +30,7 @@ CASES = {
     "neighbours, fixed temperature": {"pairs": "neighbours", "learn_temperature": False},
     "the fused loss": {"fused": 1.0, "drop": 0.5},
     "unit targets": {"targets": "unit"},
+    "unit targets, classes": {"targets": "unit", "classes": ("image",)},
     "no contrast": {"contrast": "none"},
     "matching": {"matching": ("text", "table")},
     "scores after the fusion": {"harmony": "embedding", "diagonal": "fused"},
@@ -48,7 +49,9 @@ def built(case: str) -> Model:
     names = tuple(name for name in NAMES if not spec.takes or name in spec.takes)
     widths = tuple((name, width) for name, width in WIDTHS if name in names)
     torch.manual_seed(0)
-    model = Model(replace(spec, modalities=names, widths=widths, vocabulary=50, empty=(2, 3)))
+    classes = tuple((name, 6) for name in spec.objective.classes)
+    sizes = {"modalities": names, "widths": widths, "classes": classes}
+    model = Model(replace(spec, vocabulary=50, empty=(2, 3), **sizes))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2) if parameter.ndim else None
     return model.double().train()
@@ -60,6 +63,8 @@ def products(count: int = 7):
     streams = dict(batch.streams)
     video, none = streams["video"], torch.arange(count) < count // 2 + 1
     streams["video"] = replace(video, valid=video.valid & ~none[:, None])
+    image = streams["image"].tokens  # with probabilities of six classes
+    streams["image"] = replace(streams["image"], classes=image[..., :6].softmax(-1))
     for name, stream in streams.items():
         if stream.tokens.is_floating_point():
             tensors = {
