@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from m5lib import home, simcl
-from m5lib.catalogue import Catalogue, Rows, split_of
-from m5lib.data import locked, m5features, readers, store, write_json
+from m5lib.catalogue import Catalogue, Rows
+from m5lib.data import columns, locked, m5features, readers, store, write_json
 from m5lib.data.backbones import agreed, choose
 from m5lib.data.extractors import PLAIN, Pixels
 from m5lib.embeddings import READOUTS, embeddings
@@ -89,7 +89,7 @@ def thin(catalogue: Catalogue, products: int) -> Catalogue:
     if not 0 < products < len(catalogue):
         return catalogue
     step = len(catalogue) / products
-    order = sorted(range(len(catalogue)), key=lambda row: (split_of(catalogue.products[row]), row))
+    order = np.argsort(catalogue.splits.astype(str), kind="stable").tolist()
     return catalogue.take(sorted(order[int(n * step)] for n in range(products)))
 
 
@@ -101,12 +101,18 @@ def load(
 
     Args:
         data: ``shop``, the synthetic one of the profile's size, or a path
-            (:func:`m5lib.data.readers.read`).
+            (:func:`m5lib.data.readers.read`), or a folder that :func:`m5lib.data.columns.keep`
+            wrote, with its features as they are.
         extractors: as :func:`m5lib.data.backbones.choose`; empty: the plain ones.
 
     Raises:
         DataError: nothing readable lies there, or an unknown extractor.
     """
+    if (Path(data) / columns.FILE).is_file():
+        whole, features = columns.opened(data)
+        if len(catalogue := thin(whole, profile.products)) == len(whole):
+            return whole, features
+        return catalogue, columns.some(features, np.flatnonzero(np.isin(whole.ids, catalogue.ids)))
     chosen = choose(extractors)
     stored = any(not getattr(extractor, "decodes", True) for extractor in chosen.values())
     if data == "shop":

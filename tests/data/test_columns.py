@@ -14,6 +14,7 @@ from m5lib.data import columns, store
 from m5lib.data.decoding import ParquetCell
 from m5lib.data.extractors import PLAIN, Crops
 from m5lib.data.m5features import LmdbRecord
+from m5lib.lab import runs
 from m5lib.models.words import pieces, train_tokenizer
 from m5lib.streams import Streams, load_tokenizer
 
@@ -40,14 +41,13 @@ def kept(catalogue, folder, **how):
     return catalogue, features
 
 
-def batches_alike(a: Streams, b: Streams, rows) -> bool:
-    x, y = a.batch(rows).streams, b.batch(rows).streams
-    alike = [
-        (key, getattr(x[n], key), getattr(y[n], key))
-        for n in (*x, *y)
-        for key in ("tokens", "valid", "entity", "boxes")
-    ]
-    return all(one is two or one.equal(two) for _, one, two in alike)
+def batches_alike(a: Streams, b: Streams, rows, others=None) -> bool:
+    x = a.batch(np.atleast_1d(rows)).streams
+    y = b.batch(np.atleast_1d(rows if others is None else others)).streams
+    keys = ("tokens", "valid", "entity", "boxes")
+    assert not any(x[name].valid.any() for name in set(x) - set(y))  # absent from all
+    pairs = [(getattr(x[n], key), getattr(y[n], key)) for n in y for key in keys]
+    return all(one is two or one.equal(two) for one, two in pairs)
 
 
 def test_what_is_kept_is_what_was_read(some, tmp_path):
@@ -157,6 +157,20 @@ def test_the_media_need_not_be_there(some, tmp_path):
     count, total = ran.stdout.split()
     assert int(count) == len(catalogue)
     assert float(total) == float(features["image"].values[:].astype("f4").sum())
+
+
+def test_a_run_reads_such_a_folder_and_thins_it(some, tmp_path):
+    tokenizer = train_tokenizer(some, 200)
+    before, features = kept(some, tmp_path / "s")
+    whole = Streams(before, features, tokenizer)
+    for products in (0, 12):
+        size = replace(runs.PROFILES["tiny"], products=products)
+        found = Streams(*runs.load(tmp_path / "s", size), tokenizer)
+        rows = np.flatnonzero(np.isin(before.ids, found.catalogue.ids))
+        assert len(found) == len(rows) == (products or len(before))
+        assert found.catalogue.products[2] == before.products[rows[2]]
+        for n, row in enumerate(rows):
+            assert batches_alike(whole, found, row, n)
 
 
 def test_every_kind_of_media_file_comes_back(some, tmp_path):

@@ -169,6 +169,19 @@ def opened(folder: str | Path) -> tuple[Catalogue, dict[str, Ragged]]:
     return Catalogue(known["name"], products, skipped), features
 
 
+def some(features: Mapping[str, Ragged], rows: Rows) -> dict[str, Ragged]:
+    """The features of some rows of a catalogue, in memory."""
+    taken = {}
+    for name, ragged in features.items():
+        starts, lengths = ragged.offsets[rows], np.diff(ragged.offsets)[rows]
+        offsets = np.cumsum([0, *lengths])
+        places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        arrays = {key: getattr(ragged, key) for key in ARRAYS}
+        arrays = {key: x if x is None else x[places] for key, x in arrays.items()}
+        taken[name] = Ragged(offsets=offsets, settings=ragged.settings, **arrays)
+    return taken
+
+
 def _described(array: Mapped, folder: Path) -> dict:
     files = [[path.relative_to(folder).as_posix(), path.stat().st_size] for path in array.paths]
     made = {"files": files, "lengths": np.diff(array.starts).tolist()}
