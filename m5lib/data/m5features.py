@@ -17,6 +17,7 @@ same store.
 
 import base64
 import csv
+import hashlib
 import io
 import os
 import re
@@ -31,6 +32,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from m5lib import home
 from m5lib.catalogue import Catalogue, DataError, Product, Skip
 from m5lib.data import MediaFile, Record, foreign, in_folder
 from m5lib.data.decoding import MediaError, numbers
@@ -264,10 +266,18 @@ def _environment(path: Path):
     size = (opened.info()["last_pgno"] + 1) * opened.stat()["psize"]
     if size > data.stat().st_size:  # reading on would end the process
         raise DataError(f"{path}: the file is cut short; copy it again")
-    # a damaged page may lead past the end of the file, which ends the process that reads it
-    walk = [sys.executable, "-I", "-c", _WALK, str(path), "folder" * folder]
-    if (code := subprocess.run(walk, stderr=subprocess.DEVNULL).returncode) < 0:
-        raise DataError(f"{path}: damaged; copy it again (reading it ends in signal {-code})")
+    # a damaged page may lead past the end of the file, which ends the process that reads it: walked
+    # whole, once, for all processes and as long as the file is not written again
+    now = data.stat()
+    known = f"{data.resolve()} {now.st_ino} {now.st_size} {now.st_mtime_ns}".encode()
+    walked = home("cache", "walked", hashlib.blake2b(known, digest_size=10).hexdigest())
+    if not walked.exists():
+        walk = [sys.executable, "-I", "-c", _WALK, str(path), "folder" * folder]
+        if (code := subprocess.run(walk, stderr=subprocess.DEVNULL).returncode) < 0:
+            raise DataError(f"{path}: damaged; copy it again (reading it ends in signal {-code})")
+        if code == 0:
+            walked.parent.mkdir(parents=True, exist_ok=True)
+            walked.touch()
     return opened
 
 

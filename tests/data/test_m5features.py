@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from make_media import BAG, file_of, pictures, put, shared, write_image
 from make_release import pack, write_features, write_lmdb, write_tsv
 
 from m5lib.catalogue import DataError, Product
-from m5lib.data import store
+from m5lib.data import m5features, store
 from m5lib.data.decoding import MediaError
 from m5lib.data.extractors import PLAIN, locations
 from m5lib.data.m5features import (
@@ -130,6 +131,28 @@ def test_lmdb_of_our_own_is_msgpack(tmp_path):
         b"shape": [2, 3],
         b"data": np.ones(6, np.float32).tobytes(),
     }
+
+
+def test_an_lmdb_is_walked_once_until_it_is_written_again(tmp_path, monkeypatch):
+    """Also where another process opens it; what ends its reader is never taken as walked."""
+    monkeypatch.setenv("M5_HOME", str(tmp_path / "home"))
+    path, codes, seen = tmp_path / "a.lmdb", [-11], []
+    write_lmdb(path, records())
+    run = subprocess.run
+
+    def counted(command, **how):
+        seen.append(command)
+        return SimpleNamespace(returncode=codes.pop()) if codes else run(command, **how)
+
+    monkeypatch.setattr(m5features.subprocess, "run", counted)
+    with pytest.raises(DataError, match="damaged; copy it again .*signal 11"):
+        list(lmdb_records(path, []))
+    for walks in (2, 2, 3):
+        m5features._environment.cache_clear()  # as in another process
+        if walks == 3:
+            os.utime(path, ns=(1, 1))
+        check(list(lmdb_records(path, [])), records())
+        assert len(seen) == walks
 
 
 def test_lmdb_that_is_broken(tmp_path):
