@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -107,8 +108,7 @@ def steps(folder: Path, count: int) -> dict:
         taken = begun.rate(count)
         tokens = sum(len(ragged.values) for ragged in words.values())
         columns.keep(folder, catalogue, words | features(folder, catalogue, SMALL))
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        return taken | {"word_pieces": tokens, "disk_gb": size / 1e9}
+        return taken | {"word_pieces": tokens}
 
     def opened() -> Streams:
         return Streams(*columns.opened(folder), load_tokenizer(folder / "tokenizer"))
@@ -227,7 +227,37 @@ def main() -> None:
             result[step] = finished[step]
             done.write_text(json.dumps(finished))
             print(step, result[step], flush=True)
+        result["disk_gb"] = {
+            "catalogue": sizes(folder.glob("*.arrow")),
+            "word pieces": sizes(f for name in ("text", "table") for f in folder.glob(f"{name}/*")),
+            "small features": sizes(f for name in SMALL for f in folder.glob(f"{name}/*")),
+        }
+    result["release, on paper"] = release(result)
     (HERE / "millions.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def release(result: dict, products: int = 6_300_000) -> dict:
+    """What the release's products would take, by what was measured: nothing of it was run."""
+    times, disk = products / result["products"], result["disk_gb"]
+    cores = 3_000 / result["wide"]["per_processor_second"]
+    return {
+        "products": products,
+        "features_of_the_papers_sizes_tb": round(
+            products * result["wide"]["kb_per_product"] / 1e9, 2
+        ),
+        "catalogue_and_word_pieces_gb": round(times * (disk["catalogue"] + disk["word pieces"]), 1),
+        "tokenise_core_hours": round(times * result["tokenise"]["processor_seconds"] / 3600, 1),
+        "open_core_seconds": round(times * result["open"]["processor_seconds"], 1),
+        "own_memory_gib": round(times * (result["open"]["own_gib"] - 0.4) + 0.4, 1),
+        "cores_that_feed_3000_a_second": round(cores, 1),
+        "disk_that_feeds_3000_a_second_gb": round(3e3 * result["wide"]["kb_per_product"] / 1e6, 2),
+        "query_core_seconds": round(times / result["retrieve"]["per_processor_second"], 3),
+    }
+
+
+def sizes(files: Iterable[Path]) -> float:
+    """GB of some files."""
+    return round(sum(file.stat().st_size for file in files) / 1e9, 3)
 
 
 def machine() -> dict:
