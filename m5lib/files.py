@@ -14,26 +14,37 @@ from threading import get_ident
 
 
 @contextmanager
+def room(path: Path, written: Path) -> Iterator[None]:
+    """What is raised because the disk is full while ``written`` is (each library has words of its
+    own, some no errno) is an ``OSError`` of the file ``path``, with sizes."""
+    try:
+        yield
+    except Exception as error:
+        free = shutil.disk_usage(path.parent).free
+        size = os.path.getsize(written) if written.exists() else 0
+        told = getattr(error, "errno", 0) == errno.ENOSPC or "(os error 28)" in str(error)
+        full = told or free < 4096 and isinstance(error, OSError | RuntimeError)
+        if not full or "disk is full" in str(error):
+            raise
+        said = f"{size / 1e3:,.0f} kB were written, {free / 1e3:,.0f} kB are free; make room"
+        raise OSError(errno.ENOSPC, f"the disk is full: {said}", str(path)) from error
+
+
+@contextmanager
 def whole_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """A temporary name in the same folder, made where missing, to write to: renamed to ``path`` at
     the end, so that nobody ever sees half a file; with ``sync`` not even if the machine stops.
-    Where writing fails nothing is left. Raises ``OSError``: the disk is full; file and sizes."""
+    Where writing fails nothing is left. Raises ``OSError`` as :func:`room`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.tmp")
     try:
-        yield temporary
-        if sync:
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except Exception as error:  # that of safetensors has no errno
-        if getattr(error, "errno", 0) != errno.ENOSPC and "(os error 28)" not in str(error):
-            raise
-        size = temporary.stat().st_size / 1e6 if temporary.exists() else 0.0
-        free = shutil.disk_usage(path.parent).free / 1e6
-        said = f"the disk is full: {size:.1f} MB were written, {free:.1f} MB are free; make room"
-        raise OSError(errno.ENOSPC, said, str(path)) from error
+        with room(path, temporary):
+            yield temporary
+            if sync:
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -233,10 +233,10 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, vectors: Float[Tensor, "N D"]) -> None:
-        """Take mean and covariance of the vectors; fewer than two leave it as it is."""
-        if len(vectors) < 2:
-            return
+        """Take mean and covariance; fewer than two, or alike but for rounding, change nothing."""
         vectors = vectors.double()
+        if not vectors.var(0, correction=0).mean() > 1e-10 * vectors.square().mean():
+            return
         values, basis = torch.linalg.eigh(torch.cov(vectors.T))
         values = values.clamp(min=0) + self.shrink * values.mean().clamp(min=1e-12)
         self.mean.copy_(vectors.mean(0))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from m5lib import objectives
-from m5lib.files import reading, whole_file
+from m5lib.files import reading, room, whole_file
 from m5lib.masking import Vocabulary, drawn_modalities, hidden, mask
 from m5lib.model import Model
 from m5lib.spec import Spec
@@ -241,7 +241,7 @@ def run_loop(
     model.train()
     todo, saved = range(start, min(steps, stop_after or steps)), time.monotonic()
     pause = apart = training.checkpoint_seconds
-    with open(path, "a") as log:
+    with room(path, path), open(path, "a") as log:
         bar = tqdm(todo, task.label, steps, initial=start, unit=" steps", disable=not leads)
         for step in bar:
             line = train_step(model, task, training, optimizer, step, steps)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -96,6 +97,31 @@ def test_a_checkpoint_costs_less_than_a_hundredth_of_the_time(
     training = Training(steps=80, batch_size=2, checkpoint_seconds=seconds)
     run_loop(model, Task("", np.arange(4), losses, {}), training, tmp_path)
     assert saved == expected
+
+
+def test_a_full_disk_is_said_of_the_checkpoint_and_the_run_goes_on_later(
+    stream_set, tmp_path, monkeypatch
+):
+    """torch's error has no errno and names no file."""
+    expected = pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path / "whole")
+    real, calls, disk = torch.save, [], shutil.disk_usage
+
+    def full(state, file):
+        calls.append(state)
+        if len(calls) < 4:
+            return real(state, file)
+        file.write(b"half")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"the disk is full: 0 kB were written.*checkpoint\.pt"):
+        pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path / "full")
+    monkeypatch.setattr(torch, "save", real)
+    monkeypatch.setattr(shutil, "disk_usage", disk)
+    assert not list((tmp_path / "full").glob("*.tmp"))
+    found = pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path / "full")
+    assert without_speed(found) == without_speed(expected)
 
 
 def test_a_loss_that_is_not_a_number_keeps_the_last_good_checkpoint(

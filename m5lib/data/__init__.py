@@ -11,7 +11,8 @@ import mimetypes
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,7 @@ class MediaFile:
             return file.read() if self.size is None else file.read(self.size)
 
     def ends(self, length: int = 16_384) -> bytes:
-        """The first and the last ``length`` bytes, the whole file where it is no longer than
-        both."""
+        """The first and the last ``length`` bytes; the whole file where both hold it."""
         with open(self.path, "rb") as file:
             size = os.fstat(file.fileno()).st_size - self.offset if self.size is None else self.size
             file.seek(self.offset)
@@ -276,40 +276,58 @@ def text_rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, list[str],
     if said := re.fullmatch("sep=(.)", lines[first].strip()):  # what Excel is told, or says
         mark, first = said[1], first + 1
     else:  # the one by which the header has a column id, then the one with most columns
-        mark = max(",;\t|", key=lambda mark: _columns("".join(lines[first : first + 1]), mark))
-    header: list[str] = []
+        mark = max(",;\t|", key=lambda mark: _columns(lines[first:], mark))
+    header, place, makes = [], 0, set()
     for start, end, cells in _records(lines, first, mark):
         if isinstance(cells, str) and header:
             skipped.append(Skip(f"line {start}", "row", cells))
         elif isinstance(cells, str):
             raise DataError(f"{path}: line {start}, the header: {cells}")
         elif not header:
-            header = cells
+            header, names = cells, list(map(plainly, cells))
+            place = names.index("id") if "id" in names else 0
             yield start, header, None
         else:
-            for line in _swallowed(lines[start:end], mark, header, cells):
+            makes.update(map(_make, cells[place : place + 1]))
+            if _swallows(lines[start:end], mark, header, place, makes):
                 reason = f"in a cell that line {start} begins with a quote; is one missing?"
-                skipped.append(Skip(f"line {start + line}", "row", reason))
+                skipped += [Skip(f"line {n + 1}", "row", reason) for n in range(start, end)]
             yield start, header, cells
 
 
-def _columns(header: str, mark: str) -> tuple[bool, int]:
-    names = next(csv.reader([header], delimiter=mark, skipinitialspace=True), [])
-    return "id" in (name.strip("\ufeff \t\r\n").casefold() for name in names), len(names)
+def plainly(name: str) -> str:
+    """The name of a column as it is compared: without capitals, and what nobody sees."""
+    name = unicodedata.normalize("NFKC", mended(name))
+    return "".join(c for c in name if unicodedata.category(c) != "Cf").strip().casefold()
+
+
+def _columns(lines: list[str], mark: str) -> tuple[bool, int]:
+    names = next(csv.reader(lines[:1], delimiter=mark, skipinitialspace=True), [])
+    return "id" in map(plainly, names), len(names)
+
+
+def misfit(names: Sequence[str | None], cells: Sequence[Any]) -> str:
+    """Why a row does not fit the header, or nothing. Columns without a name may lack."""
+    named = max((n for n, name in enumerate(names, 1) if name and name.strip()), default=0)
+    fits = len(cells) >= named and not any(words(cell) for cell in cells[len(names) :])
+    return "" if fits else f"{len(cells)} cells where the header has {len(names)}"
 
 
 def _records(lines: list[str], first: int, mark: str) -> Iterator[tuple[int, int, list[str] | str]]:
     """First and last line of each record, and its cells; or why the line that begins it is none:
     the next record is looked for in the line after it, so that one quote too many costs one line,
-    not all that follow."""
+    not all that follow. The first record is the header, which the others of several lines fit."""
     csv.field_size_limit(sys.maxsize)  # a cell may be a whole page of text
-    form = {"delimiter": mark, "strict": True, "skipinitialspace": True}
+    form, header = {"delimiter": mark, "strict": True, "skipinitialspace": True}, []
     while first < len(lines):
         start, reader = first, csv.reader((lines[n] for n in range(first, len(lines))), **form)
         try:
             for cells in reader:
                 end = first + reader.line_num
                 if cells and "".join(lines[start:end]).strip():
+                    header = header or cells
+                    if end > start + 1 and (why := misfit(header, cells)):
+                        raise csv.Error(f"{why}, down to line {end}")
                     yield start + 1, end, cells
                 start = end
             return
@@ -318,37 +336,32 @@ def _records(lines: list[str], first: int, mark: str) -> Iterator[tuple[int, int
             first = start + 1
 
 
-def _swallowed(inner: list[str], mark: str, header: list[str], cells: list[str]) -> list[int]:
-    """Which lines inside one record look like records themselves: as many cells, and an id of the
-    same make."""
-
-    def make(cells: list[str]) -> str:
-        return re.sub(r"[^\W\d]+", "a", re.sub(r"\d+", "0", cells[place].strip()))
-
-    names = [name.strip().casefold() for name in header]
-    place = names.index("id") if "id" in names and len(names) == len(cells) > 1 else None
-    parts = [next(csv.reader([line], delimiter=mark), []) for line in inner]
-    if place is None or any(len(p) != len(cells) or make(p) != make(cells) for p in parts):
-        return []
-    return list(range(1, len(inner) + 1))
+def _make(cell: str) -> str:
+    """What an id is made of: digits, letters, or both with what joins them."""
+    cell = re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", cell.strip()))
+    return re.sub(r"(?=.*0)(?=.*a)[0a_./#-]+", "x", cell)
 
 
-def _json_rows(
-    lines: list[str], skipped: list[Skip]
-) -> Iterator[tuple[int, list[str], list | None]]:
+def _swallows(inner: list[str], mark: str, header: list[str], place: int, makes: set[str]) -> bool:
+    """Whether a line inside one record looks like one: it fits, and so does the make of its id."""
+    rows = (next(csv.reader([line], delimiter=mark), []) for line in inner if len(header) > 1)
+    rows = (cells for cells in rows if not misfit(header, cells))
+    return any(_make(cell) in makes for cells in rows for cell in cells[place : place + 1])
+
+
+def _json_rows(lines: list[str], skipped: list[Skip]) -> Iterator[tuple[int, list[str], list]]:
+    what = "not one JSON object"
     for line, text in enumerate(lines, start=1):
         if not text.strip():
             continue
         try:
-            with foreign(lambda why: MediaError(f"not one JSON object ({why})")):
+            with foreign(lambda why: MediaError(f"{what} ({why})")):
                 row = json.loads(text, object_pairs_hook=_fields)
+            if not isinstance(row, dict):
+                raise MediaError(what)
+            yield line, list(row), list(row.values())
         except MediaError as error:
             skipped.append(Skip(f"line {line}", "row", str(error)))
-            continue
-        if isinstance(row, dict):
-            yield line, list(row), list(row.values())
-        else:
-            skipped.append(Skip(f"line {line}", "row", "not one JSON object"))
 
 
 def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -377,7 +390,7 @@ def words(cell: Any) -> str:
 def place_of(cell: Any) -> Any:
     """The path in a cell for a file: of the first, where there are several; of datasets' map."""
     cell = cell[0] if isinstance(cell, list) and cell else cell
-    return cell.get("path") if isinstance(cell, Mapping) else cell
+    return cell.get("path", cell) if isinstance(cell, Mapping) else cell
 
 
 def held(cell: Any) -> bytes | None:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,9 +73,9 @@ def open_image(file: MediaFile, longest: int = 2048) -> Image.Image:
             if (pixels := image.width * image.height) > MOST_PIXELS:
                 what = f"{pixels:,} pixels exceeds limit of {MOST_PIXELS:,}"
                 raise MediaError(f"{what}; save it smaller")
-            form, image = image.format, ImageOps.exif_transpose(image)  # whose copy has no format
+            ImageOps.exif_transpose(image, in_place=True)  # a copy would be as large again
             if image.mode.startswith(("I", "F")):
-                image = _eight_bits(image, form == "TIFF")
+                image = _eight_bits(image, image.format == "TIFF")
             image.thumbnail((longest, longest), reducing_gap=2.0)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
@@ -288,23 +289,20 @@ def _guessed(container, file: MediaFile) -> bool:
 # --- tables
 
 #: Columns that pandas adds for its index.
-INDEX = re.compile("Unnamed: 0|__index_level_[0-9]+__")
+INDEX = re.compile(r"Unnamed: 0(\.\d+)?|__index_level_\d+__")
 
 Row = dict[str, str | MediaFile]
 
 
 def rows(
-    path: Path, known: Iterable[str], skipped: list[Skip], files: Iterable[str] = ()
+    path: Path, known: Sequence[str], skipped: list[Skip], files: Sequence[str] = (), need: int = 1
 ) -> Iterator[tuple[int, Row]]:
     """The rows of a table with their line (in a parquet: their number). Cells are stripped text; in
     the columns ``files`` also bytes that lie in the table, as a file.
 
-    Names of columns that are ``known`` count in any case. An index that pandas wrote is left out. A
-    row that cannot be read is skipped and listed by its line.
-
-    Raises:
-        DataError: no such file, empty, not UTF-8, damaged, or a column twice.
-    """
+    Names of columns that are ``known`` count in any case; the first ``need`` of them must be there.
+    An index that pandas wrote is left out. A row that cannot be read is listed by its line. Raises
+    ``DataError``: no such file, empty, not UTF-8, damaged, a column twice, or one that lacks."""
     usual, files = {name.casefold(): name for name in known}, frozenset(files)
     read = _parquet_rows if data.form_of(path) == ".parquet" else data.text_rows
     header, names = None, []
@@ -312,28 +310,30 @@ def rows(
         for line, given, cells in read(path, skipped):
             try:
                 if given is not header:
-                    header, names = given, _named(path, given, usual)
-                if cells is not None:  # else it is the header
+                    header, names = given, _named(given, usual)
+                if cells is not None:
                     yield line, _row(names, cells, files)
+                elif missing := [name for name in known[:need] if name not in names]:
+                    has = f"the file has {sorted(filter(None, names))}"[:300]
+                    raise MediaError(f"column {missing} is missing; {has}; name one of them so")
             except MediaError as error:
+                if cells is None:  # it is the header
+                    raise DataError(f"{path}: {error}") from None
                 skipped.append(Skip(f"line {line}", "row", str(error)))
 
 
-def _named(path: Path, given: Iterable[str], usual: Mapping[str, str]) -> list[str | None]:
+def _named(given: Iterable[str], usual: Mapping[str, str]) -> list[str | None]:
     """Names of columns; those that are known in their usual spelling, None for an index."""
-    names = [mended(name).strip("\ufeff \t\r\n") for name in given]
-    names = [usual.get(name.casefold(), name) for name in names]
-    if doubled := sorted({name for name in names if name and names.count(name) > 1}):
-        raise DataError(f"{path}: column {doubled} appears twice in the header; rename one")
+    names = [usual.get(data.plainly(name), mended(name).strip("\ufeff \t\r\n")) for name in given]
+    if doubled := sorted(name for name, count in Counter(names).items() if name and count > 1):
+        raise MediaError(f"column {doubled} appears twice; rename one")
     first = next((place for place, name in enumerate(names) if name), 0)
-    return [
-        None if place < first or INDEX.fullmatch(name) else name for place, name in enumerate(names)
-    ]
+    return [None if n < first or INDEX.fullmatch(x) else x for n, x in enumerate(names)]
 
 
 def _row(names: Sequence[str | None], cells: Sequence[Any], files: frozenset[str]) -> Row:
-    if len(cells) < len(names) or any(words(cell) for cell in cells[len(names) :]):
-        raise MediaError(f"{len(cells)} cells where the header has {len(names)}")
+    if why := data.misfit(names, cells):
+        raise MediaError(why)
     row = {}
     for name, cell in zip(names, cells, strict=False):
         if name in files:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from m5lib.catalogue import GIVEN, Catalogue, DataError, Product, Skip
-from m5lib.data import LINES, TABLES, MediaFile, by_stem, foreign, form_of, in_folder, mended
+from m5lib.data import TABLES, MediaFile, by_stem, foreign, form_of, in_folder, mended
 from m5lib.data.decoding import Row, rows
 from m5lib.modalities import ordered
 
@@ -68,12 +68,6 @@ def reachable(path: Path) -> Iterator[None]:
 def annotated(path: Path) -> bool:
     """Whether the annotation of the official release lies there."""
     return (path / ANNOTATIONS).is_dir() or any(path.glob("*id_label.json"))
-
-
-def _require(path: Path, columns: dict[str, str], found: Row) -> None:
-    if missing := [name for name in columns.values() if name not in found]:
-        has = f"the file has {sorted(found)}"
-        raise DataError(f"{path}: column {missing} is missing; {has}; name one of them so")
 
 
 def _collect(path: Path, name: str, rows, build, skipped: list[Skip]) -> Catalogue:
@@ -135,7 +129,6 @@ def read_fashion(folder: str | Path) -> Catalogue:
     images = _media_index(folder, skipped)
 
     def build(row: Row) -> Product:
-        _require(path, FASHION_COLUMNS, row)
         product = row[FASHION_COLUMNS["id"]]
         contents = {}
         if product in images:
@@ -151,7 +144,8 @@ def read_fashion(folder: str | Path) -> Catalogue:
         return Product(product, contents, row[FASHION_COLUMNS["label"]] or None)
 
     known = (*FASHION_COLUMNS.values(), *FASHION_TABLE)
-    return _collect(path, "fashion", rows(path, known, skipped), build, skipped)
+    found = rows(path, known, skipped, need=len(FASHION_COLUMNS))
+    return _collect(path, "fashion", found, build, skipped)
 
 
 def read_table(path: str | Path, media: str | Path | None = None) -> Catalogue:
@@ -175,9 +169,7 @@ def read_table(path: str | Path, media: str | Path | None = None) -> Catalogue:
     known = ("id", "title", "label", *MEDIA)
 
     def build(row: Row) -> Product:
-        if form_of(path) in LINES:  # each line has fields of its own
-            row.setdefault("id", "")
-        _require(path, {"id": "id"}, row)
+        row.setdefault("id", "")  # a line of JSON has fields of its own
         contents: dict = {}
         for column in MEDIA:
             if not (cell := row.get(column)):
@@ -197,7 +189,7 @@ def read_table(path: str | Path, media: str | Path | None = None) -> Catalogue:
 
     name = path.name.split(".")[0] if path.suffix.lower() == ".gz" else path.stem
     with reachable(path):
-        return _collect(path, name, rows(path, known, skipped, MEDIA), build, skipped)
+        return _collect(path, name, rows(path, known, skipped, list(MEDIA)), build, skipped)
 
 
 # --- the official release

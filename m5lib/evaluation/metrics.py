@@ -311,11 +311,13 @@ def _just_below(edge: np.ndarray, scores: Tensor, untouched: np.ndarray | bool =
 
 def linear_probe(train: Vectors, labels: np.ndarray, test: Vectors, seed: int = 0) -> np.ndarray:
     """Labels predicted for ``test`` by logistic regression (L2, C = 1) on standardised
-    embeddings."""
+    embeddings; of a collapsed model, whose embeddings are all the same, the most frequent label."""
     if not sparse.issparse(train):
         # what absent modalities leave constant says nothing and costs time; below 1e-12 is rounding
         told = np.ptp(train, axis=0) > 1e-12
         train, test = train[:, told], test[:, told]
+        if not told.any():
+            return np.full(len(test), pd.Series(labels.astype(str)).mode()[0], dtype=object)
     scaler = StandardScaler(with_mean=not sparse.issparse(train)).fit(train)
     probe = LogisticRegression(C=1.0, max_iter=200, tol=1e-3, random_state=seed)
     return probe.fit(scaler.transform(train), labels.astype(str)).predict(scaler.transform(test))

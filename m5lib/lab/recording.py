@@ -18,7 +18,7 @@ from matplotlib.image import AxesImage
 from m5lib import ROOT, home
 from m5lib.data import write_json
 from m5lib.embeddings import DEFAULT, PAPER
-from m5lib.files import reading
+from m5lib.files import reading, whole_file
 from m5lib.lab import code_version
 from m5lib.lab.runs import best_device
 from m5lib.models.pretrained import read_bert
@@ -121,16 +121,19 @@ def record(
         flat = frame.set_axis(_flat(frame.columns), axis=1)
         if not any(flat.index.names):  # named levels are columns of their own
             flat = flat.set_axis(_flat(flat.index), axis=0)
-        flat.to_csv(folder / f"{name}_{title}.csv")
+        with whole_file(folder / f"{name}_{title}.csv") as path:
+            flat.to_csv(path)
     for title, figure in pictures.items():
         path = folder / f"{name}_{title}.png"
-        figure.savefig(path, bbox_inches="tight", dpi=120)
+        with whole_file(path) as part:
+            figure.savefig(part, format="png", bbox_inches="tight", dpi=120)
         images = figure.findobj(AxesImage)
         if any(image.get_array().ndim > 2 for image in images):  # with colours of their own
             continue
         with matplotlib.rc_context({"svg.hashsalt": title}):  # the same figure, the same file
             vector = path.with_suffix(".svg")
-            figure.savefig(vector, bbox_inches="tight", metadata={"Date": None})
+            with whole_file(vector) as part:
+                figure.savefig(part, format="svg", bbox_inches="tight", metadata={"Date": None})
 
 
 def _flat(names: pd.Index) -> list:

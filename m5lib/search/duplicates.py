@@ -16,6 +16,8 @@ from m5lib.search.encode import cosine, unit
 
 #: Ranks of the neighbours that are taken to be other products, whatever the first ones are.
 RANKS = (5, 30)
+#: The cosine of equal vectors, but for rounding.
+EQUAL = 1 - 1e-6
 
 
 class Near(NamedTuple):
@@ -39,7 +41,8 @@ class Near(NamedTuple):
 
 def calibrate(vectors: Float[np.ndarray, "N D"], precision: float = 0.9) -> Near:
     """The lowest cosine at which ``precision`` of the pairs are expected to be no different
-    products; where there is none, the one above which half a pair of those is expected.
+    products; where there is none, the one above which half a pair of those is expected; where there
+    is none of that, pairs of equal vectors.
 
     The others of a product that lie within a distance are expected to grow as a power of it: with
     ``d(r) = 1 - cosine`` at rank r, ``K (d / d(K))^p`` of them lie within d, ``p = (1/(m+1) + … +
@@ -48,7 +51,7 @@ def calibrate(vectors: Float[np.ndarray, "N D"], precision: float = 0.9) -> Near
     product pass for different products.
 
     Raises:
-        ValueError: ``precision`` is not between 0 and 1.
+        ValueError: ``precision`` is not between 0 and 1, or a vector that is not finite.
     """
     if not 0 < precision < 1:
         raise ValueError(f"precision {precision}: a share of pairs; give a number between 0 and 1")
@@ -60,10 +63,10 @@ def calibrate(vectors: Float[np.ndarray, "N D"], precision: float = 0.9) -> Near
         return Near(cosine, count, expected(near, cosine))
 
     if near.shape[1] < 3:  # no others to tell a copy from
-        return at(1.0)
+        return at(EQUAL)
     tried = [at(float(cosine)) for cosine in np.arange(np.median(near[:, -1]), 1.0, 0.005)]
     good = [near for near in tried if near.precision >= precision]
-    return (good or [near for near in tried if near.different <= 0.5] or [at(1.0)])[0]
+    return (good or [near for near in tried if near.different <= 0.5] or [at(EQUAL)])[0]
 
 
 def expected(near: Float[np.ndarray, "N K"], cosine: float) -> float:
@@ -82,6 +85,8 @@ def nearest(vectors: Float[np.ndarray, "N D"], count: int) -> Float[np.ndarray, 
     """Cosines of every product with its ``count`` nearest others (all, if there are fewer), the
     nearest first."""
     x = unit(vectors.astype(np.float32))
+    if not np.isfinite(x).all():
+        raise ValueError("vectors that are not finite have no neighbours: has training diverged?")
     count, parts = min(count, len(x) - 1), [np.empty((0, 0), np.float32)]
     for start in range(0, len(x) if count else 0, 512):
         cosines = x[start : start + 512] @ x.T

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from m5lib.catalogue import Catalogue, DataError, Product, Rows
-from m5lib.data import MediaFile, Record, mended, store
+from m5lib.data import MediaFile, Record, store, words
 from m5lib.data.backbones import agreed
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings
 from m5lib.files import reading
@@ -193,9 +193,13 @@ def _held(picture: Image.Image | np.ndarray, name: str) -> Held:
     return Held(Path(name), size=data.tell(), member=name, data=data.getvalue())
 
 
+EMPTY = ("", "{}", {}, (), [])
+
+
 def _there(given: Any) -> bool:
-    plain = isinstance(given, str | Mapping | tuple)
-    return given is not None and (not plain or given not in ("", "{}", {}, ()))
+    given = given.strip() if isinstance(given, str) else given
+    plain = isinstance(given, str | Mapping | tuple | list | float)
+    return given is not None and (not plain or (given == given and given not in EMPTY))
 
 
 def _content(modality: str, given: Any, name: str) -> Any:
@@ -204,11 +208,16 @@ def _content(modality: str, given: Any, name: str) -> Any:
     if isinstance(given, MediaFile):
         return given
     if (row := MODALITIES[modality]).hides == "entity":  # pairs
-        with reading(f"{whose} {given!r:.60}", 'give attributes as {"colour": "red"}'):
+        said = " ".join(repr(given).split())
+        with reading(f"{whose} {said:.60}", 'give attributes as {"colour": "red"}'):
             pairs = json.loads(given) if isinstance(given, str) else dict(given)
-            return tuple((str(key), str(value)) for key, value in pairs.items())
+            pairs = tuple((words(key), words(value)) for key, value in pairs.items())
+            if not all(map(all, pairs)):
+                raise ValueError("an attribute without a value")
+            return pairs
     if row.kind == "words":
-        return mended(str(given))
+        with reading(whose, "give words"):
+            return words(given)
     if row.position == "box" and isinstance(given, Image.Image | np.ndarray):  # a picture
         return _held(given, whose)
     if not isinstance(given, str | Path):

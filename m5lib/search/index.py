@@ -219,9 +219,9 @@ class Index:
         """The products nearest to a mix of contents (:meth:`product`), :meth:`nearest`."""
         return self.nearest(self.product(**contents), top, way)
 
-    def like(self, product: str, top: int = 8, way: str = "") -> Hits:
+    def like(self, product: str | int, top: int = 8, way: str = "") -> Hits:
         """The products nearest to one of the catalogue, itself left out. ``KeyError``: no such."""
-        rows = np.flatnonzero(self.catalogue.ids == product)
+        rows = np.flatnonzero(self.catalogue.ids == str(product))
         if not len(rows):
             raise KeyError(f"{self.catalogue.name} has no product {product!r}")
         return self.nearest(self.catalogue.products[rows[0]], top, way)
@@ -234,9 +234,9 @@ class Index:
             DataError: a file of it cannot be read, or there is no other product to find.
             ValueError: an unknown way, or no hit is asked for.
         """
-        if not isinstance(top, int | np.integer) or top < 1:
+        if not isinstance(top, int | np.integer) or isinstance(top, bool) or top < 1:
             raise ValueError(f"top {top!r}: how many hits; give a whole number from 1 on")
-        streams = self.query(query)
+        streams, top = self.query(query), min(top, len(self.catalogue))
         names, ids = streams.modalities, self.catalogue.ids
         way = way or self.best(names)
         vector, gallery = compared(self.encoder.embed(streams, [0]), way), self.gallery(names, way)

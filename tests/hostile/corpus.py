@@ -184,6 +184,47 @@ table(
     HEAD + EIGHT.replace(",Cup 3", ',"Cup" 3'),
     Reads(less(3), (("line 4", "row", QUOTE),)),
 )
+PAIRED = "that line 3 begins with a quote"
+table(
+    "a pair around rows of other ids",
+    HEAD + 'a1,Tea\nbb-2,"Cup\nC3x,Pot\n9,Mug"\nd4,Jug\n',
+    Reads(
+        {"a1": "Tea", "bb-2": "Cup\nC3x,Pot\n9,Mug", "d4": "Jug"},
+        (("line 4", "row", PAIRED), ("line 5", "row", PAIRED)),
+    ),
+)
+table(
+    "a pair that makes too few cells costs its own line",
+    'id,title,size\n1,Tea,s\n2,"Cup,m\n3,Pot,l\n4,Mug,24"\n5,Jug,x\n',
+    Reads({"1": "Tea", "3": "Pot", "4": "Mug", "5": "Jug"}, (("line 3", "row", QUOTE),)),
+)
+for name, mark in (
+    ("no-break spaces", "\u00a0"),
+    ("spaces of no width", "\u200b"),
+    ("marks of direction", "\u200f"),
+    ("soft hyphens", "\u00ad"),
+):
+    table(
+        f"names with {name}",
+        f"{mark}id,title{mark},Label{mark}\n1,Tea,T\n",
+        Reads({"1": "Tea"}, more={("1", "label"): "T", ("1", "table"): None}),
+    )
+table(
+    "names in full width",
+    "ｉｄ,ｔｉｔｌｅ,ｌａｂｅｌ\n1,Tea,T\n",
+    Reads({"1": "Tea"}, more={("1", "label"): "T"}),
+)
+table(
+    "a comma at the end of the header", "id,title,\n1,Tea\n2,Cup\n", Reads({"1": "Tea", "2": "Cup"})
+)
+table(
+    "an index saved three times",
+    "Unnamed: 0.1,Unnamed: 0,id,title\n0,0,1,Tea\n",
+    Reads({"1": "Tea"}, more={("1", "table"): None}),
+)
+table(
+    "a line above the header", "My products\nid,title\n1,Tea\n", Fails("column ['id'] is missing")
+)
 table("inches are no quotes", HEAD + '1,24" tv\n', Reads({"1": '24" tv'}))
 table("inches, quoted", HEAD + '1,"24"" tv"\n', Reads({"1": '24" tv'}))
 table("a quote behind a space", HEAD + '1, "Tea, green"\n', Reads({"1": "Tea, green"}))
@@ -257,6 +298,8 @@ for name, line, reason in (
     ("two objects", '{"id": 2} {"id": 3}', "Extra data"),
     ("single quotes", "{'id': 2}", "double quotes"),
     ("a field twice", '{"id": 2, "title": "a", "title": "b"}', "a field appears twice"),
+    ("a field twice but for its case", '{"id": 2, "title": "a", "Title": "b"}', "appears twice"),
+    ("a field without a name", '{"id": 2, "title": "a", "": "b"}', "without a name"),
     ("brackets without end", "[" * 100_000, "not one JSON object"),
     ("deep", '{"id": 2, "x": ' + "[" * 5000 + "]" * 5000 + "}", "not one JSON object"),
     ("a number of 10,000 digits", '{"id": 2, "x": ' + "9" * 10_000 + "}", "not one JSON object"),
@@ -287,6 +330,12 @@ for name, value, text in (
     table(
         f"JSON lines, a cell: {name}", line, Reads({"a": "Tea"}, more={("a", "x"): text}), "t.jsonl"
     )
+table(
+    "JSON lines, a picture by its address only",
+    T + '{"id": 2, "title": "Cup", "image": {"url": "https://a/x.png"}}\n',
+    Reads({"1": "Tea", "2": "Cup"}, (("2", "image", "no such file"),)),
+    "t.jsonl",
+)
 table("JSON lines without ids", '{"title": "Tea"}\n', Fails("line 1: empty id"), "t.jsonl")
 table(
     "JSON lines: an id of several", '{"id": [1, 2], "title": "x"}\n', Reads({"1 2": "x"}), "t.jsonl"

@@ -17,7 +17,9 @@ from m5lib.data.backbones import choose
 from m5lib.data.decoding import MediaError, frames, open_image, sound
 from m5lib.data.extractors import PLAIN
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings
+from m5lib.evaluation import metrics
 from m5lib.lab import runs
+from m5lib.search.duplicates import calibrate
 from m5lib.search.encode import Encoder
 from m5lib.search.index import Index
 from m5lib.search.intake import Report
@@ -92,12 +94,9 @@ def test_a_file_is_read_or_its_reason_is_said(case: Case, tmp_path):
         assert found == pytest.approx(*astuple(case.comes), abs=0.11)
 
 
-@pytest.fixture(scope="module")
-def index(tmp_path_factory) -> Index:
+def search_over(path, lines) -> Index:
     """A search over a few products by a model that has learned nothing."""
-    path = tmp_path_factory.mktemp("query") / "t.csv"
     write_image(path.with_name("a.png"))
-    lines = (f"{n},red shirt {n},{n},a.png\n" for n in range(9))
     path.write_text("id,title,size,image\n" + "".join(lines))
     catalogue, features = store.extract(readers.read(path), {"image": PLAIN["image"]})
     streams = runs.streams_of(catalogue, features, runs.profile_of("tiny"))
@@ -106,12 +105,37 @@ def index(tmp_path_factory) -> Index:
     return Index(Encoder(model, choose("")), streams, vectors, {})
 
 
+@pytest.fixture(scope="module")
+def index(tmp_path_factory) -> Index:
+    path = tmp_path_factory.mktemp("query") / "t.csv"
+    return search_over(path, (f"{n},red shirt {n},{n},a.png\n" for n in range(9)))
+
+
+def test_equal_products_have_hits_and_are_duplicates(tmp_path):
+    """Whitened, nothing but the noise of their rounding would be left of them."""
+    index = search_over(tmp_path / "t.csv", (f"{n},red shirt,7,a.png\n" for n in range(40)))
+    hits = index.like(3)  # ids are text
+    assert len(hits.rows) == 8 and hits.cosines == pytest.approx(1.0, abs=1e-5)
+    assert len(index.duplicates()) == 40 * 39 // 2
+
+
+def test_collapsed_vectors_are_classified_as_the_most_frequent():
+    labels = np.array(["a", "b", "b"], dtype=object)
+    same = np.ones((3, 4), dtype=np.float32)
+    assert metrics.linear_probe(same, labels, same).tolist() == ["b", "b", "b"]
+
+
+def test_vectors_that_are_not_finite_have_no_duplicates():
+    with pytest.raises(ValueError, match="not finite"):
+        calibrate(np.full((9, 4), np.nan, dtype=np.float32))
+
+
 @pytest.mark.parametrize("case", of_kinds("query"), ids=str)
 def test_a_query_is_answered_or_its_fault_is_said(case: Case, index, tmp_path):
     asked = case.make(tmp_path)
     if case.comes is None:
         hits = index.search(**{"top": 3, **asked})
-        assert len(hits.rows) == 3 and np.isfinite(hits.cosines).all()
+        assert len(hits.rows) == min(asked.get("top", 3), 9) and np.isfinite(hits.cosines).all()
         return
     with pytest.raises((ValueError, KeyError)) as raised:
         index.search(**asked)
