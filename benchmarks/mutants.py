@@ -163,7 +163,7 @@ weights by place | test_a_run_is_named_by_the_weights_not_by_where_they_lie
     "".join(map(checksum, files)) ==> str(folder)
 # m5lib/pretrain.py test_kills.py
 history opened anew | test_killed_twice_at_any_write_it_ends_as_if_left_alone
-    with open(path, "a") as log: ==> with open(path, "w") as log:
+    open(path, "a") as log: ==> open(path, "w") as log:
 checkpoint before its lines | test_killed_twice_at_any_write_it_ends_as_if_left_alone
     log.flush()  # the ==> pass  # the
 history not cut | test_killed_twice_at_any_write_it_ends_as_if_left_alone

@@ -101,7 +101,7 @@ def search_over(path, lines) -> Index:
     catalogue, features = store.extract(readers.read(path), {"image": PLAIN["image"]})
     streams = runs.streams_of(catalogue, features, runs.profile_of("tiny"))
     model = runs.untrained(runs.Job("tiny", "scale_fused"), streams)
-    vectors = embeddings(model, streams, range(9), readouts=(DEFAULT, ACROSS))
+    vectors = embeddings(model, streams, range(len(streams)), readouts=(DEFAULT, ACROSS))
     return Index(Encoder(model, choose("")), streams, vectors, {})
 
 
