@@ -301,7 +301,7 @@ def _changed(extractor, more: list[str], part: str):
     values = {field.name: getattr(extractor, field.name) for field in fields(extractor)}
     known = {name: type(v) for name, v in values.items() if isinstance(v, int | float | str)}
     changed, path = {}, []
-    for text in more:
+    for text in filter(None, more):
         name, equals, value = text.partition("=")
         if not equals or name not in known:
             path.append(text)
