@@ -355,7 +355,7 @@ def _fill(
     shards: Mapping[Path, list], name: str, extractor, workers: int | None, quiet: bool = False
 ) -> None:
     """Make the shards that lack: first those that nobody is at, then what others have left."""
-    todo = {stem: pairs for stem, pairs in shards.items() if not _done(stem)}
+    todo = {s: x for s, x in shards.items() if not _done(s) or _file(s, "lock").exists()}
     total, lacking = (sum(map(len, some.values())) for some in (shards, todo))
     left, hints = set(todo), {"unit": " files", "disable": quiet or not todo}
     with tqdm(None, f"{name} features", total, initial=total - lacking, **hints) as bar:

@@ -162,7 +162,9 @@ def test_ended_at_every_step_and_started_again_it_is_the_same_store(tmp_path, mo
         with pytest.raises(KeyboardInterrupt):
             store.extract(catalogue, {"image": Crops()}, folder, shard=4)
         monkeypatch.setattr(os, "replace", really)
-        (folder / "image" / "0.npy.1-1.tmp").touch()  # as a killed process leaves it
+        (folder / "image" / "0.npy.1-1.tmp").touch()  # as killed processes leave them
+        for shard in (folder / "image").glob("*.json"):
+            shard.with_suffix(".lock").touch()
         clean, features = store.extract(catalogue, {"image": Crops()}, folder, shard=4)
         assert (
             bytes_of(folder) == expected
