@@ -102,7 +102,11 @@ class Backbone(Weighted):
 
     def __call__(self, file: MediaFile) -> Features:
         """Features of one file."""
-        return self.features([self.prepare(file)])[0]
+        return self.batch([file])[0]
+
+    def batch(self, files: Sequence[MediaFile]) -> list[Features]:
+        """Features of some files, as :meth:`features`."""
+        return self.features([self.prepare(file) for file in files])
 
     def prepare(self, file: MediaFile) -> Prepared:
         """Decode and process one file, without the device. Raises :class:`MediaError`."""

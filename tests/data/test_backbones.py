@@ -74,8 +74,7 @@ def test_together_each_file_is_as_alone(name, saved, media):
     for pool in ("grid", "mean"):
         backbone = Backbone(str(saved(name)), pool=pool)
         files = media[backbone.reads]
-        together = backbone.features([backbone.prepare(file) for file in files])
-        limit = MODALITIES[backbone.reads].max_tokens
+        together, limit = backbone.batch(files), MODALITIES[backbone.reads].max_tokens
         assert len(together) == len(files)
         for file, (values, boxes, classes) in zip(files, together, strict=True):
             alone = backbone(file)
