@@ -144,6 +144,15 @@ padding of a row is read | test_packed_tokens_are_what_padded_ones_are
 # m5lib/streams.py test_streams.py
 summaries over the padded length | test_features_are_hidden_from_the_summary_too
     there.sum(1).clamp(min=1) ==> there.shape[1]
+any word pieces at all | data/test_columns.py::test_pieces_of_another_tokenizer_are_not_read
+    != vocabulary_of(tokenizer) ==> is None
+# m5lib/data/columns/__init__.py data/test_columns.py
+a shard anywhere | test_no_shard_is_read_outside_of_the_folder
+    [inside(folder, name) for ==> [folder / name for
+a shard of another size | test_one_clear_error
+    path.stat().st_size != size ==> False
+the fingerprint of all | test_a_part_of_it_is_what_a_part_was
+    if whole else None ==> if True else None
 # m5lib/models/pretrained.py models/test_pretrained.py
 decay upside down | test_what_was_pretrained_learns_at_its_own_rate
     decay ** (len(places) - 1 - n) ==> decay**n

@@ -98,7 +98,7 @@ def test_batches_are_the_same_from_memory_shards_and_another_process(some, tmp_p
         assert lengths.tolist() == opened.lengths()[name].tolist()
 
 
-def test_word_pieces_of_another_tokenizer_are_not_read(some, tmp_path):
+def test_pieces_of_another_tokenizer_are_not_read(some, tmp_path):
     kept(some, tmp_path / "s")
     other = train_tokenizer(Catalogue("o", (Product("1", {"text": "a red mug, a blue jug"}),)), 90)
     opened = Streams(*columns.opened(tmp_path / "s"), other)
