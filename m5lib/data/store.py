@@ -227,7 +227,7 @@ def with_sound(catalogue: Catalogue, workers: int | None = None) -> Catalogue:
 # --- on disk
 
 
-@lru_cache(maxsize=256)  # open files are few on most systems; shards may be many
+@lru_cache(maxsize=512)  # most systems allow 1,024 open files; shards may be many
 def _map(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
