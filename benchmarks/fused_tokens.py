@@ -16,7 +16,7 @@ import torch
 from m5lib import data as files
 from m5lib import objectives, pretrain
 from m5lib.lab import recording, runs
-from m5lib.masking import Vocabulary, hidden, mask
+from m5lib.masking import hidden, mask
 
 
 def step(model, optimizer, streams, rows, wanted: bool, seed: int) -> tuple[float, float]:
@@ -27,7 +27,7 @@ def step(model, optimizer, streams, rows, wanted: bool, seed: int) -> tuple[floa
         generator = torch.Generator().manual_seed(seed)
         batch, targets = mask(
             streams.batch(rows),
-            Vocabulary.of(streams.tokenizer),
+            streams.tokenizer,
             generator,
             objective.mask_rate,
             dict(objective.hides),

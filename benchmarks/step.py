@@ -58,6 +58,15 @@ PRODUCTS = {
 }
 
 
+class Words:
+    """What masking reads of a tokenizer: how many word pieces, and which is ``[MASK]``."""
+
+    mask_token_id = 4
+
+    def __len__(self) -> int:
+        return VOCABULARY
+
+
 # --- in a process of each checkout ----------------------------------------------------------------
 
 
@@ -218,7 +227,7 @@ class Worker:
         """The model of a size, if it is another than before, the batch, and a step."""
         import torch
 
-        from m5lib.masking import Vocabulary, mask
+        from m5lib.masking import mask
         from m5lib.pretrain import Training
 
         self.batch, self.micro = None, micro
@@ -229,7 +238,7 @@ class Worker:
             self.build(size)
         drawn = torch.Generator().manual_seed(0)
         batch = batch_of(variant, products, drawn)
-        masked, targets = mask(batch, Vocabulary(VOCABULARY, 4), drawn)
+        masked, targets = mask(batch, Words(), drawn)
         tokens, flops = products_of(masked, targets, size)
         self.batch = batch.to(self.device)
         self.step(0)
@@ -265,10 +274,10 @@ class Worker:
         import numpy as np
 
         from m5lib import objectives, pretrain
-        from m5lib.masking import Vocabulary, hidden, mask
+        from m5lib.masking import hidden, mask
 
         def losses(chosen, generator):
-            masked, targets = mask(self.batch, Vocabulary(VOCABULARY, 4), generator)
+            masked, targets = mask(self.batch, Words(), generator)
             if self.micro:
                 from m5lib.models.parallel import Parts
 
@@ -345,11 +354,11 @@ class Authors(Worker):
         """Masks, as ours draws them, then theirs."""
         import torch
 
-        from m5lib.masking import Vocabulary, mask
+        from m5lib.masking import mask
         from m5lib.modalities import MODALITIES
 
         drawn = torch.Generator(self.device).manual_seed(step)
-        masked, targets = mask(self.batch, Vocabulary(VOCABULARY, 4), drawn)
+        masked, targets = mask(self.batch, Words(), drawn)
         given, labels = {}, {}
         for name, row in MODALITIES.items():
             stream, target = masked.streams[name], targets[name]

@@ -13,7 +13,7 @@ summary of a feature stream is computed again from what is left, so that it does
 tokens away.
 
 >>> generator = torch.Generator().manual_seed(0)
->>> masked, targets = mask(batch, Vocabulary.of(tokenizer), generator)
+>>> masked, targets = mask(batch, tokenizer, generator)
 >>> targets["text"].value.shape, masked.streams["text"].tokens.shape  # (S,), (B, L)
 """
 
@@ -45,19 +45,6 @@ class Target:
 Targets = Mapping[str, Target]
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """What masking has to know of a tokenizer."""
-
-    size: int
-    mask: int
-
-    @classmethod
-    def of(cls, tokenizer) -> "Vocabulary":
-        """Of a ``transformers`` tokenizer."""
-        return cls(len(tokenizer), tokenizer.mask_token_id)
-
-
 def maskable(stream: Stream) -> Bool[Tensor, "B L"]:
     """What may be hidden: what is there, save ``[CLS]``, ``[SEP]`` and the summary of features."""
     if stream.entity is not None:
@@ -84,17 +71,17 @@ def _choose(stream: Stream, rate: float, draw: Callable, entities: bool) -> Tens
     return chosen & (stream.entity % 2 == odd.long()) & maskable(stream)  # values have odd numbers
 
 
-def _hide_words(stream, chosen, vocabulary: Vocabulary, draw: Callable, entities: bool) -> Stream:
-    hidden = torch.full_like(stream.tokens, vocabulary.mask)
+def _hide_words(stream, chosen, tokenizer, draw: Callable, entities: bool) -> Stream:
+    hidden = torch.full_like(stream.tokens, tokenizer.mask_token_id)
     if not entities:
-        kind, other = draw(*chosen.shape), draw(*chosen.shape, high=vocabulary.size)
+        kind, other = draw(*chosen.shape), draw(*chosen.shape, high=len(tokenizer))
         hidden = torch.where(kind < 0.8, hidden, torch.where(kind < 0.9, other, stream.tokens))
     return replace(stream, tokens=torch.where(chosen, hidden, stream.tokens))
 
 
 def mask(
     batch: Batch,
-    vocabulary: Vocabulary,
+    tokenizer,
     generator: torch.Generator,
     rate: float = 0.15,
     hides: Mapping[str, str] | None = None,
@@ -105,6 +92,7 @@ def mask(
 
     Args:
         batch: on the device of the generator.
+        tokenizer: that of the streams; its ``[MASK]`` and its size are read.
         hides: modality -> ``token`` or ``entity``, instead of what its row says (``{"table":
             "token"}`` is Table 7's MLM).
         only: streams to hide something of; all, if not given.
@@ -126,7 +114,7 @@ def mask(
         source = stream.classes if name in classes else stream.tokens
         targets[name] = Target(product, token, source[product, token], name in classes)
         if row.kind == "words":
-            streams[name] = _hide_words(stream, chosen, vocabulary, draw, entities)
+            streams[name] = _hide_words(stream, chosen, tokenizer, draw, entities)
         else:
             # the released loader divides by the number of valid tokens, hidden ones included
             left = stream.tokens.masked_fill(chosen[..., None], 0.0)

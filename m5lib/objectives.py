@@ -1,7 +1,7 @@
 """Masked losses and matching; :func:`total` is the one place that reduces and adds up (Eq. 3).
 Contrast and harmony scores: :mod:`m5lib.simcl`.
 
->>> batch, targets = mask(batch, Vocabulary.of(tokenizer), generator)
+>>> batch, targets = mask(batch, tokenizer, generator)
 >>> loss, parts = total(model, model(batch), targets)  # parts: MLM, MEM, …, contrast_I+T, …
 >>> loss.backward()
 """

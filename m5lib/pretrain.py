@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from m5lib import objectives
 from m5lib.files import reading, room, whole_file
-from m5lib.masking import Vocabulary, drawn_modalities, hidden, mask
+from m5lib.masking import drawn_modalities, hidden, mask
 from m5lib.model import Model
 from m5lib.spec import Spec
 from m5lib.streams import Batch, Streams, impute
@@ -185,7 +185,7 @@ def pretrain(
     rows = catalogue.split("train") if rows is None else np.asarray(rows)
     if not len(rows):
         raise ValueError(f"{catalogue.name}: the train split is empty; nothing to pre-train on")
-    words, tasks = Vocabulary.of(streams.tokenizer), objective.tasks(spec.modalities)
+    words, tasks = streams.tokenizer, objective.tasks(spec.modalities)
     rate, hides = objective.mask_rate, dict(objective.hides)
 
     def losses(chosen: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

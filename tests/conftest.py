@@ -106,6 +106,18 @@ def write_shop(folder: Path, products: int = 240, seed: int = 0) -> Path:
     return folder
 
 
+class FewWords:
+    """What masking reads of a tokenizer: how many word pieces, and which is ``[MASK]``."""
+
+    mask_token_id = 4
+
+    def __init__(self, size: int = 50):
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     return write_shop(tmp_path_factory.mktemp("fashion") / "shop")

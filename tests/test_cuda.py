@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import make_five_batch
+from conftest import FewWords, make_five_batch
 from torch import nn
 
 from m5lib import masking, objectives
@@ -46,7 +46,7 @@ def step(model: Model, device: str, precision: str = "float32", products: int = 
     batch, objective = make_five_batch(products=products), model.spec.objective
     batch = impute(batch, model.spec.empty) if model.spec.missing == "impute" else batch
     tasks, drawn = objective.tasks(model.spec.modalities), torch.Generator().manual_seed(0)
-    words = masking.Vocabulary(50, 4)
+    words = FewWords()
     batch, targets = masking.mask(batch, words, drawn, 0.4, only=tasks)
     moved = {
         name: replace(t, **{k: getattr(t, k).to(device) for k in ("product", "token", "value")})

@@ -12,8 +12,8 @@ from conftest import ROOT
 
 HOUSE = ROOT / "m5lib"
 #: The design has 400, 8, 2,700 for the core and 12,800 for all: the last is TEMPORARY here, tighten
-#: it with what goes. That a full disk is said of its file, whoever writes, took eleven of the core.
-LONGEST_FILE, MOST_FILES, CORE_LINES, ALL_LINES = 400, 8, 2_711, 15_345
+#: it with what goes.
+LONGEST_FILE, MOST_FILES, CORE_LINES, ALL_LINES = 400, 8, 2_700, 15_345
 
 
 def lines(files) -> dict[Path, int]:

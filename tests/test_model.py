@@ -3,14 +3,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_five_batch
+from conftest import FewWords, make_five_batch
 from padded import run as padded_run
 from torch import nn
 
 from m5lib import masking, objectives, simcl
 from m5lib.embeddings import READOUTS, read_out
 from m5lib.layers import AttentionBlock, Packed, Whitening, attention
-from m5lib.masking import Vocabulary, mask
+from m5lib.masking import mask
 from m5lib.model import EXTRACTORS, Model
 from m5lib.models import zoo
 from m5lib.spec import Block, Objective, Spec, Stage
@@ -31,7 +31,7 @@ def build(spec, seed=0) -> Model:
 
 
 def step(model, batch, seed=0):
-    hidden, targets = mask(batch, Vocabulary(50, 4), torch.Generator().manual_seed(seed), 0.4)
+    hidden, targets = mask(batch, FewWords(), torch.Generator().manual_seed(seed), 0.4)
     return objectives.total(model, model(hidden), targets)
 
 
@@ -352,9 +352,7 @@ def test_only_the_wanted_fused_tokens_are_computed_and_they_are_the_same(five, n
 
 def test_a_loss_and_its_gradients_need_only_the_wanted_tokens(five):
     model = build(five)
-    hidden, targets = mask(
-        make_five_batch(), Vocabulary(50, 4), torch.Generator().manual_seed(0), 0.4
-    )
+    hidden, targets = mask(make_five_batch(), FewWords(), torch.Generator().manual_seed(0), 0.4)
     found = []
     for wanted in (None, masking.hidden(hidden, targets)):
         model.zero_grad()

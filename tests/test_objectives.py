@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_five_batch
+from conftest import FewWords, make_five_batch
 from own_forms import register
 
 from m5lib import objectives, simcl
 from m5lib.embeddings import read_out
-from m5lib.masking import Target, Vocabulary, drawn_modalities, mask
+from m5lib.masking import Target, drawn_modalities, mask
 from m5lib.model import Model
 from m5lib.models.zoo import change
 from m5lib.streams import impute
@@ -115,7 +115,7 @@ def test_small_features_count_as_much_as_large_ones_if_told(five, five_batch):
 
 def test_a_batch_without_masked_tokens_has_a_finite_loss(five, five_batch):
     model = Model(five)
-    batch, targets = mask(five_batch(), Vocabulary(50, 4), torch.Generator(), rate=0.0)
+    batch, targets = mask(five_batch(), FewWords(), torch.Generator(), rate=0.0)
     loss, parts = objectives.total(model, model(batch), targets)
     loss.backward()
     assert torch.isfinite(loss) and parts["MLM"] == 0 and loss > 0  # the contrast is left
@@ -123,7 +123,7 @@ def test_a_batch_without_masked_tokens_has_a_finite_loss(five, five_batch):
 
 def test_total_is_the_sum_of_masked_tasks_and_the_mean_of_pairs(five, five_batch):
     model = Model(five).eval()
-    batch, targets = mask(five_batch(), Vocabulary(50, 4), torch.Generator().manual_seed(0), 0.3)
+    batch, targets = mask(five_batch(), FewWords(), torch.Generator().manual_seed(0), 0.3)
     loss, parts = objectives.total(model, model(batch), targets)
     pairs = torch.stack([v for k, v in parts.items() if k.startswith("contrast")])
     tasks = torch.stack([v for k, v in parts.items() if k.isupper()])
@@ -143,7 +143,7 @@ def test_half_precision_leaves_the_contrast_alone(five, five_batch):
     """Under autocast similarities and scores are float32: at a temperature of 0.015 a bf16 product
     would be off by a third of a logit."""
     model = Model(five).eval()
-    batch, targets = mask(five_batch(), Vocabulary(50, 4), torch.Generator().manual_seed(0), 0.3)
+    batch, targets = mask(five_batch(), FewWords(), torch.Generator().manual_seed(0), 0.3)
     output = model(batch)
     _, exact = objectives.total(model, output, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -184,7 +184,7 @@ def outputs(five, five_batch, settings=(), rate=0.3, **spec):
         ) if parameter.ndim > 1 and name != "scores" else None
     tasks = model.spec.objective.tasks(model.spec.modalities)
     batch, targets = mask(
-        five_batch(), Vocabulary(50, 4), torch.Generator().manual_seed(0), rate, None, tasks
+        five_batch(), FewWords(), torch.Generator().manual_seed(0), rate, None, tasks
     )
     return model, model(batch), targets
 
@@ -350,7 +350,7 @@ def test_which_modalities_are_masked_and_what_is_predicted(five, five_batch):
     )
     hidden, targets = mask(
         batch,
-        Vocabulary(50, 4),
+        FewWords(),
         torch.Generator().manual_seed(0),
         0.5,
         None,
@@ -458,7 +458,7 @@ def test_training_does_not_pull_a_products_modalities_apart(
     tasks = spec.objective.tasks(spec.modalities)
     for step in range(40):
         generator = torch.Generator().manual_seed(step)
-        batch, targets = mask(five_batch(0), Vocabulary(50, 4), generator, 0.3, None, tasks)
+        batch, targets = mask(five_batch(0), FewWords(), generator, 0.3, None, tasks)
         optimizer.zero_grad()
         objectives.total(model, model(batch), targets)[0].backward()
         optimizer.step()

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from conftest import FewWords
 
 from m5lib import streams
 from m5lib.catalogue import Catalogue, DataError, Product
-from m5lib.masking import Vocabulary, mask
+from m5lib.masking import mask
 from m5lib.modalities import MODALITIES
 from m5lib.models.words import train_tokenizer
 
@@ -82,11 +83,9 @@ def test_a_batch_does_not_depend_on_its_neighbours(stream_set):
 # --- masking
 # ------------------------------------------------------------------------------------------------
 
-VOCABULARY = Vocabulary(50, 4)
-
 
 def masked(batch, seed=0, **settings):
-    return mask(batch, VOCABULARY, torch.Generator().manual_seed(seed), **settings)
+    return mask(batch, FewWords(), torch.Generator().manual_seed(seed), **settings)
 
 
 def test_fifteen_percent_of_real_tokens_are_hidden(five_batch):
@@ -169,7 +168,7 @@ def test_any_place_of_a_long_stream_can_be_hidden():
     hidden = {name: torch.zeros(long, dtype=torch.bool) for name in batch.streams}
     for seed in range(60):
         for name, stream in masked(batch, seed, rate=0.5)[0].streams.items():
-            gone = stream.tokens == (0 if name == "image" else VOCABULARY.mask)
+            gone = stream.tokens == (0 if name == "image" else FewWords.mask_token_id)
             hidden[name] |= (gone.all(-1) if gone.ndim == 3 else gone).any(0)
     for name, places in hidden.items():
         assert places[1:].all() and not places[0], name

@@ -324,7 +324,7 @@ def test_a_detector_of_transformers_gives_regions_and_their_classes(name, saved,
 def test_class_probabilities_reach_the_objective(saved, tmp_path):
     """Stored beside the features, read into batches, and learned from: nothing else is asked of
     who chooses a detector."""
-    from m5lib.masking import Vocabulary, mask
+    from m5lib.masking import mask
     from m5lib.model import Model
     from m5lib.models import zoo
     from m5lib.objectives import total
@@ -343,9 +343,7 @@ def test_class_probabilities_reach_the_objective(saved, tmp_path):
     assert isinstance(objective, Objective)
     model = Model(replace(spec, objective=objective).fit(streams))
     batch, generator = streams.batch(range(6)), torch.Generator().manual_seed(0)
-    batch, targets = mask(
-        batch, Vocabulary.of(streams.tokenizer), generator, classes=("image",), rate=0.5
-    )
+    batch, targets = mask(batch, streams.tokenizer, generator, classes=("image",), rate=0.5)
     goal = targets["image"].value
     assert targets["image"].probability and goal.shape[1] == 5 and len(goal)
     np.testing.assert_allclose(goal.sum(1), 1, atol=5e-3)

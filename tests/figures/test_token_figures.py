@@ -57,11 +57,8 @@ def test_regions_frames_and_sound_mark_each_hidden_token():
 
 def test_hidden_says_what_was_chosen(stream_set):
     batch = stream_set.batch(np.arange(200))
-    vocabulary, generator = (
-        masking.Vocabulary.of(stream_set.tokenizer),
-        torch.Generator().manual_seed(0),
-    )
-    _, targets = masking.mask(batch, vocabulary, generator, 0.15)
+    generator = torch.Generator().manual_seed(0)
+    _, targets = masking.mask(batch, stream_set.tokenizer, generator, 0.15)
     for name, where in masking.hidden(batch, targets).items():
         assert (
             int(where.sum()) == len(targets[name].product)

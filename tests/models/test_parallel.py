@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from conftest import make_five_batch
+from conftest import FewWords, make_five_batch
 from torch import nn
 
 from m5lib import masking, objectives, simcl
@@ -86,7 +86,7 @@ def step(case: str, count: int = 7, micro: int | None = None, seed: int = 5):
         batch = batch.take(*own)
     draw, given = torch.Generator().manual_seed(seed), None
     asked = (0.4, dict(objective.hides), objective.tasks(spec.modalities), objective.classes)
-    batch, targets = masking.mask(batch, masking.Vocabulary(50, 4), draw, *asked)
+    batch, targets = masking.mask(batch, FewWords(), draw, *asked)
     if objective.drop:
         there = batch.presence_of(spec.modalities)
         given = masking.drawn_modalities(there, objective.drop, draw, batch.part)
@@ -131,7 +131,7 @@ def test_dropout_is_that_of_the_part_in_both_passes(monkeypatch):
     monkeypatch.setattr(
         Model, "_encode", lambda self, *x: seen.append(encode(self, *x)) or seen[-1]
     )
-    batch, targets = masking.mask(batch, masking.Vocabulary(50, 4), torch.Generator())
+    batch, targets = masking.mask(batch, FewWords(), torch.Generator())
     parallel.Parts(model, 2).losses(batch, targets, None, 1)[0].backward()
     assert len(seen) == 8
     for first, second in zip(seen[:4], seen[4:], strict=True):
@@ -146,7 +146,7 @@ def test_micro_batches_learn_in_half_precision_too():
     found = []
     for micro in (0, 3):
         model, batch = built("scale").float(), make_five_batch(3, 7)
-        batch, targets = masking.mask(batch, masking.Vocabulary(50, 4), torch.Generator())
+        batch, targets = masking.mask(batch, FewWords(), torch.Generator())
         with torch.autocast("cpu", dtype=torch.bfloat16):
             if micro:
                 loss = parallel.Parts(model, micro).losses(batch, targets, None, 1)[0]

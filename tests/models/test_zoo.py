@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, make_five_batch
+from conftest import ROOT, FewWords, make_five_batch
 from torch import nn
 
 from m5lib import objectives
 from m5lib.lab import runs
-from m5lib.masking import Vocabulary, mask
+from m5lib.masking import mask
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model
 from m5lib.models import anatomy, zoo
@@ -57,7 +57,7 @@ def hidden_batch(spec, rate=0.4, seed=0):
         batch = impute(batch, spec.empty)
     return mask(
         batch,
-        Vocabulary(50, 4),
+        FewWords(),
         torch.Generator().manual_seed(seed),
         rate,
         None,
