@@ -20,11 +20,6 @@ from typing import NamedTuple
 
 import m5lib
 
-try:
-    from packaging.requirements import Requirement
-except ImportError:  # nothing is installed
-    Requirement = None
-
 #: GB of disk that a run of a profile on the shop takes; ``full`` is scaled from ``small`` to
 #: 100,000 listings and the paper's 250 M parameters.
 NEEDS = {"tiny": 0.1, "small": 0.4, "full": 15}
@@ -39,10 +34,17 @@ class Finding(NamedTuple):
     found: str
     mend: str = ""
 
+    @classmethod
+    def of(cls, check: str, good: bool, found: str, mend: str, bad: str = "fault") -> "Finding":
+        """``ok``; or ``bad``, with its mend."""
+        return cls(check, "ok", found) if good else cls(check, bad, found, mend)
+
 
 def _wanted() -> dict[str, tuple]:
     """Package -> its requirement, and the extra that asks for it, empty where it is always
     needed."""
+    from packaging.requirements import Requirement
+
     specs = [Requirement(spec) for spec in metadata.requires("m5lib")]
     extras = (re.search(r'extra == "(\w+)"', str(spec.marker)) for spec in specs)
     return {r.name: (r, extra[1] if extra else "") for r, extra in zip(specs, extras, strict=True)}
@@ -51,13 +53,10 @@ def _wanted() -> dict[str, tuple]:
 def _pip(name: str) -> str:
     """The command that installs a package with the Python that runs now, as the project wants it;
     one of torch with the other two."""
-    names = TORCH if name in TORCH else (name,)
-    specs = (json.dumps(f"{name}{_wanted()[name][0].specifier}") for name in names)
-    together = (
-        '--force-reinstall  (all three at once, from one index: a "+cpu" build fits no other)'
-    )
-    words = ["-m pip install", *specs, *([together] if name in TORCH else [])]
-    return " ".join([sys.executable, *words])
+    names, wanted = TORCH if name in TORCH else (name,), _wanted()
+    specs = " ".join(json.dumps(f"{name}{wanted[name][0].specifier}") for name in names)
+    together = ' --force-reinstall  (all at once, from one index: a "+cpu" build fits no other)'
+    return f"{sys.executable} -m pip install {specs}{together * (len(names) > 1)}"
 
 
 def _installed(name: str) -> str:
@@ -71,17 +70,12 @@ def _installed(name: str) -> str:
 def versions() -> Iterator[Finding]:
     """Python and every package against the bounds of ``pyproject.toml``, as it was installed. Of
     the extras only packages of ``dev`` are missed where they are absent."""
-    if Requirement is None:
-        yield Finding("packages", "fault", "the project's packages are absent", "make environment")
-        return
-    have, good = platform.python_version(), 0
-    bounds = Requirement(f"python{metadata.metadata('m5lib')['Requires-Python']}").specifier
-    said = f"{have} in {sys.prefix}"
-    if have in bounds:
-        yield Finding("python", "ok", said)
-    else:
-        mend = "rm -r .venv, then say which Python: make PYTHON=python3.12 environment"
-        yield Finding("python", "fault", f"{said}; {bounds} is needed", mend)
+    from packaging.specifiers import SpecifierSet
+
+    have, needs, good = platform.python_version(), metadata.metadata("m5lib")["Requires-Python"], 0
+    mend = "rm -r .venv, then say which Python: make PYTHON=python3.12 environment"
+    said = f"{have} in {sys.prefix}; {needs} is needed"
+    yield Finding.of("python", SpecifierSet(needs).contains(have), said, mend)
     for name, (wanted, extra) in _wanted().items():
         have = _installed(name)
         if have and wanted.specifier.contains(have, prereleases=True):
@@ -91,19 +85,6 @@ def versions() -> Iterator[Finding]:
             said += f"; {wanted.specifier} is needed" + f", only by the extra {extra}" * bool(extra)
             yield Finding(name, "warning" if extra else "fault", said, _pip(name))
     yield Finding("packages", "ok", f"{good} within the bounds of pyproject.toml")
-
-
-def builds() -> Iterator[Finding]:
-    """Whether torch, torchvision and torchaudio are builds for the same device."""
-    have = {name: _installed(name) for name in TORCH}
-    if not all(have.values()):
-        return  # said by `versions`
-    said = ", ".join(f"{name} {version}" for name, version in have.items())
-    if len({version.partition("+")[2] for version in have.values()}) == 1:
-        yield Finding("builds", "ok", said)
-    else:
-        said += "; from several indexes; below is whether they run together"
-        yield Finding("builds", "warning", said, _pip("torch"))
 
 
 #: What is tried -> the package that it tries, and code that prints what it found, or raises.
@@ -125,12 +106,12 @@ print(f"{torch.__version__} trains on {names}, in {'bf16' if fast else 'float32:
     "torchvision": ("torchvision", """
 import torchvision, torch
 assert torchvision.ops.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), 0.5).tolist() == [0]
-print("compiled operators load and run (nms)")
+print(f"{torchvision.__version__}: compiled operators load and run (nms)")
 """),
     "torchaudio": ("torchaudio", """
 import torchaudio, torch
 assert torchaudio.transforms.MFCC(16000, 13)(torch.zeros(16000)).shape[0] == 13
-print("MFCC run")
+print(f"{torchaudio.__version__}: MFCC run")
 """),
     "ffmpeg": ("av", """
 import av
@@ -150,25 +131,22 @@ def trials() -> Iterator[Finding]:
             continue  # said by `versions`
         command = [sys.executable, "-c", code]
         child = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if child.returncode == 0:
-            yield Finding(name, "ok", child.stdout.strip())
-            continue
-        said = "" if child.returncode == 1 else f"took Python down ({child.returncode}) "
-        said += (child.stderr.strip().splitlines() or [""])[-1]
+        said = (child.stderr.strip().splitlines() or [""])[-1]
+        said = said if child.returncode == 1 else f"took Python down ({child.returncode}) {said}"
         driver = "CUDA" in said or "NVIDIA" in said
         mend = "update the NVIDIA driver, or install builds for yours: " * driver + _pip(package)
         mend += " --force-reinstall --only-binary av  (FFmpeg is in its wheel)" * (name == "ffmpeg")
-        yield Finding(name, "fault", said, mend)
+        good = child.returncode == 0
+        yield Finding.of(name, good, child.stdout.strip() if good else said, mend)
 
 
 def kernel() -> Iterator[Finding]:
     """Whether the kernel that the notebooks name is this Python, with ``m5lib`` in it."""
     from jupyter_client.kernelspec import KernelSpecManager
 
-    books = m5lib.ROOT / "notebooks"
+    books, clone = m5lib.ROOT / "notebooks", "clone the repository and install it: pip install -e ."
     if not list(books.glob("*.ipynb")):
-        mend = "clone the repository and install from there: pip install -e ."
-        yield Finding("kernel", "fault", f"no notebooks in {m5lib.ROOT}", mend)
+        yield Finding("kernel", "fault", f"no notebooks in {m5lib.ROOT}", clone)
         return
     spec = KernelSpecManager().get_kernel_spec("python3")
     file = Path(spec.resource_dir, "kernel.json")
@@ -179,14 +157,12 @@ def kernel() -> Iterator[Finding]:
         prefix = child.stdout.strip() or "one that cannot run them"
     except (OSError, subprocess.SubprocessError) as error:
         prefix = f"one that does not start ({error})"
-    if prefix == sys.prefix:
-        yield Finding("kernel", "ok", f"python3, which the notebooks name, is this Python ({file})")
-        return
     mend = "export JUPYTER_PREFER_ENV_PATH=1, as `make` and `python -m m5lib notebooks` do; if that"
     mend += f" is not enough, {sys.executable} -m ipykernel install --sys-prefix --name python3;"
     mend += f" {sys.executable} -m pip install --no-deps -e {m5lib.ROOT}; delete {file}"
-    said = f"python3, which the notebooks name, is {prefix} ({file})"
-    yield Finding("kernel", "fault", said, mend)
+    said = "this Python" if prefix == sys.prefix else prefix
+    said = f"python3, which the notebooks name, is {said} ({file})"
+    yield Finding.of("kernel", prefix == sys.prefix, said, mend)
 
 
 def home() -> Iterator[Finding]:
@@ -209,13 +185,13 @@ def home() -> Iterator[Finding]:
         yield Finding("home", "fault", f"{said}: {error.strerror or error}", elsewhere)
         return
     free = shutil.disk_usage(place).free / 1e9
-    status = "fault" if free < NEEDS["tiny"] else "warning" if free < NEEDS["small"] else "ok"
     needs = ", ".join(f"{profile} {need:g}" for profile, need in NEEDS.items())
     text = f"{free:.1f} GB free below {said}; a run needs about (GB): {needs}"
-    yield Finding("disk", status, text, "" if status == "ok" else f"free some, or {elsewhere}")
+    bad = "fault" if free < NEEDS["tiny"] else "warning"
+    yield Finding.of("disk", free >= NEEDS["small"], text, f"free some, or {elsewhere}", bad)
 
 
-CHECKS = (versions, builds, trials, kernel, home)
+CHECKS = (versions, trials, kernel, home)
 
 
 def examine() -> list[Finding]:
@@ -225,8 +201,10 @@ def examine() -> list[Finding]:
         try:
             findings.extend(check())
         except Exception as error:  # a broken installation breaks in ways nobody thought of
-            said = f"{type(error).__name__}: {error}"
-            findings.append(Finding(check.__name__, "fault", said, "rm -r .venv; make environment"))
+            said, mend = f"{type(error).__name__}: {error}", "rm -r .venv; make environment"
+            if isinstance(error, ImportError):
+                said, mend = f"the project's packages are absent ({error})", "make environment"
+            findings.append(Finding(check.__name__, "fault", said, mend))
     return findings
 
 
