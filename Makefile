@@ -64,7 +64,7 @@ notebooks:
 	$(BIN)/python -m m5lib notebooks $(CHOSEN)
 
 results: environment
-	$(BIN)/python -m m5lib results --profile $(PROFILE) --seeds $(SEEDS) --data "$(DATA)"
+	$(BIN)/python docs/results.py --profile $(PROFILE) --seeds $(SEEDS) --data "$(DATA)"
 
 doctor: environment
 	@$(BIN)/python -m m5lib doctor

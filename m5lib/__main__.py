@@ -10,7 +10,6 @@ VERBS = {
     "notebooks": ("m5lib.lab.notebooks", "main", "run notebooks into reports/"),
     "pretrain": ("m5lib.lab.sweep", "pretrain", "a run of notebook 04; by torchrun on all devices"),
     "sweep": ("m5lib.lab.sweep", "main", "run a notebook at every point of a grid"),
-    "results": ("m5lib.lab.notebooks", "results", "make everything in results/"),
 }
 
 

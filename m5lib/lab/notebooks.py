@@ -3,17 +3,14 @@ another type, is an error before the kernel starts (papermill only warns). From 
 
     python -m m5lib notebooks --profile small --data FOLDER [notebook …]  # by default: every one
     python -m m5lib notebooks --demo [--data FOLDER]  # 01, 04 and 05, then the result table
-    python -m m5lib results --seeds 3 --data FOLDER  # everything in results/
 """
 
 import argparse
 import ast
 import html
-import json
 import logging
 import os
 import re
-import subprocess
 import sys
 import time
 import weakref
@@ -26,8 +23,7 @@ from urllib.parse import quote
 import nbformat
 
 from m5lib import ROOT, home
-from m5lib.data import write_json
-from m5lib.files import reading, whole_file
+from m5lib.files import whole_file
 
 
 class ParameterError(ValueError):
@@ -319,72 +315,3 @@ def _measurable(todo: list[Path], data: str) -> list[Path]:
         print(f"left out is what measures by category: {error}")
         return [n for n in todo if '"evaluate.require_labels(' not in n.read_text("utf-8")]
     return todo
-
-
-# --- everything in results/
-
-#: How many real products a study takes: a run of three modalities then takes about as long as one
-#: of five on the shop. The story of ``make demo`` takes all.
-PRODUCTS = 6000
-#: What these compare needs no second data set.
-SHOP_ONLY = ("model", "released", "probes")
-
-
-def results(arguments: Sequence[str] | None = None) -> int:
-    """``python -m m5lib results``: run every notebook for the results files that its metadata name,
-    on the shop and on real products. Returns 1 where one failed (the others still ran).
-
-    The seeds of a study (a notebook with a parameter ``seeds``) are swept side by side; then it
-    runs once with all of them, loads what they left, and records. An interrupted call goes on.
-    """
-    from m5lib.lab import sweep
-
-    todo = [(path, name) for path in find() for name in results_of(path)]
-    parser = argparse.ArgumentParser("python -m m5lib results", description="Make results/.")
-    option, names = parser.add_argument, list(dict.fromkeys(name for _, name in todo))
-    option("--profile", default="small", choices=("tiny", "small", "full"))
-    option("--seeds", type=int, default=3)
-    option("--data", default="", help="folder or file of real products, after the shop")
-    option("--only", nargs="+", default=names, choices=names, help="some of the results")
-    option("--workers", type=int, help="runs side by side; by default one per core, one on CUDA")
-    options, begun, done = parser.parse_args(arguments), time.monotonic(), []
-    show_progress()
-    for data in ("shop", *([str(Path(options.data).resolve())] if options.data else [])):
-        place = "" if data == "shop" else Path(data).name.split("-")[0]
-        for path, name in todo:
-            if name not in options.only or (place and name in SHOP_ONLY):
-                continue
-            start, fine, known = time.monotonic(), True, parameters_of(path)
-            record = f"{name}_{place}" if place else name
-            parameters = {"profile": options.profile, "data": data}
-            if name == "demo":
-                record = place or name
-            elif name == "probes":
-                parameters["shops"] = options.seeds
-            elif "seeds" in known:
-                parameters |= {"products": PRODUCTS} if place else {}
-                if options.seeds > 1:
-                    grid = {"seed": list(range(options.seeds))}
-                    frame = sweep.sweep(path, grid, parameters, workers=options.workers)
-                    fine = bool((frame["status"] != "failed").all())
-                parameters["seeds"] = options.seeds
-            done.append(fine and _recorded(path, parameters | {"record": record}))
-            file, seconds = home("results", "times.json"), time.monotonic() - start
-            with reading(file, "delete it: it only says how long each took"):
-                times = json.loads(file.read_text()) if file.exists() else {}
-            times[record] = round(times.get(record, 0) + seconds)  # all parts of what resumed
-            write_json(file, times)
-    subprocess.run([sys.executable, ROOT / "docs" / "readme.py"], check=True)
-    minutes = (time.monotonic() - begun) / 60
-    print(f"{sum(done)} of {len(done)} results in {minutes:.0f} minutes; see {home('results')}")
-    return int(not all(done))
-
-
-def _recorded(notebook: Path, parameters: dict) -> bool:
-    output = home("reports", f"{notebook.stem}-{parameters['record']}.ipynb")
-    try:
-        to_html(run(notebook, output, parameters))
-        return True
-    except NotebookError as error:
-        print(f"FAILED {error}", file=sys.stderr)
-        return False
