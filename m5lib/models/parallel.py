@@ -10,24 +10,25 @@ computes the contrast, and DistributedDataParallel adds up the rest.
 >>> launch(train, 2, job, streams)  # train(job, streams) in two processes, which meet
 """
 
-import io
 import os
 import pickle
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.multiprocessing import (
+    ProcessExitedException,
+    ProcessRaisedException,
+    start_processes,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from m5lib import objectives
@@ -273,7 +274,7 @@ def led(lock) -> Iterator[None]:
 
 def launch(work: Callable, devices: int, *arguments) -> None:
     """``work(*arguments)`` in so many processes of this machine, each with a device of its own;
-    all that it takes is pickled. What the first writes to stderr, a progress bar, is seen here.
+    all that it takes is pickled. Of what they write to stderr, that of the first is seen here.
 
     Raises:
         ValueError: there are fewer devices.
@@ -281,91 +282,35 @@ def launch(work: Callable, devices: int, *arguments) -> None:
     """
     if torch.cuda.is_available() and devices > (there := torch.cuda.device_count()):
         raise ValueError(f"devices={devices}: this machine has {there}; take at most as many")
-    context, threads = get_context("spawn"), max(1, torch.get_num_threads() // devices)
-    processes, pipes = [], {}
+    threads, context = max(1, torch.get_num_threads() // devices), None
     with tempfile.TemporaryDirectory() as folder:
         # not as arguments of the processes: each would have to read them before the next one starts
         Path(folder, "work").write_bytes(pickle.dumps((work, arguments)))
         try:
-            for rank in range(devices):
-                hear, tell = context.Pipe(duplex=False)
-                given = (Path(folder), rank, devices, threads, tell)
-                processes.append(context.Process(target=_ranked, args=given, daemon=True))
-                processes[-1].start()
-                tell.close()  # so that the pipe ends when the process does
-                pipes[hear] = rank
-            if fault := _heard(processes, pipes):
-                end = "the others were ended; the same call goes on from the last checkpoint"
-                raise RuntimeError(f"{fault}; {end}")
+            given = (Path(folder), devices, threads)
+            context = start_processes(_ranked, given, devices, join=False, daemon=True)
+            while not context.join():
+                pass
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            end = "the others were ended; the same call goes on from the last checkpoint"
+            fault = f"failed: {str(error).strip().splitlines()[-1]}"
+            if name := getattr(error, "signal_name", None):
+                fault = f"was ended by {name} (out of memory?)"
+            which = f"number {error.error_index} of {devices} processes"
+            raise RuntimeError(f"{which} {fault}; {end}") from None
         finally:
-            for process in processes:
+            for process in context.processes if context else ():
                 process.kill()
                 process.join()
 
 
-def _heard(processes: list, pipes: dict) -> str:
-    """Hand on what is said until all have ended, or one has failed: what happened to that."""
-    faults = {}
-    while pipes:
-        for pipe in connection.wait(list(pipes)):
-            try:
-                failed, text = pipe.recv()
-            except EOFError:
-                rank = pipes.pop(pipe)
-                processes[rank].join()
-                if processes[rank].exitcode:
-                    return _cause(processes, faults | {rank: faults.get(rank, "")})
-                continue
-            if failed:
-                faults[pipes[pipe]] = text
-            else:
-                sys.stderr.write(text)
-                sys.stderr.flush()
-    return ""
-
-
-def _cause(processes: list, faults: dict[int, str]) -> str:
-    """One that was killed explains the faults of those that waited for it."""
-    for process in processes:
-        process.join(1.0)
-    number = f"of {len(processes)} processes"
-    for rank, process in enumerate(processes):
-        if (process.exitcode or 0) < 0:
-            name = signal.Signals(-process.exitcode).name
-            return f"number {rank} {number} was ended by {name} (out of memory?)"
-    rank, text = next(iter(faults.items()))
-    return f"number {rank} {number} failed: {text or 'it ended without a word'}"
-
-
-class _Said(io.TextIOBase):
-    """A text stream whose words come out in the process that started this one."""
-
-    def __init__(self, tell):
-        self.tell = tell
-
-    def write(self, text: str) -> int:
-        """Send it."""
-        self.tell.send((False, text))
-        return len(text)
-
-
-def _ranked(folder: Path, rank: int, devices: int, threads: int, tell) -> None:
+def _ranked(rank: int, folder: Path, devices: int, threads: int) -> None:
     """One of the processes of :func:`launch`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process is interrupted, and ends us
-
-    def follow() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": devices}
     os.environ.update({name: str(number) for name, number in numbers.items()})
     torch.set_num_threads(threads)
-    sys.stderr = _Said(tell) if rank == 0 else open(os.devnull, "w")
-    try:
-        work, arguments = pickle.loads((folder / "work").read_bytes())
-        with joined((folder / "meet").as_uri()):
-            work(*arguments)
-    except Exception as error:
-        tell.send((True, f"{type(error).__name__}: {error}"))
-        os._exit(1)
+    if rank:  # one progress bar is enough
+        sys.stderr = open(os.devnull, "w")
+    work, arguments = pickle.loads((folder / "work").read_bytes())
+    with joined((folder / "meet").as_uri()):
+        work(*arguments)
