@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from m5lib.catalogue import SPLITS, Catalogue, DataError
+from m5lib.catalogue import Catalogue, DataError
 from m5lib.data import whole_file, write_json
 from m5lib.lab import runs
-from m5lib.modalities import MODALITIES, codes
+from m5lib.modalities import MODALITIES
 from m5lib.model import Model
 
 #: What a cell of :attr:`Report.products` says of content that is there; one that was not given is
@@ -110,25 +110,15 @@ class Report:
         return pd.Series(names, dtype=object).value_counts().astype(int)
 
     def __str__(self) -> str:
-        catalogue, kept = self.catalogue, len(self.catalogue)
-        splits = {name: len(catalogue.split(name)) for name in SPLITS}
-        lines = [
-            f"{catalogue.name}: {kept:,} products kept, with {codes(catalogue.modalities)}; "
-            f"{len(self.products) - kept:,} left out, of which nothing could be read",
-            f"  {len(set(catalogue.labels) - {None}):,} labels; "
-            + ", ".join(f"{name} {size:,}" for name, size in splits.items() if size),
-        ]
+        head, labels, *left_out = self.catalogue.report().splitlines()
+        kept = len(self.catalogue)
+        lost = f"{len(self.products) - kept:,} left out, of which nothing could be read"
+        lines = [head, labels, f"  {kept:,} products kept, {lost}"]
         for name, line in self.modalities.iterrows():
             counts = ", ".join(f"{line[how]:,} {how}" for how in ("read", "not given", "not read"))
             inside = f"; {line['inside']:,} of them in the {MODALITIES[name].inside}"
             lines.append(f"  {name}: {counts}{inside if line['inside'] else ''}")
-        for modality, reason, count, examples in self.reasons.itertuples(index=False):
-            lines.append(f"  not read: {modality}: {reason}: {count:,} ({examples})")
-        reasons = self.rows["reason"].str.replace(r" \(.*\)", "", regex=True)
-        for (what, reason), rows in self.rows.groupby(["what", reasons], sort=False):
-            where = _some(rows["where"])
-            lines.append(f"  not a product: {what}: {reason}: {len(rows):,} ({where})")
-        return "\n".join(lines)
+        return "\n".join([*lines, *left_out])
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``report.csv`` (products), ``rows.csv`` (what is no product) and ``report.json``
