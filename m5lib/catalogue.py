@@ -1,5 +1,4 @@
-"""Products, catalogues, which modalities are there, and splits that depend on nothing but the
-product's id.
+"""Products, catalogues, presence, and splits that depend on nothing but the product's id.
 
 >>> product = Product("7", {"text": "red mug", "table": (("colour", "red"),)}, label="Mug")
 >>> catalogue = Catalogue("mine", (product,))
@@ -44,10 +43,8 @@ class Product:
             table a tuple of ``(property, value)`` pairs in the shop's order, image, video and audio
             a :class:`m5lib.data.MediaFile`.
         label: the category; ``None`` where unknown.
-        split: a split given by the data's owner (:data:`GIVEN`); ``None`` to draw it by hash of the
-            id.
-        instance: the same for all listings of one product by several merchants; ``None`` where
-            unknown.
+        split: given by the data's owner (:data:`GIVEN`); ``None``: drawn by hash of the id.
+        instance: the same for all listings of one product by several merchants; ``None``: unknown.
     """
 
     id: str
@@ -93,8 +90,7 @@ class Catalogue:
 
     ``products`` are a tuple, or for millions :class:`m5lib.data.columns.Columns`.
 
-    Raises :class:`DataError` when there is no product, when two have the same id, or when one has
-    no modality.
+    Raises :class:`DataError`: no product, two of the same id, or one without any modality.
     """
 
     name: str

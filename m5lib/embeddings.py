@@ -74,8 +74,7 @@ def vectors_of(output: Output, states: str, pool: Callable = mean_token) -> Iter
 
 
 def parts_of(model: Model, output: Output, readout: str) -> Parts:
-    """What a read-out of :data:`TABLE` is made of: (states, modality) -> (B, E); zeros where the
-    modality is absent."""
+    """What a read-out of :data:`TABLE` is made of: (states, modality) -> (B, E), absent: zeros."""
     row, parts = TABLE[readout], {}
     for states in row.states:
         for name, x in vectors_of(output, states, row.pool):
@@ -132,9 +131,8 @@ def embeddings(
     readouts: Iterable[str] = READOUTS,
     batch_size: int = 128,
 ) -> dict[str, np.ndarray]:
-    """Embeddings of products, given only some of their modalities (by default all of the model;
-    a product that has none of them gets zeros): read-out -> (N, D) float32, in the order of
-    ``rows``."""
+    """Embeddings of products, given only some of their modalities (by default all of the model; a
+    product that has none gets zeros): read-out -> (N, D) float32, in the rows' order."""
     vectors = {readout: [] for readout in readouts}
     wanted = None if "fused_mean" in vectors else {}
     for batch in in_batches(model, streams, rows, modalities, batch_size):

@@ -9,8 +9,7 @@ MAM    audio  the same on audio tokens
 =====  =====  ==================================================================================
 
 Every chosen feature is zeroed (released: 90 % of the regions, all frames and audio tokens). The
-summary of a feature stream is computed again from what is left, so that it does not give the hidden
-tokens away.
+summary of a feature stream is computed again from what is left, so as not to give them away.
 
 >>> generator = torch.Generator().manual_seed(0)
 >>> masked, targets = mask(batch, tokenizer, generator)

@@ -2,8 +2,7 @@
 
 Everything that is per modality travels in dicts keyed by ``name``, in the order of this table. To
 add a modality, add a row here and an extractor to :mod:`m5lib.data.extractors` (or, for words, the
-``units`` function of the row): ``CONTRIBUTING.md`` has the steps and ``tests/test_modalities.py``
-does it.
+``units`` function of the row): see ``CONTRIBUTING.md``.
 
 >>> MODALITIES["table"].task, MODALITIES["table"].hides  # ("MEM", "entity")
 >>> codes(["text", "image"]), from_codes("I+T")  # "I+T", ("image", "text")
@@ -27,8 +26,7 @@ class Modality:
         task: the masked task (section 4.2), and what it hides at a time: a ``token``, or an
             ``entity``, which is a whole property or a whole value of a table. Words are predicted
             by cross-entropy, features by regression.
-        position: what tells tokens of the stream apart: their ``index``, or the 5-d ``box`` of a
-            region.
+        position: what tells tokens apart: their ``index``, or the 5-d ``box`` of a region.
         units: for words, the strings that make up the content, one per entity; unused for features.
         missing: what "absent" looks like in the data.
         inside: the modality whose files may hold this one too, as a video holds its sound.

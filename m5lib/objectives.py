@@ -24,8 +24,7 @@ Titles = Mapping[str, tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]]] | None
 
 
 def spread(features: Float[Tensor, "S F"]) -> Float[Tensor, ""]:
-    """What unit targets divide squared errors by: the variance of the features; 1 of fewer than
-    two."""
+    """What unit targets divide squared errors by: the features' variance; 1 of fewer than two."""
     if len(features) < 2:
         return features.new_ones(())
     return at_least_float32(features).var(0).mean().clamp(min=1e-6)

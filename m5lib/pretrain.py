@@ -166,8 +166,7 @@ def pretrain(
     watch: Callable[[Model], dict] | None = None,
     parts=None,
 ) -> list[dict]:
-    """Pre-train in place on the given rows (by default the ``train`` split); resumes from the
-    directory's checkpoint.
+    """Pre-train in place on the rows (default: the ``train`` split); resumes from a checkpoint.
 
     Writes ``checkpoint.pt`` (now and then, and at the end) and ``history.jsonl`` (one line per
     step: step, epoch, loss, its parts, learning rate, temperature, products per second).

@@ -1,5 +1,4 @@
-"""SIMCL (section 4.3): harmony scores S of each product, and the contrast between its modalities
-that they weigh.
+"""SIMCL (section 4.3): harmony scores S, and the contrast between modalities that they weigh.
 
 Both are tables of small functions, :data:`HARMONY` and :data:`FORMS`; :mod:`m5lib.spec` names the
 rows that a model uses. One of your own is a function and a line: ``FORMS["mine"] = mine``.
@@ -91,8 +90,7 @@ def free(matrix: Matrix, presence: Presence) -> Square:
     """Scores from free parameters in a form that trains: each row is the number of modalities
     present times softmax(S) over these, so positive and of mean one; all ones at S = 0.
 
-    One matrix for all products, where section 4.3 has one per sample: a product never seen has no
-    parameters.
+    One matrix for all products (section 4.3: one per sample, of which a new product has none).
     """
     weight, both = _softmax(matrix, presence)
     return (weight * presence.sum(1)[:, None, None]).masked_fill(~both, 0.0)
@@ -248,9 +246,8 @@ def released(
 def siglip(
     vectors: Vectors, presence: Presence, temperature: Tau, scores: Scores = None, bias: Bias = None
 ) -> Values:
-    """SigLIP (Zhai et al. 2023, arXiv 2303.15343): the sum over candidates of
-    -log σ(±(logit + bias)), + for the product itself and - for the others; the mean of both
-    directions."""
+    """SigLIP (Zhai et al. 2023, arXiv 2303.15343): the sum over candidates of -log σ(±(logit +
+    bias)), + for the product itself, - for others; mean of both directions."""
     both, values = _both(presence), 0.0
     kind = at_least_float32(vectors)
     sign = 2 * torch.eye(len(kind), device=kind.device, dtype=kind.dtype) - 1

@@ -101,12 +101,10 @@ class Objective:
         hides: what a masked task hides, where it is not what the modality's row says (Table 7:
             ``(("table", "token"),)``).
         classes: feature modalities of which class probabilities are predicted, not features.
-        targets: squared errors of features as they are (``plain``), or over the variance of the
-            features (``unit``).
+        targets: squared errors of features, ``plain``, or over the features' variance, ``unit``.
         matching: word modalities for which the model tells a product's own from another's
             (image-text matching, if ``("text",)``).
-        contrast: a name in :data:`m5lib.simcl.FORMS`, or ``none``; on the summaries before the
-            fusion.
+        contrast: of summaries before the fusion: a name in :data:`m5lib.simcl.FORMS`, or ``none``.
         pairs: ``all`` pairs of modalities, or ``neighbours`` in the table's order (M5-MMT).
         harmony: scores S of each product, a name in :data:`m5lib.simcl.HARMONY`, or ``uniform``: 1.
         agreement: what scores of vectors start from, a name in :data:`m5lib.simcl.AGREEMENT`.
@@ -174,8 +172,7 @@ class Spec:
         projection: width of a linear layer and ReLU on these summaries (released code); none, if 0.
         share: groups of word modalities with one embedding and one masked head. The table of word
             pieces is one for all in any case, tied to the heads.
-        types: a learned vector per modality in its embedding: of ``words`` (BERT's segments), of
-            ``all``, or ``none``.
+        types: a learned vector per modality: of ``words`` (BERT's segments), ``all`` or ``none``.
         boxes: whether the embedding of a region knows where it is.
         missing: an absent modality takes part in nothing (``mask``), or is a stream of zeros that
             everyone sees (``impute``; section 4.1).

@@ -32,8 +32,7 @@ Part = tuple[int, int] | None
 
 
 class Ragged(NamedTuple):
-    """Features of N products one after another: those of product ``n`` are rows ``offsets[n]`` to
-    ``offsets[n + 1]``.
+    """Features of N products in turn: those of product n are rows offsets[n] to offsets[n + 1].
 
     ``values`` (T, F) float16, or of words (T, 2) int32 (:func:`word_pieces`), ``boxes`` (T, 5)
     float16 or None, ``offsets`` (N + 1,) int64; an absent modality has no rows. ``classes`` (T, K)

@@ -118,8 +118,7 @@ class Backbone(Weighted):
         return Prepared(inputs, **known)
 
     def features(self, prepared: Sequence[Prepared]) -> list[Features]:
-        """Features of files, each as if alone, up to rounding: those of one shape at once, for
-        nothing is padded."""
+        """Features of files, each as if alone: those of one shape at once, unpadded."""
         import torch
 
         groups, found, kind = {}, {}, torch.device(self.device).type

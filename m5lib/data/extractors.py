@@ -44,8 +44,7 @@ class Features(NamedTuple):
 
 
 def locations(boxes: np.ndarray, width: float | int = 1.0, height: float | int = 1.0) -> np.ndarray:
-    """5-d locations (L, 5) of boxes (L, 4) x1, y1, x2, y2: (x1/W, y1/H, x2/W, y2/H, area/WH), as
-    the released loader."""
+    """5-d locations (released) of boxes (L, 4): (L, 5) of x1/W, y1/H, x2/W, y2/H, area/WH."""
     boxes = np.asarray(boxes, np.float32) / np.array([width, height] * 2, np.float32)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return np.concatenate([boxes, area[:, None]], axis=1)
@@ -53,8 +52,7 @@ def locations(boxes: np.ndarray, width: float | int = 1.0, height: float | int =
 
 @dataclass(frozen=True)
 class Crops:
-    """Plain region features that need no weights: crops at several scales, each described by its
-    colours and its edges.
+    """Plain region features without weights: crops at several scales, their colours and edges.
 
     ``levels`` ``(1, 2, 3)`` cuts the picture into 1 + 4 + 9 = 14 crops that overlap by ``margin``
     of their side. Of each crop, a grid of ``cells`` x ``cells`` gives mean RGB and a histogram of
@@ -115,8 +113,7 @@ class Crops:
 
 @dataclass(frozen=True)
 class Pixels:
-    """The whole picture as one token of ``width x height`` RGB pixels in [-1, 1]: what a control
-    without learning sees."""
+    """The whole picture as one token of RGB pixels in [-1, 1], for a control without learning."""
 
     size: tuple[int, int] = (24, 32)
     version: ClassVar[int] = 1
@@ -131,8 +128,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Frames:
-    """One frame per second (supplement E), at most ``limit``, each described by its colours and its
-    edges as a crop of :class:`Crops`.
+    """One frame per second (supplement E), up to ``limit``, each as a crop of :class:`Crops`.
 
     F = cells² (3 + directions). The frame is the one in the middle of each second (the first of a
     video is often black): token ``n`` shows second ``n`` + 0.5. A shorter video gives its middle
@@ -169,8 +165,7 @@ RATE, WINDOW, HOP = 16_000, 1024, 256
 
 
 def once(load: Callable) -> Callable:
-    """The same function, each of whose last results is made once per process, by whichever thread
-    comes first."""
+    """The same function; each of its last results is made once per process, by the first thread."""
     lock, cached = Lock(), lru_cache(maxsize=16)(load)
 
     @wraps(load)
@@ -183,8 +178,7 @@ def once(load: Callable) -> Callable:
 
 @once
 def _torchaudio(part: str):
-    """A module of torchaudio. They import each other: two threads that begin at once would find
-    half a module."""
+    """A module of torchaudio. They import each other: a second thread would find half a module."""
     return import_module(f"torchaudio.{part}")
 
 
@@ -207,8 +201,7 @@ def _samples(file: MediaFile, seconds: float):
 
 
 def means(frames: np.ndarray, group: int) -> np.ndarray:
-    """(T, F) -> (ceil(T / group), F) float32, means of ``group`` frames, the last of what is
-    left."""
+    """(T, F) -> (ceil(T / group), F) float32, means of ``group`` frames, at the end of fewer."""
     starts = np.arange(0, len(frames), group)
     counts = np.diff([*starts, len(frames)])[:, None]
     return (np.add.reduceat(frames, starts, axis=0) / counts).astype(np.float32)
@@ -238,8 +231,7 @@ class LogMel:
         return Features(means(frames, self.group))
 
     def spectrogram(self, samples) -> np.ndarray:
-        """(T,) tensor of samples -> (frames, bands) decibels, as torchaudio's ``MelSpectrogram``
-        and ``AmplitudeToDB``."""
+        """(T,) tensor of samples -> (frames, bands) decibels, by torchaudio's definitions."""
         decibels = _torchaudio("functional").amplitude_to_DB
         return decibels(_mel(self.bands)(samples), 10.0, 1e-10, 0.0, top_db=80.0).numpy().T
 
@@ -327,8 +319,7 @@ CONFIGURATIONS = ("config.json", "preprocessor_config.json", "processor_config.j
 
 
 def checksum(path: Path) -> str:
-    """16 hex digits of all bytes of a file of weights, or of a folder's configurations and
-    weights."""
+    """16 hex digits of a file of weights, or of a folder's configurations and weights."""
     if path.is_dir():
         weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
         files = [*filter(Path.is_file, (path / name for name in CONFIGURATIONS)), *weights]

@@ -10,9 +10,8 @@ unpickled; neither tensorpack nor msgpack is needed.
     <folder>/video_feature/<id>.npy (t, 1024) float16, a row per second
     <folder>/audio_feature/<id>.npy (80, 751) float32, mel bands x time
 
-A record is found once, as a :class:`~m5lib.data.MediaFile` (a stretch of a file, or a key),
-and read by an extractor as media are: the same checks, the same list of what could not be read, the
-same store.
+A record is found once, as a :class:`~m5lib.data.MediaFile` (a stretch of a file, or a key), and
+read by an extractor as media are: the same checks, the same list of faults, the same store.
 """
 
 import base64
@@ -44,8 +43,7 @@ from m5lib.streams import Ragged
 
 @dataclass(frozen=True)
 class StoredRegions:
-    """Regions of a record, from LMDB or TSV: (n, ``width``) and 5-d locations in fractions of the
-    picture (released loader)."""
+    """Regions of a record, from LMDB or TSV: (n, ``width``), and 5-d locations (released)."""
 
     width: int = 2048
     version: ClassVar[int] = 1
@@ -102,14 +100,12 @@ def read_features(
     readers: Mapping[str, Any] = OFFICIAL,
     workers: int | None = None,
 ) -> tuple[Catalogue, dict[str, Ragged]]:
-    """The extracted features of a release, for people who have nothing else, or instead of
-    extracting.
+    """The features of a release, where there is nothing else, or instead of extracting.
 
     Args:
         folder: the data root. Where a product is in an LMDB and in a TSV, the LMDB is read.
         catalogue: from :func:`m5lib.data.readers.read_m5product`; None: :func:`listed`.
-        store: folder of a :mod:`m5lib.data.store` to put them into, for more than memory holds;
-            None keeps them in memory.
+        store: folder of a :mod:`m5lib.data.store`, for more than memory holds; None: in memory.
         readers: modality -> reader, for features of other widths as ``{"image":
             StoredRegions(1024)}``; or an extractor, which reads that modality's media.
 
@@ -346,8 +342,7 @@ _BEGINS = re.compile(rb'"?[^\t"]+"?\t\d+\t\d+\t\d+\t')
 
 
 def tsv_records(path: Path, skipped: list[Skip]) -> Iterator[Found]:
-    """The records of a TSV. A caption in quotes may hold line ends; a line that begins like a
-    record begins one."""
+    """The records of a TSV. Captions in quotes may hold line ends, but no beginning of a record."""
 
     def finish(start: int, record: bytes) -> Iterator[Found]:
         fields = record.rstrip(b"\r\n").split(b"\t", 6)

@@ -48,8 +48,7 @@ def located(text: str) -> Path:
 @once
 def pretrained(folder: Path, kind: str, device: str = "cpu"):
     """What an ``Auto…`` class of ``transformers`` makes of a folder: a configuration, a processor,
-    or a network in eval mode. Raises ``DataError``: it is no such folder, or its files lack some of
-    the network's weights."""
+    or a network in eval mode. Raises ``DataError``: no such folder, or not all weights."""
     import transformers
 
     network = kind.startswith("AutoModel")

@@ -2,8 +2,7 @@
 in a folder of memory-mapped shards.
 
 An extractor (:mod:`m5lib.data.extractors`) turns one file into one array. What could not be decoded
-is taken out of the catalogue and listed, never replaced by zeros (the paper and the released code
-put zeros, section 4.1).
+is taken out of the catalogue and listed, never replaced by zeros (section 4.1).
 
 ::
 
@@ -65,19 +64,16 @@ def extract(
     Args:
         extractors: modality -> extractor. With one for a modality that lies inside another (sound
             in video), products get it from there (:func:`with_sound`).
-        folder: where they are kept; what is there is not made again, and features are read from it
-            lazily. None: in memory.
+        folder: where they are kept, not made again, and read from lazily. None: in memory.
         workers: threads of each process (:func:`in_parallel`).
-        shard: products per shard. A killed process loses at most one; take some thousands for
-            millions of products.
+        shard: products per shard, what a kill loses; some thousands for millions of products.
         processes: how many work on the folder, this one among them.
         executor: runs them, any of ``concurrent.futures``; this process then waits. Machines must
             see the folder, and the media, under the same paths.
 
     Returns:
         the catalogue without what could not be decoded (:func:`without`), and for each modality a
-        :class:`Ragged` in the order of that catalogue, of :class:`Mapped` arrays where there is a
-        folder.
+        :class:`Ragged` in its order, of :class:`Mapped` arrays where there is a folder.
     """
     decoding = (name for name, e in extractors.items() if getattr(e, "decodes", True))
     if any(MODALITIES[name].inside for name in decoding):
@@ -204,8 +200,7 @@ def _checked(features: tuple, extractor) -> Features:
 def with_sound(catalogue: Catalogue, workers: int | None = None) -> Catalogue:
     """The catalogue with the sound of its videos (``Modality.inside``): a product without a sound
     file whose video has a sound track gets that video as its audio content (the paper cuts all of
-    its audio from the video, section 3). A video that cannot be opened is left to its extractor,
-    which lists it."""
+    its audio from the video, section 3). One that cannot be opened is listed later."""
     for name, row in MODALITIES.items():
         products = [] if row.inside is None else catalogue.products
         here = [p for p in products if row.inside in p.contents and name not in p.contents]
@@ -233,8 +228,7 @@ def _map(path: Path) -> np.ndarray:
 
 
 class Mapped:
-    """A (T, F) array in several ``.npy`` files one after another, indexed along T like a numpy
-    array.
+    """A (T, F) array in several ``.npy`` files, indexed along T like a numpy array.
 
     Files are opened when something of them is read, and a copy of that is returned. Pickles as
     paths, so that loader processes each open their own.

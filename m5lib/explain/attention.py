@@ -1,5 +1,4 @@
-"""Who reads whom in a model, as token scores to set beside gradients: attention maps and attention
-rollout."""
+"""Who reads whom, as token scores to set beside gradients: attention maps and rollout."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -56,8 +55,7 @@ def rollout(layers: Sequence[Attention]) -> Float[Tensor, "B T T"]:
 
 
 def read_by_summaries(model: Model, batch: Batch, maps: Float[Tensor, "B T T"]) -> Tokens:
-    """What the first tokens of the modalities that are there read of each token, on average: these
-    are what a classifier is given.
+    """What the first tokens of modalities that are there (a classifier's input) read of each token.
 
     The share of a feature stream's summary is dealt out evenly among the tokens that it is the mean
     of; that of ``[CLS]`` and ``[SEP]`` is left out.
@@ -77,8 +75,7 @@ def read_by_summaries(model: Model, batch: Batch, maps: Float[Tensor, "B T T"]) 
 
 
 def attention_scores(model: Model, batch: Batch) -> dict[str, Tokens]:
-    """Scores by ``attention``, the last layer's weights, and ``rollout``, from the embeddings to
-    the last layer."""
+    """Scores by ``attention``, the last layer's weights, and ``rollout``, through all layers."""
     layers = attention(model, batch)
     maps = {"attention": layers[-1].weights, "rollout": rollout(layers)}
     return {method: read_by_summaries(model, batch, x) for method, x in maps.items()}

@@ -1,5 +1,4 @@
-"""What a number of the model comes from: tokens by gradients (Captum), modalities by exact Shapley
-values.
+"""What a number of the model comes from: gradients of tokens, Shapley values of modalities.
 
 The number F(x) is a :class:`Target`: the logit of a class, or the similarity to another product.
 A gradient method follows a :class:`Path` from a baseline x' to the product x. Integrated gradients
@@ -68,8 +67,7 @@ class Target:
 
 
 def class_logit(classifier: Classifier, labels: Sequence[str] | np.ndarray) -> Target:
-    """The logit of a class for each product. Raises ``ValueError`` for a label that the classifier
-    does not know."""
+    """The logit of a class for each product. Raises ``ValueError``: an unknown label."""
     known = {label: n for n, label in enumerate(classifier.labels)}
     if unknown := sorted({str(label) for label in labels} - set(known)):
         knows = f"it knows {len(known)}: {', '.join(list(known)[:5])} …"
@@ -98,8 +96,7 @@ def similarity(model: Model, vectors: Float[np.ndarray, "B E"]) -> Target:
 
 
 def nearest(model: Model, streams: Streams, rows: Rows) -> tuple[Target, np.ndarray]:
-    """The similarity of each product to its nearest other one in the gallery; and the rows of
-    these (B,)."""
+    """The similarity of each product to its nearest other one in the gallery, and their rows."""
     ids, gallery = streams.catalogue.ids, streams.catalogue.split("gallery")
     parts = (embeddings(model, streams, part, readouts=(DEFAULT,)) for part in (rows, gallery))
     own, offered = (part[DEFAULT] for part in parts)
@@ -202,8 +199,7 @@ def _hidden(model: Model, batch: Batch) -> Batch:
 def means(
     model: Model, streams: Streams, rows: Rows, batch_size: int = 512
 ) -> dict[str, Float[Tensor, " D"]]:
-    """The mean token of each modality over products, for the baseline "mean": embedding of a word,
-    features of the rest."""
+    """The mean token (word embedding, features) of each modality, for the baseline "mean"."""
     device, total, count = next(model.parameters()).device, {}, {}
     model.eval()
     for start in range(0, len(rows), batch_size):
@@ -219,8 +215,7 @@ def means(
 
 
 class Attribution(NamedTuple):
-    """Signed scores of the tokens, F(x) and F(x'). A complete method's scores of a product add up
-    to ``value - base``."""
+    """Signed scores of tokens (a complete method's add up to ``value - base``), F(x) and F(x')."""
 
     tokens: Tokens
     value: Float[Tensor, " B"]
@@ -303,8 +298,7 @@ def fitting(
 
 
 class Shapley(NamedTuple):
-    """``values`` in the order of the model's modalities, exactly 0 where a product lacks one; F
-    with all and with none."""
+    """``values`` in the order of modalities, exactly 0 where absent; F with all and with none."""
 
     values: Float[Tensor, "B M"]
     full: Float[Tensor, " B"]

@@ -68,8 +68,7 @@ class Curves(NamedTuple):
     insertion: Float[np.ndarray, "B K"]
 
     def areas(self) -> tuple[np.ndarray, np.ndarray]:
-        """(B,) mean height of each curve (trapezia). Faithful is low for deletion and high for
-        insertion."""
+        """(B,) mean height of each curve. Faithful: low for deletion, high for insertion."""
         middles = ((x[:, 1:] + x[:, :-1]) / 2 for x in self)  # shares are evenly spaced
         return tuple(x.mean(axis=1) for x in middles)
 
@@ -193,8 +192,7 @@ def sensitivity(
     whole: Path, radius: float = 0.02, samples: int = 4, steps: int = STEPS
 ) -> np.ndarray:
     """Maximal sensitivity of integrated gradients (Yeh et al. 2019; Captum's ``sensitivity_max``):
-    (B,) the largest relative change of the attribution when all inputs are moved by at most
-    ``radius``."""
+    (B,) the largest relative change when all inputs move by at most ``radius``."""
     from captum.metrics import sensitivity_max
 
     def explain(inputs, baselines, additional_forward_args):

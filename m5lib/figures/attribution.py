@@ -1,5 +1,4 @@
-"""Figures of attributions (as Figures 7, 13 and 14). Blue speaks for the number that is explained,
-orange against it."""
+"""Figures of attributions (as Figures 7, 13, 14). Blue speaks for the number, orange against it."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -73,8 +72,7 @@ class Panel(NamedTuple):
 
 
 def _chips(panel: Panel, rows: Sequence[Sequence[tuple]], reach: float, lead: float = 0.0) -> None:
-    """Lines of (text, score, true), coloured; the first of each line is a label in front where
-    ``lead`` is its width."""
+    """Lines of (text, score, true), coloured; ``lead``: width of the label that begins a line."""
     axes, (width, height), y = inset(panel.figure, *panel.at), panel.at[2:], 0.16
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")

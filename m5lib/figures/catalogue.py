@@ -1,5 +1,4 @@
-"""Figures of products: how many, of which category, with what; their pictures, and what lies near
-them."""
+"""Figures of products: how many, of which category, with what; their pictures and neighbours."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -118,8 +117,7 @@ def neighbours(
     matched: np.ndarray | None,
     title: str = "",
 ) -> Figure:
-    """Each query with its nearest products: blue frame, same category; orange frame, another one
-    (Figures 10-12).
+    """Queries and their nearest: blue frame, same category; orange, another (Figures 10-12).
 
     Args:
         queries: (Q,) rows of the catalogue.
@@ -156,8 +154,7 @@ def title_of(product) -> str:
 def picture(
     axes: Axes, catalogue: Catalogue, row: int | np.integer, frame: str | None = None
 ) -> None:
-    """The product's picture, in a frame of a colour; a product without one shows which modalities
-    it has."""
+    """The product's picture, in a frame of a colour; without one, the modalities it has."""
     axes.set(xticks=[], yticks=[])
     contents = catalogue.products[row].contents
     if file := contents.get("image"):
@@ -232,8 +229,7 @@ def _say(axes: Axes, x: float, y: float, text: str, **look) -> None:
 
 
 def _model(axes: Axes, names: Sequence[str], has: Sequence[str], left: float) -> None:
-    """An encoder for each modality, blank where the product has none, and one that reads them
-    all."""
+    """An encoder for each modality, blank where absent, and one that reads them all."""
     step, tall = 0.62, 0.62 * (len(names) - 1) + 0.4
     _box(axes, left - 0.1, MIDDLE, 1.28, tall + 0.26, fc="white", ec=QUIET)
     _box(axes, left + 0.72, MIDDLE, 0.36, tall, fc="#eeeeee", ec="#444444")
@@ -271,8 +267,7 @@ def front(
     names: Sequence[str] = tuple(MODALITIES),
     model: str = "SCALE",
 ) -> Figure:
-    """A product in all its modalities, the model, the product's vector as a strip of colours, and
-    its nearest products.
+    """A product in all its modalities, the model, its vector as a strip, its nearest products.
 
     Args:
         row: the product; ``rows`` (R,) those of its neighbours, at most six are shown.

@@ -155,8 +155,7 @@ def _beside(name: str) -> str:
 
 
 def _tabs(points: Mapping, near: Mapping, column: pd.Series, products: Sequence[Product]):
-    """A bokeh figure for each map. They share their products: one that is clicked is kept in all
-    maps."""
+    """A bokeh figure for each map. One that is clicked is kept in all."""
     from bokeh.models import ColumnDataSource, CustomJS, HoverTool, TabPanel, Tabs, TapTool
     from bokeh.plotting import figure
 

@@ -174,8 +174,7 @@ def shares(
 
 def reach(matrices: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> Figure:
     """Who reaches whom: a heat map per model and state, rows are outputs, columns inputs; a dash
-    where no gradient goes. ``matrices``: title -> reach and influence, both (M, M)
-    (:mod:`m5lib.models.anatomy`)."""
+    where no gradient goes. ``matrices``: title -> reach and influence, (M, M)."""
     codes = codes_of(names)
     panels = {
         title: pd.DataFrame(np.where(reached, 100 * moved, 0.0), codes, codes)

@@ -74,14 +74,12 @@ def inset(figure: Figure, left: float, top: float, width: float, height: float) 
 
 def plain(text: object) -> str:
     """Text from outside as matplotlib shows it letter by letter. All titles, labels and attributes
-    of products go through here: two dollar signs would else be set as mathematics, or end the
-    drawing with an error."""
+    of products go through here: else two dollar signs are mathematics, or an error."""
     return str(text).replace("$", r"\$")
 
 
 def short(text: object, lines: int, width: int = 20) -> str:
-    """:func:`plain` text in at most so many lines of ``width`` characters; an ellipsis where it is
-    cut."""
+    """:func:`plain` text in at most so many lines of ``width`` characters; cut by an ellipsis."""
     return plain("\n".join(textwrap.wrap(str(text), width, max_lines=lines, placeholder="…")))
 
 

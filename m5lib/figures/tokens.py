@@ -36,8 +36,7 @@ class Pieces(NamedTuple):
 def fates(
     before: Sequence[str], after: Sequence[str], chosen: Values, entity: Values, mask: str
 ) -> Pieces:
-    """What became of the word pieces of a stream; ``entity`` is -1 where a piece may not be
-    chosen."""
+    """What became of the word pieces of a stream; ``entity``: -1 where none may be."""
     fate = []
     for old, new, picked, number in zip(before, after, chosen, entity, strict=True):
         changed = "masked" if new == mask else "random" if new != old else "kept"
@@ -134,8 +133,7 @@ def _cell(
 def tables(
     entity: Values, panels: Mapping[str, tuple[Sequence[str], Pieces]], true: Values = ()
 ) -> Figure:
-    """A specification table side by side under several masks: properties left, values right, chips
-    are word pieces.
+    """A table under several masks: properties left, values right, chips are word pieces.
 
     Args:
         entity: of each piece, even for a property, odd for its value, -1 for neither.
@@ -212,8 +210,7 @@ def regions(
     groups: Sequence[int] = (),
     true: Values = (),
 ) -> Figure:
-    """Region boxes on the picture, a panel per scale, the hidden ones hatched; below, each token's
-    own crop.
+    """Regions on the picture, a panel per scale, the hidden ones hatched; below, their crops.
 
     Args:
         picture: (H, W, 3) uint8; ``boxes`` (L, 4 or 5) x1, y1, x2, y2 in fractions of it, ``true``

@@ -68,8 +68,7 @@ def milestones(points: pd.DataFrame, metric: str) -> Figure:
 
 @styled
 def table(values: pd.DataFrame, ticks: pd.DataFrame | None = None, title: str = "") -> Figure:
-    """A heat map of numbers, its colours from 0 to 1 at least; a frame around the cells that
-    ``ticks`` marks."""
+    """A heat map of numbers, its colours from 0 to 1 at least; a frame where ``ticks`` says."""
     figure, ((axes,),) = canvas(size=(1.6 + 0.75 * values.shape[1], 1.2 + 0.45 * len(values)))
     ends = min(0.0, float(values.min(axis=None))), max(1.0, float(values.max(axis=None)))
     heat(axes, values.to_numpy(), values.index, values.columns, norm=ends)
@@ -82,8 +81,7 @@ def table(values: pd.DataFrame, ticks: pd.DataFrame | None = None, title: str = 
 
 @styled
 def spread(values: pd.DataFrame, metric: str, title: str, chance: float | None = None) -> Figure:
-    """Mean over seeds with its standard deviation, a bar per row; ``values`` has a column per seed,
-    each a dot."""
+    """Mean over seeds with its standard deviation, a bar per row; a dot per seed (column)."""
     figure, ((axes,),) = canvas(size=(6.4, 1.3 + 0.27 * len(values)))
     dots(axes, values, PALETTE[5], chance=chance)
     end = min(1.08, 1.15 * float(values.to_numpy().max()))

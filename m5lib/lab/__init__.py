@@ -1,5 +1,4 @@
-"""Runs, recording, studies, claims, sweeps, the notebook runner, doctor; here, the version of the
-code."""
+"""Runs, recording, studies, claims, sweeps, notebooks, doctor; here, the version of the code."""
 
 import ast
 import hashlib

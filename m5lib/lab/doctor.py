@@ -41,8 +41,7 @@ class Finding(NamedTuple):
 
 
 def _wanted() -> dict[str, tuple]:
-    """Package -> its requirement, and the extra that asks for it, empty where it is always
-    needed."""
+    """Package -> its requirement, and the extra that asks for it, empty where none does."""
     from packaging.requirements import Requirement
 
     specs = [Requirement(spec) for spec in metadata.requires("m5lib")]
@@ -51,8 +50,7 @@ def _wanted() -> dict[str, tuple]:
 
 
 def _pip(name: str) -> str:
-    """The command that installs a package with the Python that runs now, as the project wants it;
-    one of torch with the other two."""
+    """The command that installs a package for this Python, one of torch with the other two."""
     names, wanted = TORCH if name in TORCH else (name,), _wanted()
     specs = " ".join(json.dumps(f"{name}{wanted[name][0].specifier}") for name in names)
     together = ' --force-reinstall  (all at once, from one index: a "+cpu" build fits no other)'
@@ -166,8 +164,7 @@ def kernel() -> Iterator[Finding]:
 
 
 def home() -> Iterator[Finding]:
-    """Whether ``M5_HOME`` can be written and files in it locked, and its free space against what
-    profiles need."""
+    """Whether ``M5_HOME`` can be written and locked in, and has the room that profiles need."""
     said, place = str(m5lib.home()), m5lib.home().absolute()
     place = next(folder for folder in (place, *place.parents) if os.path.lexists(folder))
     elsewhere = "export M5_HOME=a folder that you may write to, on a disk with locks and room"

@@ -229,8 +229,7 @@ def sweep(
 
 
 def _threads(workers: int) -> dict[str, str]:
-    """Variables that give a kernel its share of the cores, or what this process was given, if that
-    is less."""
+    """Variables that give a kernel its share of the cores, at most this process's own."""
     share, limit = max(1, joblib.cpu_count() // workers), os.environ.get("OMP_NUM_THREADS", "")
     share = min(share, int(limit)) if limit.isdigit() and int(limit) else share
     names = [*(f"{library}_NUM_THREADS" for library in THREADS), "LOKY_MAX_CPU_COUNT"]
@@ -302,8 +301,7 @@ def _assignments(notebook: Path, words: Sequence[str], several: bool) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m m5lib sweep``. Returns 1 where a run failed, 2 where nothing started, 130 after
-    Ctrl-C."""
+    """``python -m m5lib sweep``. Returns 1: a run failed, 2: nothing started, 130: Ctrl-C."""
     parser = argparse.ArgumentParser("python -m m5lib sweep", description=__doc__.split(";")[0])
     option = parser.add_argument
     option("notebook", type=Path)

@@ -70,8 +70,7 @@ def influence(
 
 
 def component(parameter: str) -> str:
-    """``stages.1.blocks.joint.0.qkv.weight -> stages.1.joint``: the part of the model that a
-    parameter belongs to."""
+    """``stages.1.blocks.joint.0.qkv.weight -> stages.1.joint``: the part that owns a parameter."""
     match parameter.split("."):
         case ["embeddings", _, "words", *_]:
             return "embeddings.words"

@@ -1,5 +1,4 @@
-"""Fine-tuning for classification: the paper's head on the whole network, trained by the loop of
-:mod:`m5lib.pretrain`."""
+"""Fine-tuning for classification: the paper's head, by the loop of :mod:`m5lib.pretrain`."""
 
 import json
 from collections.abc import Iterable, Sequence

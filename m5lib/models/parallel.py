@@ -119,8 +119,7 @@ class Parts:
         return loss, {"loss": values["loss"], "temperature": model.temperature} | values
 
     def _output(self, batch, targets, given, cut: tuple[int, int], seed: int, last: bool) -> Output:
-        """The model on some products; the last part brings the gradients of all processes
-        together."""
+        """The model on some products; with the last part all processes share their gradients."""
         if self.size > 1 and self.wrapped is None:
             self.wrapped = DistributedDataParallel(self.model, broadcast_buffers=False)
         self._draw(seed, cut)

@@ -93,8 +93,7 @@ def _same(field: str, theirs, ours, mend: str) -> None:
 def starting(
     spec: Spec, bert: Bert, layers: int | None = None, rate: float = 0.0, decay: float = 1.0
 ) -> Spec:
-    """The fitted spec with BERT's layers in the first stage that titles run through; one without
-    titles as it is.
+    """The fitted spec with BERT's layers in the first stage of titles; unchanged without titles.
 
     A ``solo`` stage is parted: titles have one of their own (with their table, where both share
     weights). A ``joint`` one takes BERT's layers as it is. Later ``solo`` stages of BERT's form

@@ -149,8 +149,7 @@ def released_spec(state: State, **heads) -> Spec:
 def load_released(
     path: str | Path, lengths: Mapping[str, int] = RELEASED_LENGTHS, **heads
 ) -> Model | Classifier:
-    """The authors' checkpoint as a model of ours, or as a classifier where it is one, in evaluation
-    mode.
+    """The authors' checkpoint as a model of ours, or a classifier if it is one, in evaluation mode.
 
     It brings no tokenizer: theirs is ``bert-base-chinese`` (:func:`m5lib.streams.load_tokenizer`).
 

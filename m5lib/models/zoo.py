@@ -141,8 +141,7 @@ def m5_mmt(size: Size, **settings) -> Spec:
     """The paper's first version: a transformer per modality, contrast between neighbours in the
     chain of modalities, then a cross-transformer per modality, then five masked tasks.
 
-    Only its figure and tables are known (FACTS 11). Left out: a concatenation after the
-    cross-transformers.
+    Only its figure and tables are known (FACTS 11). Left out: a concatenation after these.
     """
     stages = tuple(Stage(kind, size.layers, size.block()) for kind in ("solo", "cross"))
     objective = Objective(pairs="neighbours", harmony="uniform", temperature=0.07)

@@ -1,5 +1,4 @@
-"""What a product of the synthetic shop is, and what its title and table say: facets drawn at
-random, then put into words.
+"""What a product of the synthetic shop is, and its title and table: facets drawn, put into words.
 
 A *facet* is one of the seven kinds of fact of the paper's Table 2 (category, appearance, usage,
 specification, selling point, production, material). A category has a usual value of each and a
@@ -24,8 +23,7 @@ import numpy as np
 
 
 class Category(NamedTuple):
-    """A category: its name, another word for it, its usual facets, and the usual weight in
-    grams."""
+    """A category: name, another word for it, usual facets, usual weight in grams."""
 
     name: str
     synonym: str
@@ -100,8 +98,7 @@ class Facets:
 
 
 def draw(kinds: tuple[Category, ...], category: int, rng: np.random.Generator) -> Facets:
-    """A product of a category: its usual facets, each kept with the chance of :data:`KEEPS`, else
-    any."""
+    """A product of a category: usual facets, each kept by the chance of :data:`KEEPS`, else any."""
     kind = kinds[category]
     taste = np.random.default_rng([7, category])  # what a category likes is the same in every shop
     liking = np.exp(taste.normal(0, 1.0, len(COLOURS)))
@@ -143,8 +140,7 @@ class Title(NamedTuple):
 
 
 def title(facets: Facets, kinds: tuple[Category, ...], rng: np.random.Generator) -> Title:
-    """A product title: usage, selling points, production and category among selling words, in the
-    merchant's order."""
+    """A product title: usage, selling points, production and category among selling words."""
     match = str(rng.choice(list(MATCHES), p=list(MATCHES.values())))
     kind, usage = kinds[facets.category], facets.usage
     if match == "well":

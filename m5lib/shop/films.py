@@ -28,8 +28,7 @@ def timeline(rng: np.random.Generator) -> Timeline:
 
 
 def _scene(usage: str, rng: np.random.Generator) -> Image.Image:
-    """A place where things of a usage are used: its light, wall and floor, and props; each film has
-    another such place."""
+    """A place where things of a usage are used: light, wall, floor, props; another in each film."""
     turn = np.random.default_rng([5, list(USAGES).index(usage)])
     wall = turn.uniform(110, 225, 3) + rng.normal(0, 22, 3)
     floor = turn.uniform(70, 180, 3) + rng.normal(0, 22, 3)
@@ -45,8 +44,7 @@ def _scene(usage: str, rng: np.random.Generator) -> Image.Image:
 
 
 def _gloss(material: str, t: float | int) -> np.ndarray:
-    """(SIDE, SIDE) light to add: a sweeping highlight as sharp and strong as the material is, or
-    its grain."""
+    """(SIDE, SIDE) light to add: a highlight as sharp as the material is, or its grain."""
     turn = np.random.default_rng([6, list(MATERIALS).index(material)])
     strength, width, grain = turn.uniform(0, 130), turn.uniform(0.02, 0.2), turn.uniform(0, 40)
     x = np.linspace(0, 1, SIDE)

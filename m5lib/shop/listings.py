@@ -1,5 +1,4 @@
-"""The synthetic shop: products with real JPEG, MP4 and MP3 files, known to the last fact, written
-in the official layout.
+"""The synthetic shop: products with real media files, all known, written in the official layout.
 
 A product (an *instance*) is drawn from facets (:mod:`m5lib.shop.facets`) and listed by one or
 several merchants, each with other words, another view and another background; each listing is a
@@ -215,8 +214,7 @@ def make(
 
 
 def _prepare(folder: Path, what: dict) -> None:
-    """Make the folder ready: a shop of an older version gives way, another shop or other files do
-    not."""
+    """Make the folder ready: a shop of an older version gives way, nothing else does."""
     sign, found = folder / "shop.json", None
     with suppress(OSError, ValueError):
         found = json.loads(sign.read_text(encoding="utf-8"))
@@ -275,8 +273,7 @@ def read(folder: str | Path) -> Catalogue:
 
 
 def main() -> None:
-    """``python -m m5lib shop <size> [--seed N] [--folder DIR]``: make a shop and say what
-    is in it."""
+    """``python -m m5lib shop <size>``: make a shop and say what is in it."""
     import argparse
 
     about, sizes = "Make a synthetic shop.", "tiny, small, full or a number of products"

@@ -57,8 +57,7 @@ def _pattern(name: str, side: int, turn: float) -> np.ndarray:
 
 
 def sprite(facets: Facets, side: int, rng: np.random.Generator) -> Image.Image:
-    """The object alone, RGBA, ``side`` x ``side`` (its proportions come with the drawing): shape,
-    colours and pattern."""
+    """The object alone, RGBA, ``side`` x ``side`` (stretched later): shape, colours, pattern."""
     whole, roles = _masks(facets.shape, side)
     shade = rng.normal(0, 10, 3)
     names = facets.colour, facets.accent
@@ -82,8 +81,7 @@ def painted(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
 def placed(
     thing: Image.Image, size: tuple[int, int], centre: tuple, height: float, aspect: float, turn
 ) -> Image.Image:
-    """The sprite on a transparent picture of ``size``: its centre and height in pixels, turned by
-    radians."""
+    """The sprite on a transparent picture of ``size``: centre, height (pixels), turn (radians)."""
     side, cos, sin = thing.width, np.cos(turn), np.sin(turn)
     wide, high = height / side * aspect, height / side
     # PIL asks for the inverse: where in the sprite the pixel of the picture comes from
