@@ -42,7 +42,6 @@ FORMS = {
     "scale, released scores": ("scale", SCORES),
     "scale, no scores": ("scale", {"objective.harmony": "uniform"}),
     "scale, free scores": ("scale", {"objective.harmony": "free"}),
-    "scale_fused, unit targets": ("scale_fused", {"objective.targets": "unit"}),
 }
 SETS = ("T", "I", "I+T", "I+T+Tab", "I+T+Tab+V+A")
 CONVENTIONS = (recording.VALIDATION, "min_k_r")

@@ -23,25 +23,16 @@ from m5lib.simcl import at_least_float32
 Titles = Mapping[str, tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]]] | None
 
 
-def spread(features: Float[Tensor, "S F"]) -> Float[Tensor, ""]:
-    """What unit targets divide squared errors by: the features' variance; 1 of fewer than two."""
-    if len(features) < 2:
-        return features.new_ones(())
-    return at_least_float32(features).var(0).mean().clamp(min=1e-6)
-
-
 def masked_values(
     predictions: Mapping[str, Float[Tensor, "S F"]],
     targets: Targets,
     scores: Float[Tensor, "B M"] | None = None,
-    unit: bool = False,
 ) -> dict[str, Float[Tensor, " S"]]:
     """Eq. 1 for every modality: one value per masked token. Cross-entropy for words, mean squared
     error for features, and for class probabilities p the divergence KL(p ‖ softmax(prediction)).
 
     ``scores[b, m]`` multiplies the predictions of modality ``m`` for product ``b`` (Eq. 3's
-    diagonal). ``unit`` divides squared errors by the :func:`spread` of the features that are
-    predicted, so that modalities with small features count as much as the others.
+    diagonal).
     """
     values = {}
     for column, (name, prediction) in enumerate(predictions.items()):
@@ -55,8 +46,6 @@ def masked_values(
             values[name] = F.cross_entropy(prediction, target.value, reduction="none")
         else:
             values[name] = (prediction - target.value).square().mean(dim=-1)
-            if unit:
-                values[name] = values[name] / spread(target.value)
     return values
 
 
@@ -104,7 +93,7 @@ def _masked(model: Model, output: Output, predictions, targets) -> dict[str, Ten
         columns = [names.index(name) for name in predictions]
         diagonal = None if s is None else s.diagonal(dim1=1, dim2=2)[:, columns]
     on_logits = diagonal if objective.acts_on == "logits" else None
-    several = masked_values(predictions, targets, on_logits, objective.targets == "unit")
+    several = masked_values(predictions, targets, on_logits)
     for column, (name, values) in enumerate(several.items()):
         if diagonal is not None and on_logits is None:
             values = values * diagonal[targets[name].product, column]

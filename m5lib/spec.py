@@ -101,7 +101,6 @@ class Objective:
         hides: what a masked task hides, where it is not what the modality's row says (Table 7:
             ``(("table", "token"),)``).
         classes: feature modalities of which class probabilities are predicted, not features.
-        targets: squared errors of features, ``plain``, or over the features' variance, ``unit``.
         matching: word modalities for which the model tells a product's own from another's
             (image-text matching, if ``("text",)``).
         contrast: of summaries before the fusion: a name in :data:`m5lib.simcl.FORMS`, or ``none``.
@@ -127,7 +126,6 @@ class Objective:
     hides: tuple[tuple[str, str], ...] = ()
     mask_rate: float = 0.15
     classes: Names = ()
-    targets: Literal["plain", "unit"] = "plain"
     matching: Names = ()
     contrast: str = "infonce"
     pairs: Literal["all", "neighbours"] = "all"

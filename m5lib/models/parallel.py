@@ -176,27 +176,16 @@ class Parts:
             counts[f"matching_{codes([name])}"] = int(both.sum())
         return counts | {"fused": len(batch.rows)}
 
-    def _whole(self, batch: Batch, targets: Targets, before: Batch, counted: float) -> tuple:
-        """Of the whole batch, by name: the counts of the losses, and for unit targets the spread of
-        the features that are predicted."""
-        counts, spec, spreads = self._counts(batch, targets, before), self.model.spec, {}
+    def _whole(self, batch: Batch, targets: Targets, before: Batch, counted: float) -> dict:
+        """:meth:`_counts` of the whole batch."""
+        counts = self._counts(batch, targets, before)
         numbers = torch.tensor(list(counts.values()), dtype=torch.float64).to(batch.presence.device)
-        counts = dict(zip(counts, self._sum(numbers * counted), strict=True))
-        unit = spec.objective.targets == "unit"
-        for name in spec.objective.tasks(spec.modalities) if unit else ():
-            target, number = targets[name], counts[MODALITIES[name].task]
-            if MODALITIES[name].kind == "features" and not target.probability:
-                x = target.value.double() * counted
-                one, two = self._sum(torch.stack([x.sum(0), x.square().sum(0)]))
-                spread = ((two - one.square() / number) / (number - 1)).mean().clamp(min=1e-6)
-                spreads[name] = spread.where(number > 1, 1.0)
-        return counts, spreads
+        return dict(zip(counts, self._sum(numbers * counted), strict=True))
 
     def _part(self, output: Output, batch: Batch, targets: Targets, before: Batch, whole) -> tuple:
         """What a part adds to the loss and to its values, the contrast apart: its own means times
         its share in those of the whole."""
-        spec, embeddings, (counts, spreads) = self.model.spec, self.model.embeddings, whole
-        words = before.streams.items()
+        spec, embeddings, words = self.model.spec, self.model.embeddings, before.streams.items()
         words = {name: (embeddings[spec.owner(name)](x), x.valid) for name, x in words}
         parts = objectives.apart(self.model, output, targets, words)
         weights = dict.fromkeys(parts, 1.0) | {"fused": spec.objective.fused}
@@ -204,10 +193,7 @@ class Parts:
             parts["fused"] = objectives.fused_loss(output)
         for name, number in self._counts(batch, targets, before).items():
             if name in parts:
-                parts[name] = parts[name] * (number / counts[name].clamp(min=1))
-        for name, spread in spreads.items():
-            own = objectives.spread(targets[name].value) / spread
-            parts[MODALITIES[name].task] = parts[MODALITIES[name].task] * own
+                parts[name] = parts[name] * (number / whole[name].clamp(min=1))
         zero = torch.zeros((), device=output.presence.device)
         return sum((weights[name] * x for name, x in parts.items()), start=zero), parts
 

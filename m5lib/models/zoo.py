@@ -56,8 +56,7 @@ def scale(size: Size, text_table: str = "two", **settings) -> Spec:
     temperature, no projection before the contrast (the released code has one; ``LOG.md`` compares).
     The three blocks that Figure 2 draws inside the fusion are one joint self-attention here as in
     the released code. The contrast is the mean over the pairs of modalities where Eq. 3 prints
-    their sum (``over_pairs``), and regression targets are taken as they are (``targets``), both by
-    validation products (``LOG.md``).
+    their sum (``over_pairs``), by validation products (``LOG.md``).
 
     Args:
         text_table: ``two`` encoders (T/Tab), or ``one`` over the concatenation (T+Tab, Table 8),
