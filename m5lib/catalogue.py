@@ -25,8 +25,7 @@ class DataError(ValueError):
 
 
 class Skip(NamedTuple):
-    """Something that was left out while reading, and why: ``where`` is a product's id, a line or a
-    tar member."""
+    """What was left out while reading, and why; ``where``: an id, a line or a tar member."""
 
     where: str
     field: str
@@ -172,8 +171,7 @@ class Catalogue:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change with any id, label, split, word, or size of a media file; never
-        with where the data lies."""
+        """16 hex digits of ids, labels, splits, words and sizes of media, not of their place."""
         if made := getattr(self.products, "fingerprint", None):
             return made
         digest = hashlib.blake2b(digest_size=8)

@@ -67,8 +67,7 @@ MODALITIES: dict[str, Modality] = {row.name: row for row in _ROWS}
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """The given modality names in the table's order, once each. Raises ``ValueError`` for a name
-    that is not in the table."""
+    """The given modality names in the table's order, once each. Raises ``ValueError``: unknown."""
     given = set(names)
     if unknown := given - set(MODALITIES):
         raise ValueError(f"unknown modality {sorted(unknown)}: known are {list(MODALITIES)}")
@@ -81,8 +80,7 @@ def codes(names: Iterable[str]) -> str:
 
 
 def from_codes(text: str) -> tuple[str, ...]:
-    """``"I+T" -> ("image", "text")``, the inverse of :func:`codes`. Raises ``ValueError`` for an
-    unknown code."""
+    """``"I+T" -> ("image", "text")``, inverse of :func:`codes`. Raises ``ValueError``: unknown."""
     by_code = {row.code: row.name for row in MODALITIES.values()}
     if unknown := [code for code in text.split("+") if code not in by_code]:
         raise ValueError(f"unknown modality code {unknown} in {text!r}: known are {list(by_code)}")

@@ -104,8 +104,7 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """Masked-task head (released layout): linear, GELU, norm, then to features or classes, or to
-    words through the tied word embeddings."""
+    """Masked-task head (released): linear, GELU, norm, then a linear map, or the tied words."""
 
     def __init__(self, name: str, spec: Spec, words: nn.Embedding | None):
         super().__init__()

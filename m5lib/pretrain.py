@@ -77,8 +77,7 @@ def optimiser(model: nn.Module, training: Training) -> torch.optim.AdamW:
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """Factor of the learning rate at a step counted from 0: linear up over the first ``warmup``
-    share, then linear down to 0."""
+    """Factor of the learning rate: linear up over the share ``warmup``, then down to 0."""
     first = max(1, round(warmup * steps))
     return (step + 1) / first if step < first else max(0.0, (steps - step) / max(1, steps - first))
 

@@ -166,8 +166,7 @@ def _both(presence: Presence) -> Bool[Tensor, "P B"]:
 
 
 def _directions(vectors, presence, temperature, scores) -> Iterator[tuple[Tensor, Tensor]]:
-    """For both directions: logits (P, B, B) with absent candidates at the lowest number, and which
-    candidates are there (P, 1, B)."""
+    """For both directions: logits (P, B, B), lowest where absent, and who is there (P, 1, B)."""
     first, second = pairs_of(vectors.shape[1], vectors.device)
     unit = _unit(vectors)
     forth = unit[first] @ unit[second].transpose(1, 2) / temperature
@@ -216,8 +215,8 @@ def eq2(
 def released_logits(
     vectors: Vectors, temperature: Tau, scores: Scores = None
 ) -> Float[Tensor, "P B2 B2"]:
-    """(P, 2 B, 2 B) logits of the released form: rows and columns are the products in the first
-    modality, then in the second."""
+    """(P, 2 B, 2 B) logits of the released form: products by the first modality, then the
+    second."""
     first, second = pairs_of(vectors.shape[1], vectors.device)
     unit = _unit(vectors)
     stacked = torch.cat([unit[first], unit[second]], dim=1)

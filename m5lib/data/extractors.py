@@ -184,8 +184,7 @@ def _torchaudio(part: str):
 
 @once
 def _mel(bands: int):
-    """torchaudio's mel power spectrogram with the paper's window and hop (supplement E). Safe in
-    several threads: no state."""
+    """torchaudio's mel power, window and hop of the paper (supplement E); thread-safe."""
     made = _torchaudio("transforms").MelSpectrogram
     return made(RATE, n_fft=WINDOW, hop_length=HOP, n_mels=bands)
 
@@ -289,8 +288,7 @@ class ReleasedMel:
 
 
 def settings(extractor) -> dict:
-    """What an extractor computes, as JSON: its name, version, width and fields. A file of weights
-    counts by its checksum, not by its path."""
+    """What an extractor computes, as JSON: name, version, width, fields, weights' checksum."""
     made = {"extractor": type(extractor).__name__, "version": getattr(extractor, "version", 1)}
     made["width"] = extractor.width
     for field in fields(extractor):

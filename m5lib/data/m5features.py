@@ -200,8 +200,7 @@ _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
 def unpack(data: memoryview, at: int = 0) -> tuple[Any, int]:
-    """One msgpack value and the position after it. Byte strings are views of ``data``. Raises
-    ``ValueError`` for anything else."""
+    """One msgpack value, bytes as views, and the place after it. Raises ``ValueError``."""
     code, at = _bytes(data, at, 1)[0], at + 1
     if code < 0x80 or code >= 0xE0:
         return (code if code < 0x80 else code - 0x100), at

@@ -147,8 +147,7 @@ class Path(NamedTuple):
 
 @torch.no_grad()
 def path(target: Target, batch: Batch, mean: Mapping[str, Tensor] | None = None) -> Path:
-    """The path to the products from the baseline "absent", or from "mean" where the mean tokens
-    (:func:`means`) are given."""
+    """The path to the products from "absent", or from "mean", where :func:`means` are given."""
     model, batch = target.model, summarised(target.model, batch)
     streams, inputs = batch.streams, _values(model, batch)
     blank = mean or _values(model, _hidden(model, batch))
@@ -277,8 +276,7 @@ def integrated(part: Path, steps: int, at_once: int) -> tuple[Tensor, ...]:
 def fitting(
     work: Callable[[Path, int], tuple], whole: Path, at_once: int
 ) -> Iterator[tuple[Tensor, ...]]:
-    """``work(part, at_once)`` of a path in parts of at most ``at_once`` products; half as many,
-    from where memory does not suffice."""
+    """``work(part, at_once)`` of parts of a path; half as many products from where memory fails."""
     start, count = 0, len(whole.inputs[0])
     while start < count:
         try:

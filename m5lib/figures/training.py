@@ -50,8 +50,7 @@ def losses(history: Sequence[Mapping], batch_size: int) -> Figure:
 
 @styled
 def milestones(points: pd.DataFrame, metric: str) -> Figure:
-    """A metric against the share of pre-training done, a line per read-out; columns ``share``,
-    ``readout``, ``value``."""
+    """A metric over training; columns ``share``, ``readout`` (each a line), ``value``."""
     figure, ((axes,),) = canvas(size=(6.2, 3.4))
     for number, (readout, part) in enumerate(points.groupby("readout", sort=False)):
         part, (turn, shade) = part.sort_values("share"), divmod(number, len(PALETTE))

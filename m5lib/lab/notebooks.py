@@ -114,8 +114,7 @@ def _manager(environment: Mapping[str, str]) -> type:
 
 
 def interrupt() -> None:
-    """Press Ctrl-C in every notebook that :func:`run` is running in a thread of this process;
-    training then keeps a checkpoint."""
+    """Ctrl-C for every notebook run by threads of this process: training is kept."""
     import asyncio
 
     # asyncio.run wants a thread without a loop; in Jupyter the main one has one

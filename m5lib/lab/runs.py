@@ -139,8 +139,7 @@ def pixels(catalogue: Catalogue) -> dict[str, Ragged]:
 def streams_of(
     catalogue: Catalogue, features, profile: Profile, modalities: str = "", tokenizer: str = ""
 ) -> Streams:
-    """Streams with the given modality codes (all, if empty) and a tokenizer by name or path
-    (trained on the catalogue, if empty)."""
+    """Streams of modality codes (empty: all) and a tokenizer (empty: trained on the catalogue)."""
     names = from_codes(modalities) if modalities else None
     if tokenizer:
         return Streams(catalogue, features, load_tokenizer(tokenizer), names)

@@ -340,8 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def pretrain(arguments: Sequence[str] | None = None) -> int:
-    """``python -m m5lib pretrain``, alone or as what torchrun starts: the run that notebook 04
-    loads when it has the same parameters."""
+    """``python -m m5lib pretrain``, alone or by torchrun: the run that notebook 04 then loads."""
     from m5lib.lab import runs
     from m5lib.models.parallel import joined, meet
     from m5lib.pretrain import world

@@ -1,5 +1,4 @@
-"""What a model is made of, read from the model: who reaches whom, where its parameters are, what a
-product costs in tokens."""
+"""What a model is made of: who reaches whom, where its parameters are."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

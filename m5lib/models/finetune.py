@@ -47,8 +47,7 @@ class Classifier(nn.Module):
         return hidden, self.out(self.dropout(hidden))
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the model as its own ``save_pretrained`` does, and beside it ``labels.json`` and
-        ``classifier.safetensors``."""
+        """Write the model's files, ``labels.json`` and ``classifier.safetensors``."""
         folder = Path(folder)
         self.model.save_pretrained(folder)
         head = {"labels": self.labels, "dropout": self.dropout.p}

@@ -183,8 +183,7 @@ class Parts:
         return dict(zip(counts, self._sum(numbers * counted), strict=True))
 
     def _part(self, output: Output, batch: Batch, targets: Targets, before: Batch, whole) -> tuple:
-        """What a part adds to the loss and to its values, the contrast apart: its own means times
-        its share in those of the whole."""
+        """A part's loss and values, the contrast apart: its means times its share in the whole."""
         spec, embeddings, words = self.model.spec, self.model.embeddings, before.streams.items()
         words = {name: (embeddings[spec.owner(name)](x), x.valid) for name, x in words}
         parts = objectives.apart(self.model, output, targets, words)

@@ -37,8 +37,7 @@ BERT_LAYER = {
 
 
 def released_names(name: str) -> tuple[str, ...]:
-    """Where a parameter of ours lies in the released checkpoints: the names whose rows, one after
-    another, make it up."""
+    """Names in the released checkpoints whose rows, one after another, make up our parameter."""
     part, _, kind = name.removeprefix("model.").rpartition(".")
     try:
         match part.split("."):
@@ -120,8 +119,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def released_spec(state: State, **heads) -> Spec:
-    """The row ``released`` at the sizes of a state dict. Heads cannot be read from weights: by
-    default the published 12, 8 and 8."""
+    """The row ``released`` at a state dict's sizes; heads, not in it, default to 12, 8, 8."""
     words, up = "bert.embeddings.word_embeddings.weight", "intermediate.dense.bias"
     vocabulary, width = state[words].shape
     layers = sum(name.startswith("bert.encoder.layer.") and name.endswith(up) for name in state)

@@ -49,8 +49,7 @@ MATCHES = {"well": 0.72, "partly": 0.19, "poorly": 0.09}
 
 
 def categories(count: int) -> tuple[Category, ...]:
-    """The first ``count`` categories: :data:`BASE`, then the same things in other makes, each with
-    its own usage, material and weight."""
+    """The first ``count`` categories: :data:`BASE`, then the same in other makes."""
     makes, found = SHELF["makes"], []
     if not 2 <= count <= len(BASE) * len(makes):
         raise ValueError(f"a shop has 2 to {len(BASE) * len(makes)} categories, not {count}")
@@ -73,8 +72,7 @@ def categories(count: int) -> tuple[Category, ...]:
 
 
 def shares(count: int, seed: int) -> np.ndarray:
-    """(count,) share of the products of each category: a Zipf-Mandelbrot tail, which categories are
-    large is drawn by seed."""
+    """(count,) shares of the categories: a Zipf-Mandelbrot tail, whose order is drawn by seed."""
     tail = 1.0 / (np.arange(count) + 3.0)
     return np.random.default_rng([seed, 11]).permutation(tail / tail.sum())
 

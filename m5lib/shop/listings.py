@@ -175,8 +175,7 @@ def _part(folder: str | Path, place: int) -> Path:
 
 
 def size_of(size: str | int) -> tuple[int, int]:
-    """Listings and categories of a size. Raises :class:`~m5lib.catalogue.DataError`: not known, or
-    under 40 listings."""
+    """Listings and categories of a size. Raises ``DataError``: not known, or under 40 listings."""
     if isinstance(size, str) and size in SIZES:
         return SIZES[size]
     if isinstance(size, str) or size < 40:

@@ -15,8 +15,7 @@ RATE = 16_000
 
 
 class Timeline(NamedTuple):
-    """Seconds of a film: its length, and the parts that tell something; before, between and after
-    is the merchant's card."""
+    """Seconds of a film: its length, and what tells something; the rest is the merchant's card."""
 
     seconds: int
     making: tuple[int, int]
