@@ -55,8 +55,7 @@ class MediaFile:
     member: str | None = None
 
     def read(self) -> bytes:
-        """The bytes of the file. Safe to call from several threads and processes: nothing is kept
-        open."""
+        """The bytes of the file, for several threads and processes too: nothing stays open."""
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             return file.read() if self.size is None else file.read(self.size)

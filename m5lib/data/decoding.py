@@ -117,8 +117,7 @@ class Track(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What a container says of itself: its length, and the first track of each kind or None. Cover
-    art is no video track."""
+    """What a container says: its length, and its first tracks (no cover art) or None."""
 
     seconds: float | None
     video: Track | None
@@ -139,8 +138,7 @@ def _opened(file: MediaFile) -> Iterator:
 
 
 def _track(container, kind: str):
-    """The first stream of a kind (``video``, ``audio``) that can be decoded; None where there is
-    none."""
+    """The first stream of a kind (``video``, ``audio``) that can be decoded, or None."""
     from av.stream import Disposition
 
     for stream in container.streams:
@@ -154,8 +152,7 @@ def _track(container, kind: str):
 
 
 def _seconds(container, stream) -> float | None:
-    """Declared length of a stream: its own, Matroska's tag, or the container's where it has no
-    other stream."""
+    """Declared length of a stream: its own, Matroska's tag, or a container's with no other."""
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
     if tag := stream.metadata.get("DURATION"):

@@ -226,8 +226,7 @@ def format_pv(table: Iterable[tuple[str, str]]) -> str:
 
 
 def entries(path: str | Path) -> Iterator[tuple[str | int, Any]]:
-    """Entries of a JSON file that is one object or one array, streamed: (key, value), or (position,
-    value).
+    """Entries of a JSON object or array, streamed: (key, value), or (position, value).
 
     The whole annotation is 5.8 GB in one object; no more than a few MB of it are in memory.
 

@@ -15,8 +15,7 @@ from m5lib.streams import Ragged
 
 
 def tfidf(catalogue: Catalogue, names: tuple[str, ...]) -> sparse.csr_matrix:
-    """(N, V) TF-IDF of the words of some modalities (scikit-learn's defaults: smoothed idf, unit
-    rows)."""
+    """(N, V) TF-IDF of the words of some modalities (scikit-learn's smoothed idf, unit rows)."""
     texts = []
     for product in catalogue.products:
         there = [name for name in names if name in product.contents]
@@ -27,8 +26,7 @@ def tfidf(catalogue: Catalogue, names: tuple[str, ...]) -> sparse.csr_matrix:
 
 
 def pca_pixels(catalogue: Catalogue, pixels: Ragged, seed: int = 0) -> np.ndarray:
-    """(N, 128) principal components of whole pictures (``Pixels``), unit rows; zeros without a
-    picture."""
+    """(N, 128) principal components of whole pictures (``Pixels``), unit rows, or zeros."""
     there = np.flatnonzero(np.diff(pixels.offsets))
     values = np.asarray(pixels.values, dtype=np.float32)
     train = np.isin(there, catalogue.split("train"))

@@ -71,8 +71,7 @@ def require_labels(catalogue: Catalogue) -> None:
 
 
 def having(catalogue: Catalogue, names: Iterable[str]) -> np.ndarray:
-    """(N,) whether each product has at least one of these modalities. Raises ``ValueError`` for an
-    unknown one."""
+    """(N,) whether each product has one of these modalities. Raises ``ValueError``: unknown."""
     return catalogue.presence[list(ordered(names))].to_numpy().any(axis=1)
 
 

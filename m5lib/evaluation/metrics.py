@@ -63,8 +63,7 @@ def average_precision(
 def precision(
     matched: Bool[np.ndarray, "Q R"], k: int | Int[np.ndarray, " Q"]
 ) -> Float[np.ndarray, " Q"]:
-    """Prec@K of each query: hits in the first K / K. A class with fewer than K products cannot
-    reach 1."""
+    """Prec@K of each query: hits in the first K / K; below 1 where a class is smaller than K."""
     return _within(matched, k).sum(axis=1) / np.maximum(k, 1)
 
 

@@ -28,8 +28,7 @@ FACETS |= {"PROD": "production", "MATE": "material", "CATE": "category"}
 
 
 def summaries(catalogue: Catalogue, features: Mapping[str, Ragged]) -> dict:
-    """One raw vector of each modality for each product: (N, D), dense or sparse, with zero rows
-    where it is absent.
+    """A raw vector of each modality and product: (N, D), dense or sparse, zero where absent.
 
     Words: TF-IDF. Features: where every product has the same tokens (crops of a grid) all of them,
     else their mean, deviation and maximum; standardised, 80 principal components of the training

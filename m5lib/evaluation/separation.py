@@ -102,8 +102,7 @@ def chance(labels: np.ndarray, within: np.ndarray | None = None) -> Float[np.nda
 
 
 def numbers(spaces: Mapping[tuple[str, str], np.ndarray], table: pd.DataFrame) -> pd.DataFrame:
-    """What every product contributes to every number: columns ``id, variant, task, metric,
-    convention, value``."""
+    """What every product contributes: columns ``id, variant, task, metric, convention, value``."""
     parts = []
 
     def keep(by: str, metric: str, space: str, readout: str, values: np.ndarray) -> None:
@@ -127,8 +126,7 @@ def numbers(spaces: Mapping[tuple[str, str], np.ndarray], table: pd.DataFrame) -
 
 
 def trust(spaces: Mapping[tuple[str, str], np.ndarray]) -> list[dict]:
-    """Trustworthiness of each map (Venna and Kaski 2001): 1 if all its neighbours are neighbours in
-    the space."""
+    """Trustworthiness of maps (Venna and Kaski 2001): 1 if all neighbours are so in the space."""
     from sklearn.manifold import trustworthiness
 
     rows, metric = [], f"trustworthiness@{K}"

@@ -93,8 +93,7 @@ def read_results(path: str | Path, rows: str = "rows") -> dict:
 
 
 def results_folder() -> Path:
-    """``results``, or what ``M5_RESULTS`` in the environment says: a sweep gives each of its runs a
-    folder of its own."""
+    """``results``, or what ``M5_RESULTS`` says: each run of a sweep has a folder of its own."""
     return Path(os.environ.get("M5_RESULTS", home("results")))
 
 

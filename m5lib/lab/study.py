@@ -133,8 +133,7 @@ def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> St
 
 
 def _measure(run: runs.Run, job: runs.Job, streams: Streams) -> tuple[list[dict], pd.DataFrame]:
-    """Numbers with state and variant, and what every query contributed to them: its means are
-    numbers."""
+    """Numbers with state and variant, and what every query contributed to them."""
     catalogue, numbers, parts = streams.catalogue, [], []
 
     def add(queries: pd.DataFrame, more: list[dict], state: str, variant: str) -> None:

@@ -82,8 +82,7 @@ def expected(near: Float[np.ndarray, "N K"], cosine: float) -> float:
 
 
 def nearest(vectors: Float[np.ndarray, "N D"], count: int) -> Float[np.ndarray, "N K"]:
-    """Cosines of every product with its ``count`` nearest others (all, if there are fewer), the
-    nearest first."""
+    """Cosines of every product with its ``count`` nearest others (at most all), nearest first."""
     x = unit(vectors.astype(np.float32))
     if not np.isfinite(x).all():
         raise ValueError("vectors that are not finite have no neighbours: has training diverged?")

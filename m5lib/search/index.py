@@ -119,8 +119,7 @@ def build(
 
 @dataclass
 class Index:
-    """Products, what encodes them, and the vectors (N, D) of both read-outs with everything that
-    each product has."""
+    """Products, their encoder, and vectors (N, D) of both read-outs, given all they have."""
 
     encoder: Encoder
     streams: Streams
@@ -304,8 +303,7 @@ class Index:
         return scores
 
     def best(self, names: tuple[str, ...]) -> str:
-        """The best way by :meth:`evidence` for a query of these modalities, measured once; ``both``
-        without labels."""
+        """The best way by :meth:`evidence`, measured once; ``both`` without labels."""
         if names not in self._best:
             scores = self.evidence(names)
             self._best[names] = max(scores, key=scores.get) if scores else WAYS[-1]
