@@ -1,7 +1,6 @@
 """Who reads whom, as token scores to set beside gradients: attention maps and rollout."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,19 +11,11 @@ from m5lib.model import Model
 from m5lib.streams import Batch
 
 
-class Attention(NamedTuple):
-    """Weights (B, T, T) of one layer, the mean over its heads: row reads column; T are the tokens
-    of all streams, one after another."""
-
-    kind: str
-    weights: Float[Tensor, "B T T"]
-
-
 @torch.no_grad()
-def attention(model: Model, batch: Batch) -> list[Attention]:
-    """Who reads whom, layer by layer (:attr:`m5lib.model.Output.attention`). In a ``solo`` stage a
-    modality reads only itself, in a ``cross`` stage only others; a stream that a stage passes by
-    reads itself."""
+def attention(model: Model, batch: Batch) -> list[Float[Tensor, "B T T"]]:
+    """Who reads whom, layer by layer: weights, the mean over heads (``Output.attention``). Row
+    reads column; T are the tokens of all streams, one after another. In a ``solo`` stage a modality
+    reads only itself, in a ``cross`` stage only others; a stream passed by reads itself."""
     output, layers = model(batch, attention=True), []
     lengths = [valid.shape[1] for valid in output.valid.values()]
     places = dict(zip(output.valid, torch.arange(sum(lengths)).split(lengths), strict=True))
@@ -40,17 +31,17 @@ def attention(model: Model, batch: Batch) -> list[Attention]:
                 columns = torch.cat([places[n] for n in own])
                 whole[:, rows] = 0.0
                 whole[:, rows[:, None], columns] = weights[layer].mean(1)
-            layers.append(Attention(stage.kind, whole))
+            layers.append(whole)
     return layers
 
 
-def rollout(layers: Sequence[Attention]) -> Float[Tensor, "B T T"]:
+def rollout(layers: Sequence[Float[Tensor, "B T T"]]) -> Float[Tensor, "B T T"]:
     """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928): the product of (W + I) / 2 over
     the layers, the last one leftmost."""
-    eye = torch.eye(layers[0].weights.shape[-1], device=layers[0].weights.device)
-    product = eye.expand_as(layers[0].weights)
-    for layer in layers:
-        product = (layer.weights + eye) / 2 @ product
+    eye = torch.eye(layers[0].shape[-1], device=layers[0].device)
+    product = eye.expand_as(layers[0])
+    for weights in layers:
+        product = (weights + eye) / 2 @ product
     return product
 
 
@@ -77,5 +68,5 @@ def read_by_summaries(model: Model, batch: Batch, maps: Float[Tensor, "B T T"]) 
 def attention_scores(model: Model, batch: Batch) -> dict[str, Tokens]:
     """Scores by ``attention``, the last layer's weights, and ``rollout``, through all layers."""
     layers = attention(model, batch)
-    maps = {"attention": layers[-1].weights, "rollout": rollout(layers)}
+    maps = {"attention": layers[-1], "rollout": rollout(layers)}
     return {method: read_by_summaries(model, batch, x) for method, x in maps.items()}

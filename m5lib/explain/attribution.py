@@ -34,7 +34,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from m5lib.catalogue import Catalogue, DataError, Rows
-from m5lib.embeddings import DEFAULT, embeddings, read_out
+from m5lib.embeddings import DEFAULT, embeddings, in_batches, read_out
 from m5lib.evaluation.metrics import rank
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model, Output
@@ -199,10 +199,9 @@ def means(
     model: Model, streams: Streams, rows: Rows, batch_size: int = 512
 ) -> dict[str, Float[Tensor, " D"]]:
     """The mean token (word embedding, features) of each modality, for the baseline "mean"."""
-    device, total, count = next(model.parameters()).device, {}, {}
-    model.eval()
-    for start in range(0, len(rows), batch_size):
-        batch = summarised(model, streams.batch(rows[start : start + batch_size]).to(device))
+    total, count = {}, {}
+    for batch in in_batches(model, streams, rows, batch_size=batch_size):
+        batch = summarised(model, batch)
         for name, value in _values(model, batch).items():
             there = content(batch.streams[name])
             total[name] = total.get(name, 0) + value[there].sum(0)

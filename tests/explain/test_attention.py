@@ -45,10 +45,8 @@ def test_each_layer_reads_what_its_stage_may(name, stream_set):
     lengths = [batch.streams[n].valid.shape[1] for n in model.spec.modalities]
     stream = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     valid = torch.cat([batch.streams[n].valid for n in model.spec.modalities], dim=1)
-    assert [layer.kind for layer in layers] == [
-        stage.kind for stage in model.spec.stages for _ in range(stage.layers)
-    ]
-    for kind, found in layers:
+    kinds = [stage.kind for stage in model.spec.stages for _ in range(stage.layers)]
+    for kind, found in zip(kinds, layers, strict=True):
         assert torch.allclose(found.sum(-1), torch.ones(found.shape[:2]), atol=1e-5)
         same = stream[:, None] == stream
         forbidden = {"solo": ~same, "cross": same, "joint": torch.zeros_like(same)}[kind]
@@ -58,7 +56,7 @@ def test_each_layer_reads_what_its_stage_may(name, stream_set):
 def test_rollout_is_the_product_of_its_layers():
     torch.manual_seed(0)
     maps = [torch.rand(2, 4, 4).softmax(-1) for _ in range(3)]
-    found = attention.rollout([attention.Attention("joint", w) for w in maps])
+    found = attention.rollout(maps)
     for n in range(2):
         slow = torch.eye(4)
         for w in maps:
