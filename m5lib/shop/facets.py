@@ -162,16 +162,9 @@ def title(facets: Facets, kinds: tuple[Category, ...], rng: np.random.Generator)
     return Title(" ".join(parts), match, words)
 
 
-class Table(NamedTuple):
-    """Property-value pairs, and which of them name the category."""
-
-    pairs: tuple[tuple[str, str], ...]
-    naming: tuple[int, ...]
-
-
-def table(facets: Facets, kinds: tuple[Category, ...], rng: np.random.Generator) -> Table:
+def table(facets: Facets, kinds: tuple[Category, ...], rng: np.random.Generator) -> tuple:
     """A specification table: category, specification, production and material; spellings, order and
-    gaps are the merchant's."""
+    gaps are the merchant's. Returns its pairs, and which of them name the category."""
     kind = kinds[facets.category]
 
     def spelt(*spellings: str) -> str:
@@ -196,4 +189,4 @@ def table(facets: Facets, kinds: tuple[Category, ...], rng: np.random.Generator)
     rows = [row[1:] for row in rows if rng.random() < row[0]] or [rows[5][1:]]
     order = rng.permutation(len(rows)) if rng.random() < 0.5 else np.arange(len(rows))
     rows = [rows[place] for place in order]
-    return Table(tuple(row[:2] for row in rows), tuple(n for n, row in enumerate(rows) if row[2]))
+    return tuple(row[:2] for row in rows), [n for n, row in enumerate(rows) if row[2]]

@@ -120,8 +120,8 @@ def write_listing(
         record["title"], truth["match"] = words.text, words.match
         truth["text_words"] = list(words.words)
     if "table" in there:
-        rows = shelf.table(thing, kinds, rng)
-        record["pv"], truth["table_pairs"] = readers.format_pv(rows.pairs), list(rows.naming)
+        pairs, truth["table_pairs"] = shelf.table(thing, kinds, rng)
+        record["pv"] = readers.format_pv(pairs)
     if "image" in there:
         second = rng.random() < 0.3  # an object that is not for sale
         other = shelf.draw(kinds, int(rng.integers(len(kinds))), rng) if second else None

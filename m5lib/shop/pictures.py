@@ -3,7 +3,6 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -92,13 +91,6 @@ def placed(
     return thing.transform(size, affine, (a, b, c, d, e, f), smooth)
 
 
-class Picture(NamedTuple):
-    """A picture, and the box of the object in it: x1, y1, x2, y2 in fractions."""
-
-    image: Image.Image
-    box: tuple[float, float, float, float]
-
-
 def _backdrop(size: tuple[int, int], merchant: int, rng: np.random.Generator) -> Image.Image:
     """A merchant's studio: wall and floor, with some clutter."""
     tone = np.random.default_rng([3, merchant])
@@ -120,9 +112,9 @@ def _backdrop(size: tuple[int, int], merchant: int, rng: np.random.Generator) ->
 
 def picture(
     facets: Facets, merchant: int, rng: np.random.Generator, second: Facets | None = None
-) -> Picture:
+) -> tuple[Image.Image, tuple]:
     """A product photograph: the object, clutter, maybe a part of it cut off, a sticker, or a second
-    object that is not for sale."""
+    object that is not for sale; and the box of the object: x1, y1, x2, y2 in fractions."""
     size = (int(rng.integers(120, 176)), int(rng.integers(120, 176)))
     image = _backdrop(size, merchant, rng)
     if second is not None:
@@ -135,7 +127,7 @@ def picture(
         pen.text((x + 3, y + 1), str(rng.choice(["SALE", "-50%", "NEW", "TOP"])), fill="white")
     if rng.random() < 0.25:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 1.6)))
-    return Picture(image, tuple(side / whole for side, whole in zip(box, size * 2, strict=True)))
+    return image, tuple(side / whole for side, whole in zip(box, size * 2, strict=True))
 
 
 def _stand(

@@ -156,7 +156,7 @@ def test_a_picture_shows_appearance_and_nothing_else():
         brand="z",
     )
     drawn = [
-        np.asarray(pictures.picture(thing, 1, np.random.default_rng(5)).image)
+        np.asarray(pictures.picture(thing, 1, np.random.default_rng(5))[0])
         for thing in (one, other)
     ]
     assert np.array_equal(*drawn)
