@@ -256,12 +256,6 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         # a number in a tensor: takes the type and device of what it divides
         return torch.tensor(self.spec.objective.temperature, dtype=torch.float64)
 
-    @property
-    def fusion(self) -> int:
-        """Index of the first stage in which all modalities read each other."""
-        fused = [stage.kind != "solo" and not stage.only for stage in self.spec.stages]
-        return fused.index(True) if any(fused) else len(fused)
-
     def embed(self, batch: Batch) -> States:
         """Token embeddings of every modality, the input of :meth:`forward_from_embeddings`."""
         names, owner = self.spec.modalities, self.spec.owner
@@ -283,7 +277,7 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
 
     def _encode(self, embedded: States, valid: Marks, seen: Sequence[Weights] = ()) -> Output:
         states, pool = embedded, {"first": first_token, "mean": mean_token}[self.spec.pool]
-        for number, stage in enumerate(self.stages[: self.fusion]):
+        for number, stage in enumerate(self.stages[: self.spec.fusion]):
             states = stage(states, valid, seen=seen[number] if seen else None)
         pooled = {name: pool(x, valid[name]) for name, x in states.items()}
         for name, pooler in self.poolers.items():
@@ -312,7 +306,7 @@ class Model(nn.Module, ModelHubMixin, library_name="m5lib", tags=["e-commerce", 
         states, last, readable = output.encoded, len(self.stages) - 1, None
         if given is not None:
             readable = {n: x & given[:, i, None] for i, (n, x) in enumerate(valid.items())}
-        for number in range(self.fusion, len(self.stages)):
+        for number in range(self.spec.fusion, len(self.stages)):
             only = wanted if number == last and not attention else None
             looks = seen[number] if seen else None
             states = self.stages[number](states, valid, only, looks, readable)

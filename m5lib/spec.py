@@ -211,6 +211,12 @@ class Spec:
         """Whether there is a contrast, which takes two modalities."""
         return self.objective.contrast != "none" and len(self.modalities) > 1
 
+    @property
+    def fusion(self) -> int:
+        """Index of the first stage in which all modalities read each other."""
+        fused = [stage.kind != "solo" and not stage.only for stage in self.stages]
+        return fused.index(True) if any(fused) else len(fused)
+
     def fit(self, streams) -> "Spec":
         """The spec with modalities, feature widths and vocabulary of a
         :class:`~m5lib.streams.Streams`. Raises ``ValueError``: these have no modality that the

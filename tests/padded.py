@@ -53,7 +53,7 @@ def stack(own, states, valid):
 def run(model, embedded, valid, given=None):
     """States before and after the fusion, and the vectors of each modality."""
     states = dict(embedded)
-    for own in model.stages[: model.fusion]:
+    for own in model.stages[: model.spec.fusion]:
         states = stack(own, states, valid)
     encoded, pooled = states, {}
     for name, x in encoded.items():
@@ -65,6 +65,6 @@ def run(model, embedded, valid, given=None):
     read = valid
     if given is not None:  # of the fusion; a modality always reads itself
         read = {n: there & given[:, i, None] for i, (n, there) in enumerate(valid.items())}
-    for own in model.stages[model.fusion :]:
+    for own in model.stages[model.spec.fusion :]:
         states = stack(own, states, valid if own.stage.kind == "solo" else read)
     return encoded, pooled, states

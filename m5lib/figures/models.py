@@ -92,14 +92,12 @@ def _losses(spec: Spec, names: Sequence[str], before: float, top: float) -> dict
 
 def _sketch(axes: Axes, title: str, spec: Spec, names: Sequence[str]) -> float:
     """One model from its embeddings up; returns its height."""
-    fuses = [stage.kind != "solo" and not stage.only for stage in spec.stages]
-    fusion = fuses.index(True) if any(fuses) else len(fuses)
     y, number, before, right = BOX + GAP, 0, None, len(names) - 0.4
     for column, name in enumerate(names):
         _box(axes, column - 0.3, column + 0.3, 0.0, MODALITIES[name].code, "white", colour(name))
     for group, times in folded(spec.stages):
         bottom = y
-        before = y - GAP / 2 if number == fusion else before
+        before = y - GAP / 2 if number == spec.fusion else before
         for stage in group:
             _stage(axes, stage, names, y)
             y += BOX + GAP

@@ -105,7 +105,7 @@ def test_the_rest_of_the_model_stays_random_and_as_deep_as_it_was(tmp_path):
     own, rest, fusion = model.spec.stages
     assert (own.only, own.layers, own.block.hidden) == (("text",), 3, 2.5)
     assert set(rest.only) == set(MODALITIES) - {"text"} and rest.block == plain.stages[0].block
-    assert fusion == plain.stages[1] and model.fusion == 2
+    assert fusion == plain.stages[1] and model.spec.fusion == 2
     assert all(p.std() < 0.03 for n, p in model.stages[2].named_parameters() if p.ndim > 1)
     untitled = zoo.scale(width=24, heads=3, takes=("image", "table")).fit(STREAMS)
     assert starting(untitled, read_bert(tmp_path)) == untitled
