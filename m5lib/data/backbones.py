@@ -258,8 +258,7 @@ FAMILIES = {
 }
 
 
-#: Modality -> word -> extractor. ``official``: the features of the M5Product release, already
-#: extracted (:mod:`m5lib.data.m5features`).
+#: Modality -> word -> extractor; ``official``: the release's features (m5lib.data.m5features).
 CHOICES = {
     "image": {"crops": plain.Crops(), "pixels": plain.Pixels()}
     | {"regions": Regions(), "lite0": Lite0()},

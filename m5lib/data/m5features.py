@@ -189,8 +189,7 @@ class Found(NamedTuple):
 
 
 # --- LMDB. A msgpack reader of our own, because finding the ids of a million records of 0.3 MB must
-# not read the features that stand before each id: byte strings are views here, and a page that
-# nobody looks at is not loaded.
+# not read the features that stand before each id: byte strings are views, unread pages not loaded.
 
 #: Codes of sized and plain values, and the struct format of the size or the number after each.
 _SIZED = dict(zip(range(0xC4, 0xC7), "BHI", strict=True))  # bytes

@@ -22,8 +22,7 @@ from m5lib.streams import Streams
 
 CUTS = (1, 5, 10)
 TASKS = ("retrieval", "fine retrieval", "classification", "clustering")
-#: k-means is run with each of these seeds and its scores are averaged: numbers then depend on the
-#: vectors alone.
+#: Scores of k-means are averaged over these seeds: numbers then depend on the vectors alone.
 KMEANS_SEEDS = (0, 1, 2)
 #: Columns of :func:`per_query`.
 PER_QUERY = ("id", "task", "metric", "convention", "value")

@@ -19,12 +19,10 @@ from m5lib.model import Model
 from m5lib.objectives import stacked
 from m5lib.streams import Streams
 
-#: The embedding space itself, by cosine, and its maps, by Euclidean distance: the conventions of
-#: the numbers.
+#: Conventions of the numbers: the embedding space, by cosine, its maps, by Euclidean distance.
 SPACE, METHODS = "embedding", ("t-SNE", "UMAP")
 SPACES = (SPACE, *METHODS)
-#: The other conventions: what a product drawn at random would score, and one drawn from the same
-#: category.
+#: And what a product drawn at random would score, and one drawn from the same category.
 CHANCE, WITHIN = "chance", "chance within the category"
 #: Neighbours that vote.
 K = 10

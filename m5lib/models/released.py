@@ -22,8 +22,7 @@ from m5lib.spec import Spec
 State = Mapping[str, Tensor]
 
 _TABLE = tomllib.loads(Path(__file__).with_name("released.toml").read_text(encoding="utf-8"))
-#: The released order of the joint encoder's tokens and of the classifier's input, and how many
-#: tokens each stream has there.
+#: The released order of the joint encoder's and the classifier's input, and tokens of each stream.
 RELEASED_LENGTHS: dict[str, int] = _TABLE["lengths"]
 #: Parts of one of our blocks, and what makes them up in a BERT.
 BERT_LAYER = {

@@ -43,8 +43,7 @@ COLOURS, PATTERNS, POINTS = SHELF["colours"], SHELF["patterns"], SHELF["points"]
 
 #: How a product may stray from its category's usual facets: the chance that it keeps each.
 KEEPS = {"usage": 0.85, "material": 0.80, "production": 0.80}
-#: How well a title matches its product (the release grades captions so, without counts): as it
-#: should, vaguely, or falsely.
+#: How a title matches its product, graded as in the release: as it should, vaguely, or falsely.
 MATCHES = {"well": 0.72, "partly": 0.19, "poorly": 0.09}
 
 
