@@ -285,7 +285,3 @@ def main() -> None:
     lacking = 1 - shop.presence.all(axis=1).mean()
     kinds = len(set(shop.labels))
     print(f"{len(shop):,} products of {kinds:,} categories; {lacking:.0%} lack a modality")
-
-
-if __name__ == "__main__":
-    main()
