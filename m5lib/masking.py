@@ -97,9 +97,8 @@ def mask(
         only: streams to hide something of; all, if not given.
         classes: streams whose target is the class probabilities.
 
-    Returns:
-        the batch with the chosen tokens hidden, and for each modality its target; a stream may have
-        nothing chosen (S = 0).
+    Returns the batch with the chosen tokens hidden, and for each modality its target; a stream may
+    have nothing chosen (S = 0).
     """
     streams, targets, draw = {}, {}, partial(_draw, generator, batch.part)
     for name, stream in batch.streams.items():

@@ -153,10 +153,9 @@ def total(model: Model, output: Output, targets: Targets) -> tuple[Tensor, dict[
     """Eq. 3: the masked tasks summed, plus matching, plus the contrast, the mean over the
     pairs (``Objective.over_pairs``), plus the weighted :func:`fused_loss` where a row has one.
 
-    Returns:
-        the loss, and its parts by name: the masked task of each modality (``MLM`` …),
-        ``matching_T``, and ``contrast_I+T`` of each pair (``contrast_I`` of each anchor, for forms
-        that take all modalities at once), ``fused`` before its weight.
+    Returns the loss, and its parts by name: the masked task of each modality (``MLM`` …),
+    ``matching_T``, and ``contrast_I+T`` of each pair (``contrast_I`` of each anchor, for forms that
+    take all modalities at once), ``fused`` before its weight.
 
     Raises ``ValueError``: contrast or matching of one product.
     """

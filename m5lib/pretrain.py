@@ -176,8 +176,7 @@ def pretrain(
             that line of the history.
         parts: how batches are divided (:class:`m5lib.models.parallel.Parts`); by default not.
 
-    Returns:
-        the history, that of earlier parts of the same run included.
+    Returns the history, that of earlier parts of the same run included.
     """
     catalogue, spec, objective = streams.catalogue, model.spec, model.spec.objective
     rows = catalogue.split("train") if rows is None else np.asarray(rows)

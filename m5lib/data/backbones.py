@@ -277,9 +277,8 @@ def choose(words: str | Mapping[str, object], others: Mapping[str, object] = PLA
     ``image=hf:facebook/dinov2-base@main:pool=mean``. Without a path, torchvision downloads the
     weights. Modalities that are not named get ``others``. Extractors by modality pass as they are.
 
-    Raises:
-        DataError: an unknown modality, word or setting (the message lists the known ones), a
-            modality twice, weights that are not there, or a model of another modality.
+    Raises ``DataError``: an unknown modality, word or setting (the message lists the known ones), a
+    modality twice, weights that are not there, or a model of another modality.
     """
     if not isinstance(words, str):
         return dict(words)

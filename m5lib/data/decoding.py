@@ -55,10 +55,9 @@ def open_image(file: MediaFile, longest: int = 2048) -> Image.Image:
     clipped; the camera's orientation is applied; a picture with a side over ``longest`` pixels is
     reduced to it (a JPEG already while it is decoded).
 
-    Raises:
-        MediaError: empty, not a picture, cut short, PostScript (a program, which is not run),
-            numbers without a known white, or more than :data:`MOST_PIXELS` (a JPEG of up to 179
-            million is reduced on the way).
+    Raises ``MediaError``: empty, not a picture, cut short, PostScript (a program, which is not
+    run), numbers without a known white, or more than :data:`MOST_PIXELS` (a JPEG of up to 179
+    million is reduced on the way).
     """
     with _source(file) as source, foreign():
         try:
@@ -194,12 +193,10 @@ def frames(
             start to the last of them.
         size: None, (height, width), or the length of the shorter side, in pixels.
 
-    Returns:
-        (n, height, width, 3) uint8 RGB, and the frames' own times (n,) in seconds.
+    Returns (n, height, width, 3) uint8 RGB, and the frames' own times (n,) in seconds.
 
-    Raises:
-        MediaError: no video track, no frame, or the track ends more than a second before the length
-            it declares.
+    Raises ``MediaError``: no video track, no frame, or the track ends more than a second before the
+    length it declares.
     """
     times, found, stamps = list(times), [], []
 
@@ -240,9 +237,8 @@ def sound(file: MediaFile, rate: int = 16_000, seconds: float | int = 12.0) -> n
 
     Mono is the mean of the channels, as in the released code.
 
-    Raises:
-        MediaError: no sound track, no sample, one that is no number, or the track is cut short (by
-            more than half a second).
+    Raises ``MediaError``: no sound track, no sample, one that is no number, or the track is cut
+    short (by more than half a second).
     """
     import av
 

@@ -109,12 +109,10 @@ def read_features(
         readers: modality -> reader, for features of other widths as ``{"image":
             StoredRegions(1024)}``; or an extractor, which reads that modality's media.
 
-    Returns:
-        as :func:`m5lib.data.store.extract`. A product has the feature modalities that it has
-        features for; its picture, video and sound stay its contents where it has them too.
+    Returns as :func:`m5lib.data.store.extract`. A product has the feature modalities that it has
+    features for; its picture, video and sound stay its contents where it has them too.
 
-    Raises:
-        DataError: there are no features, or an LMDB is broken.
+    Raises ``DataError``: there are no features, or an LMDB is broken.
     """
     skipped: list[Skip] = []
     catalogue = catalogue or listed(folder, readers)

@@ -120,8 +120,8 @@ def read_fashion(folder: str | Path) -> Catalogue:
 
     Pictures are ``images/<id>.jpg`` in a folder or inside ``images.tar``, which is read in place.
 
-    Raises:
-        DataError: ``styles.csv`` is missing, empty, not UTF-8, lacks a column; no pictures at all.
+    Raises ``DataError``: ``styles.csv`` is missing, empty, not UTF-8, lacks a column; no pictures
+    at all.
     """
     folder = Path(folder)
     path = folder / "styles.csv"
@@ -160,8 +160,7 @@ def read_table(path: str | Path, media: str | Path | None = None) -> Catalogue:
 
     Every row is a product, or is listed with its line.
 
-    Raises:
-        DataError: the file is missing, empty, not UTF-8, damaged, or has no column ``id``.
+    Raises ``DataError``: the file is missing, empty, not UTF-8, damaged, or has no column ``id``.
     """
     path = Path(path)
     media = Path(media) if media is not None else path.parent
@@ -230,8 +229,7 @@ def entries(path: str | Path) -> Iterator[tuple[str | int, Any]]:
 
     The whole annotation is 5.8 GB in one object; no more than a few MB of it are in memory.
 
-    Raises:
-        DataError: no such file, not UTF-8, not JSON, cut short.
+    Raises ``DataError``: no such file, not UTF-8, not JSON, cut short.
     """
     import ijson
 
@@ -323,9 +321,8 @@ def read_m5product(
             ``product5m_v2/<split>_ids.json``. Products in no list are drawn by hash of their id.
         only: ids, or an id list, to read no others: 6.3 million products take tens of GB.
 
-    Raises:
-        DataError: no annotation, or one that is not JSON; a list that is none. What is wrong with a
-            single record is listed.
+    Raises ``DataError``: no annotation, or one that is not JSON; a list that is none. What is wrong
+    with a single record is listed.
     """
     folder, skipped = Path(folder), []
     path = Path(annotation) if annotation is not None else annotation_of(folder)

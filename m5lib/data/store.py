@@ -71,9 +71,8 @@ def extract(
         executor: runs them, any of ``concurrent.futures``; this process then waits. Machines must
             see the folder, and the media, under the same paths.
 
-    Returns:
-        the catalogue without what could not be decoded (:func:`without`), and for each modality a
-        :class:`Ragged` in its order, of :class:`Mapped` arrays where there is a folder.
+    Returns the catalogue without what could not be decoded (:func:`without`), and for each modality
+    a :class:`Ragged` in its order, of :class:`Mapped` arrays where there is a folder.
     """
     decoding = (name for name, e in extractors.items() if getattr(e, "decodes", True))
     if any(MODALITIES[name].inside for name in decoding):

@@ -307,8 +307,7 @@ def difference(
         shared: whether all seeds ask the same queries, which are then one sample. False where each
             seed has products of its own, as the shop does, though their ids may be alike.
 
-    Raises:
-        ValueError: a seed without a common query, or ``shared`` where the queries differ.
+    Raises ``ValueError``: a seed without a common query, or ``shared`` where the queries differ.
     """
     if shared and any(set(p.index) != set(pairs[0].index) for p in pairs):
         raise ValueError("the queries differ from seed to seed: shared=False")

@@ -91,9 +91,8 @@ def coordinates(
         perplexity: of t-SNE; at most a third of the other products is taken.
         neighbours: of UMAP; at most all other products.
 
-    Raises:
-        ValueError: the method is not one of :data:`~m5lib.evaluation.separation.METHODS`, a setting
-            is too small, a vector is not finite, or there are fewer than three.
+    Raises ``ValueError``: the method is not one of :data:`~m5lib.evaluation.separation.METHODS`, a
+    setting is too small, a vector is not finite, or there are fewer than three.
     """
     from threadpoolctl import threadpool_limits
 
@@ -132,9 +131,8 @@ def taken_away(
     """What a missing modality does, product by product: products are asked with once more, by their
     vectors without it (``asked``, rows ``places`` of ``vectors``), among the vectors of all.
 
-    Returns:
-        ``10-NN accuracy`` (of the category in ``table``, :func:`groups`), ``neighbours kept``
-        (which of its ten nearest stay) and ``finds itself`` (whether the nearest of all is it).
+    Returns ``10-NN accuracy`` (of the category in ``table``, :func:`groups`), ``neighbours kept``
+    (which of its ten nearest stay) and ``finds itself`` (whether the nearest of all is it).
     """
     ids, labels = table.index.to_numpy(), table["category"].to_numpy()
     before = rank(vectors[places], vectors, K, ids[places], ids)

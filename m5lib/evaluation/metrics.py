@@ -172,8 +172,7 @@ def rank(
             place in ``rows``, and so are ``gallery_ids``.
         block: queries and gallery products at a time.
 
-    Raises:
-        ValueError: a vector holds a value that is not finite.
+    Raises ``ValueError``: a vector holds a value that is not finite.
     """
     size, total = queries.shape[0], gallery.shape[0] if rows is None else len(rows)
     places, best = np.full((size, k), -1, dtype=np.int64), np.full((size, k), -np.inf)

@@ -44,8 +44,7 @@ def paired_bootstrap(
     fewer than ten seeds much smaller values do not mean more. With one seed the interval is that of
     the queries only.
 
-    Raises:
-        ValueError: seeds or queries of the two do not match, or there are none.
+    Raises ``ValueError``: seeds or queries of the two do not match, or there are none.
     """
     if not len(a) or [len(x) for x in a] != [len(y) for y in b] or not all(len(x) for x in a):
         what = "the two models must be measured on the same queries of the same seeds"

@@ -105,8 +105,7 @@ def load(
             wrote, with its features as they are.
         extractors: as :func:`m5lib.data.backbones.choose`; empty: the plain ones.
 
-    Raises:
-        DataError: nothing readable lies there, or an unknown extractor.
+    Raises ``DataError``: nothing readable lies there, or an unknown extractor.
     """
     if (Path(data) / columns.FILE).is_file():
         whole, features = columns.opened(data)
@@ -156,8 +155,7 @@ class Job:
     (:func:`m5lib.models.pretrained.starting`). ``devices`` train a batch together: the same
     batches, the same run (:mod:`m5lib.models.parallel`).
 
-    Raises:
-        ValueError: ``products`` is none of these, or a rate is negative.
+    Raises ``ValueError``: ``products`` is none of these, or a rate is negative.
     """
 
     profile: str = "tiny"
@@ -186,8 +184,7 @@ class Job:
     def plan(self, streams: Streams) -> "Plan":
         """All that follows from the job for these streams.
 
-        Raises:
-            ValueError: an unknown model, field or value; the message lists the known ones.
+        Raises ``ValueError``: an unknown model, field or value; the message lists the known ones.
         """
         train = streams.catalogue.split("train")
         size = profile_of(self.profile).for_products(len(train))

@@ -187,8 +187,7 @@ def studies(
         products: at most so many, evenly over the splits, if not of the shop; 0: the profile's.
         more: fields of all jobs where the grid does not say, such as ``bert``.
 
-    Returns:
-        (label, seed) -> study, in the order of the seeds and of the grid.
+    Returns (label, seed) -> study, in the order of the seeds and of the grid.
     """
     size, result = sized(profile, products), {}
     for seed in seeds:

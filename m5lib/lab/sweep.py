@@ -80,9 +80,8 @@ def points(
 ) -> list[Point]:
     """What a sweep would run, in order, each point once. Arguments as for :func:`sweep`.
 
-    Raises:
-        ParameterError: a name that the notebook does not have, a value of the wrong type, an axis
-            that is not a list or is empty, a name both in the grid and fixed.
+    Raises ``ParameterError``: a name that the notebook does not have, a value of the wrong type, an
+    axis that is not a list or is empty, a name both in the grid and fixed.
     """
     notebook, fixed = Path(notebook), dict(fixed or {})
     known, name = notebooks.parameters_of(notebook), notebook.name
@@ -173,9 +172,8 @@ def sweep(
             default its threads are left alone.
         folder: where sweeps lie; by default ``sweeps`` below :func:`m5lib.home`.
 
-    Returns:
-        one row per point, in order: the parameters (lists and dicts as JSON), then
-        :data:`OUTCOME`. Raises ``ParameterError`` as :func:`points`, before anything starts.
+    Returns one row per point, in order: the parameters (lists and dicts as JSON), then
+    :data:`OUTCOME`. Raises ``ParameterError`` as :func:`points`, before anything starts.
     """
     todo, begun = points(notebook, grid, fixed, folder), datetime.now(UTC).isoformat()
     if not todo:

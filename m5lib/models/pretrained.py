@@ -104,8 +104,8 @@ def starting(
         rate: highest learning rate of what was pre-trained; 0: frozen.
         decay: what it is multiplied by from layer to layer, down to the embeddings.
 
-    Raises:
-        ValueError: width or depth do not fit (the message has both and the mend), or the decay.
+    Raises ``ValueError``: width or depth do not fit (the message has both and the mend), or the
+    decay.
     """
     if TITLE not in spec.modalities:
         return spec

@@ -50,8 +50,7 @@ def calibrate(vectors: Float[np.ndarray, "N D"], precision: float = 0.9) -> Near
     local intrinsic dimension), m and K of :data:`RANKS`. Groups of more than K listings of one
     product pass for different products.
 
-    Raises:
-        ValueError: ``precision`` is not between 0 and 1, or a vector that is not finite.
+    Raises ``ValueError``: ``precision`` is not between 0 and 1, or a vector that is not finite.
     """
     if not 0 < precision < 1:
         raise ValueError(f"precision {precision}: a share of pairs; give a number between 0 and 1")

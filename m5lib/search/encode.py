@@ -122,9 +122,8 @@ class Encoder:
             readout: ``weighted``, or ``pooled`` where one modality meets another
                 (:mod:`m5lib.embeddings`).
 
-        Raises:
-            ValueError, DataError: as :meth:`product`, with the place in the list; an unknown
-                read-out.
+        Raises ``ValueError`` or ``DataError``: as :meth:`product`, with the place in the list; an
+        unknown read-out.
         """
         single, made = isinstance(products, Mapping | Product), []
         for place, given in enumerate([products] if single else products):

@@ -90,8 +90,8 @@ def build(
             ``model``, which brings its own: where their weights are now, if not where they were.
         bert: what titles of a model that is pre-trained here start from (:class:`runs.Job`).
 
-    Raises:
-        DataError: nothing readable, too little to pre-train on, or a model that reads none of it.
+    Raises ``DataError``: nothing readable, too little to pre-train on, or a model that reads none
+    of it.
     """
     begun, size = time.monotonic(), runs.profile_of(profile)
     trained = intake.load_model(model) if model else None
