@@ -204,11 +204,9 @@ PAIR, INSIDE = "#;#", "#:#"
 
 
 def parse_pv(text: str) -> tuple[tuple[str, str], ...]:
-    """``"brand#:#Acme#;#colour#:#red"`` -> pairs, in order, repeated properties kept.
-
-    A part without the inner separator, or with an empty side, is left out; a part is split at its
-    *first* separator. (The released loader splits at every one and fails on a part that has none.)
-    """
+    """``"brand#:#Acme#;#colour#:#red"`` -> pairs, in order, repeated properties kept. A part
+    without the inner separator, or with an empty side, is left out; a part is split at its *first*
+    separator. (The released loader splits at every one and fails on a part that has none.)"""
     pairs = (part.partition(INSIDE) for part in text.split(PAIR))
     return tuple((name, value) for name, _, value in pairs if name.strip() and value.strip())
 

@@ -227,11 +227,9 @@ def _map(path: Path) -> np.ndarray:
 
 
 class Mapped:
-    """A (T, F) array in several ``.npy`` files, indexed along T like a numpy array.
-
-    Files are opened when something of them is read, and a copy of that is returned. Pickles as
-    paths, so that loader processes each open their own.
-    """
+    """A (T, F) array in several ``.npy`` files, indexed along T like a numpy array. Files are
+    opened when something of them is read, and a copy of that is returned. Pickles as paths, so that
+    loader processes each open their own."""
 
     def __init__(self, paths: Sequence[Path], lengths: Sequence[int], width: int, dtype="float16"):
         self.paths, self.dtype, self.ndim = tuple(paths), np.dtype(dtype), 2

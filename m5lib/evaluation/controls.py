@@ -49,10 +49,8 @@ def controls(
     catalogue: Catalogue, pixels: Mapping[str, Ragged], seed: int = 0
 ) -> dict[str, tuple[tuple[str, ...], object]]:
     """Every control that the catalogue allows: name -> (modalities that it reads, (N, D) vectors,
-    dense or sparse).
-
-    ``svd+pca`` puts the SVD of title TF-IDF beside the PCA of pixels, both of unit length.
-    """
+    dense or sparse). ``svd+pca`` puts the SVD of title TF-IDF beside the PCA of pixels, both of
+    unit length."""
     found, has, text, table, image = {}, set(catalogue.modalities), "text", "table", "image"
     for name, read in (("tfidf", (text,)), ("tfidf_title+table", (text, table))):
         if set(read) <= has:

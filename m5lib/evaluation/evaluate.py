@@ -50,11 +50,9 @@ def sought(catalogue: Catalogue, split: str = "query") -> tuple[np.ndarray, np.n
 
 
 def queries(catalogue: Catalogue, split: str = "query") -> tuple[np.ndarray, int]:
-    """Rows of the split that can be retrieved, and how many of it cannot.
-
-    The long tail is kept: a class needs one product in the gallery. Products without a label, and
-    those whose class has none there, have nothing to be found and are left out.
-    """
+    """Rows of the split that can be retrieved, and how many of it cannot. The long tail is kept: a
+    class needs one product in the gallery. Products without a label, and those whose class has none
+    there, have nothing to be found and are left out."""
     gallery, same = sought(catalogue, split)
     known, rows = set(same[gallery]) - {None}, catalogue.split(split)
     keep = np.array([value in known for value in same[rows]], dtype=bool)

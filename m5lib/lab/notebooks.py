@@ -55,10 +55,8 @@ def results_of(notebook: Path) -> list[str]:
 
 
 def parameters_of(notebook: str | Path) -> dict[str, object]:
-    """Names and defaults in the cell tagged ``parameters``: literals, one assignment a line.
-
-    Raises ``ParameterError``: there is no such cell, or it holds something else.
-    """
+    """Names and defaults in the cell tagged ``parameters``: literals, one assignment a line. Raises
+    ``ParameterError``: there is no such cell, or it holds something else."""
     cells = nbformat.read(notebook, as_version=4).cells
     cells = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
@@ -79,10 +77,8 @@ def check(
     notebook: str | Path, given: Mapping[str, object], known: Mapping[str, object] | None = None
 ) -> dict[str, object]:
     """The given parameters, converted where nothing is lost (an ``int`` for a float or words).
-    ``known`` are :func:`parameters_of` the notebook, where they were read before.
-
-    Raises ``ParameterError``: an unknown name or a wrong type; the message lists what there is.
-    """
+    ``known`` are :func:`parameters_of` the notebook, where they were read before. Raises
+    ``ParameterError``: an unknown name or a wrong type; the message lists what there is."""
     known, checked, file = known or parameters_of(notebook), {}, Path(notebook).name
     for name, value in given.items():
         if name not in known:

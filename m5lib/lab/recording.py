@@ -42,11 +42,8 @@ pd.set_option("display.html.use_mathjax", False)
 
 def rows(numbers: Iterable[dict], context: dict, **more) -> list[dict]:
     """Result rows from numbers (:func:`m5lib.evaluation.evaluate.evaluate`) and what they share
-    (:meth:`m5lib.lab.runs.Run.context`, and ``more``).
-
-    Raises ``ValueError``: a column is unknown or missing, a state is not one of :data:`STATES`, or
-    a value is not a finite number.
-    """
+    (:meth:`m5lib.lab.runs.Run.context`, and ``more``). Raises ``ValueError``: a column is unknown
+    or missing, a state is not one of :data:`STATES`, or a value is not a finite number."""
     result = []
     for number in numbers:
         row = {**context, **more, **number}

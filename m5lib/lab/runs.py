@@ -182,10 +182,8 @@ class Job:
                 raise ValueError(f"{name} {rate} is below 0; 0 means {rest}")
 
     def plan(self, streams: Streams) -> "Plan":
-        """All that follows from the job for these streams.
-
-        Raises ``ValueError``: an unknown model, field or value; the message lists the known ones.
-        """
+        """All that follows from the job for these streams. Raises ``ValueError``: an unknown model,
+        field or value; the message lists the known ones."""
         train = streams.catalogue.split("train")
         size = profile_of(self.profile).for_products(len(train))
         rate = self.learning_rate or size.training.learning_rate

@@ -78,11 +78,9 @@ def points(
     fixed: Mapping[str, object] | None = None,
     folder: str | Path | None = None,
 ) -> list[Point]:
-    """What a sweep would run, in order, each point once. Arguments as for :func:`sweep`.
-
-    Raises ``ParameterError``: a name that the notebook does not have, a value of the wrong type, an
-    axis that is not a list or is empty, a name both in the grid and fixed.
-    """
+    """What a sweep would run, in order, each point once. Arguments as for :func:`sweep`. Raises
+    ``ParameterError``: a name that the notebook does not have, a value of the wrong type, an axis
+    that is not a list or is empty, a name both in the grid and fixed."""
     notebook, fixed = Path(notebook), dict(fixed or {})
     known, name = notebooks.parameters_of(notebook), notebook.name
     if isinstance(grid, Mapping):

@@ -21,11 +21,9 @@ SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls"
 
 
 def train_tokenizer(catalogue: Catalogue, vocabulary: int = 8000) -> PreTrainedTokenizerFast:
-    """WordPiece trained on the ``train`` split's words, lower-cased like bert-base-uncased.
-
-    Chinese characters are split one by one, as BERT does, so the same call fits the official
-    release. The same words give the same vocabulary.
-    """
+    """WordPiece trained on the ``train`` split's words, lower-cased like bert-base-uncased. Chinese
+    characters are split one by one, as BERT does, so the same call fits the official release. The
+    same words give the same vocabulary."""
     normalizer = normalizers.BertNormalizer(lowercase=True)
     splitter = pre_tokenizers.BertPreTokenizer()
     rows = catalogue.split("train")

@@ -151,10 +151,8 @@ class Index:
 
     def save(self, folder: str | Path) -> Path:
         """Write the report and ``embeddings.parquet`` into a folder; returns the latter's path.
-
         Columns: ``id``, ``label``, and each read-out as a fixed-size list of float32; the file's
-        metadata say under ``m5lib`` how they were made.
-        """
+        metadata say under ``m5lib`` how they were made."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 

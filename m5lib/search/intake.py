@@ -38,11 +38,9 @@ def load_model(folder: str | Path) -> Model:
 
 @dataclass(frozen=True)
 class Report:
-    """What was read of a catalogue and what was not, as tables; ``print`` it for a few lines.
-
-    Best made after extraction (:mod:`m5lib.data.store`): broken files are found there. Words cannot
-    be broken: an empty title counts as not given. Of a row that repeats an id nothing is used.
-    """
+    """What was read of a catalogue and what was not, as tables; ``print`` it for a few lines. Best
+    made after extraction (:mod:`m5lib.data.store`): broken files are found there. Words cannot be
+    broken: an empty title counts as not given. Of a row that repeats an id nothing is used."""
 
     catalogue: Catalogue
 

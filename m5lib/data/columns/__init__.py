@@ -111,10 +111,8 @@ def _known(table) -> dict:
 
 
 def keep(folder: str | Path, catalogue: Catalogue, features: Mapping[str, Ragged]) -> Path:
-    """Write ``catalogue.arrow`` into the folder that the features were extracted to.
-
-    Raises ``ValueError``: features that are not in files below the folder.
-    """
+    """Write ``catalogue.arrow`` into the folder that the features were extracted to. Raises
+    ``ValueError``: features that are not in files below the folder."""
     import pyarrow as pa
 
     folder, files = Path(folder).absolute(), {}
@@ -152,10 +150,8 @@ def keep(folder: str | Path, catalogue: Catalogue, features: Mapping[str, Ragged
 
 
 def opened(folder: str | Path) -> tuple[Catalogue, dict[str, Ragged]]:
-    """The catalogue and the features of a folder (:func:`keep`), memory-mapped.
-
-    Raises ``ValueError``: no such file, one that is not whole, or a shard that is not.
-    """
+    """The catalogue and the features of a folder (:func:`keep`), memory-mapped. Raises
+    ``ValueError``: no such file, one that is not whole, or a shard that is not."""
     path, features = Path(folder).absolute() / FILE, {}
     products = Columns(path)
     with reading(path, MEND):
