@@ -11,7 +11,7 @@ pages of mapped files that were in memory are counted), ``own_gib`` without thos
 ``processor_seconds`` are what the process used: on a processor that others use too they
 say more than the clock, and rates are by them too.
 
-``wide`` feeds features of the paper's sizes, of few products.
+``wide`` feeds features of the paper's sizes, of few products; then by two loaders too.
 """
 
 import argparse
@@ -24,15 +24,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from m5lib import pretrain
 from m5lib.catalogue import Catalogue, Product
 from m5lib.data import MediaFile, columns, store
 from m5lib.data.store import Mapped
 from m5lib.evaluation import metrics
+from m5lib.models.parallel import ahead
 from m5lib.models.words import pieces, train_tokenizer
 from m5lib.streams import Ragged, Streams, load_tokenizer
 
@@ -141,13 +144,13 @@ def steps(folder: Path, count: int) -> dict:
         assert len({hit.id for hit in hits} - {catalogue.ids[asked[0]]}) == 10
         return {"queries": len(asked), "width": WIDTH} | taken
 
-    def wide() -> dict:
+    def wide(loaders: int = 0) -> dict:
         some = min(count, 4_000)
         catalogue, _ = columns.opened(folder)
         part, few = catalogue.take(range(some)), load_tokenizer(folder / "tokenizer")
         streams = Streams(part, features(folder / "wide", part, WIDE), few)
         size = sum(file.stat().st_size for file in (folder / "wide").rglob("*.npy"))
-        return fed(streams) | {"of": some, "kb_per_product": size / some / 1e3}
+        return fed(streams, loaders=loaders) | {"of": some, "kb_per_product": size / some / 1e3}
 
     return {
         "make": make,
@@ -156,6 +159,7 @@ def steps(folder: Path, count: int) -> dict:
         "feed": feed,
         "retrieve": retrieve,
         "wide": wide,
+        "wide, two loaders": partial(wide, 2),
     }
 
 
@@ -176,15 +180,19 @@ class Watch:
         return taken | {f"per_{key.removesuffix('s')}": count / x for key, x in taken.items()}
 
 
-def fed(streams: Streams, seconds: float = 6.0) -> dict:
-    """Batches of random products, for some seconds of the processor; nothing is done with them."""
-    rows = np.random.default_rng(0).permutation(len(streams))
-    streams.batch(rows[:BATCH])  # opens the files
-    begun, place = Watch(), 0
-    while begun.taken()["processor_seconds"] < seconds:
-        streams.batch(rows[np.arange(place, place + BATCH) % len(rows)])
-        place += BATCH
-    return {"batch": BATCH, "products": place} | begun.rate(place)
+def fed(streams: Streams, seconds: float = 6.0, loaders: int = 0) -> dict:
+    """Batches of random products as training gets them, for some seconds of this processor (with
+    loaders, of the clock: what they use is not counted); nothing is done with them."""
+    rows, training = np.arange(len(streams)), pretrain.Training(batch_size=BATCH)
+    wanted = pretrain.drawn(rows, training, range(1_000_000))
+    feed = partial(ahead, loaders=loaders) if loaders else map
+    batches, products = feed(streams.batch, wanted), 0
+    for _ in range(2 * loaders + 1):  # opens the files
+        next(batches)
+    begun = Watch()
+    while begun.taken()["seconds" if loaders else "processor_seconds"] < seconds:
+        products += len(next(batches).rows)
+    return {"batch": BATCH, "loaders": loaders, "products": products} | begun.rate(products)
 
 
 def memory() -> dict:

@@ -231,7 +231,7 @@ class Worker:
         from m5lib.pretrain import Training
 
         self.batch, self.micro = None, micro
-        self.training = Training(batch_size=products, precision=self.precision)
+        self.training = Training(batch_size=products, precision=self.precision, steps=1000)
         if self.size != size:
             self.size, self.model, self.optimizer = size, None, None
             torch.manual_seed(0)
@@ -276,8 +276,8 @@ class Worker:
         from m5lib import objectives, pretrain
         from m5lib.masking import hidden, mask
 
-        def losses(chosen, generator):
-            masked, targets = mask(self.batch, Words(), generator)
+        def losses(batch, generator):
+            masked, targets = mask(batch, Words(), generator)
             if self.micro:
                 from m5lib.models.parallel import Parts
 
@@ -287,7 +287,7 @@ class Worker:
             return objectives.total(self.model, output, targets)
 
         task = pretrain.Task("step", np.arange(self.training.batch_size), losses, {})
-        pretrain.train_step(self.model, task, self.training, self.optimizer, step, 1000)
+        pretrain.train_step(self.model, task, self.training, self.optimizer, step, self.batch)
 
     def answer(self) -> None:
         """A line of JSON in, a line out."""

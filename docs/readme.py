@@ -129,6 +129,21 @@ def costs(path: Path) -> pd.DataFrame:
     return table.set_axis([*table.columns[:-1], "seconds per 1,000 products, two cores"], axis=1)
 
 
+def extraction(path: Path, products: float = 6.3e6, cores: int = 64) -> str:
+    """How long media of the release would take by these rates; nothing of it was run."""
+    rows, sets = json.loads(path.read_text(encoding="utf-8")), []
+    for name, words in (("the plain", "crops frames mfcc"), ("the paper's", "regions clips mfcc")):
+        chosen = [f"{key}={word}" for key, word in zip(MEDIA, words.split(), strict=True)]
+        seconds = sum(rows[choice]["seconds_per_1000_on_two_cores"] for choice in chosen) / 1000
+        hours, listed = seconds * 2 * products / 3600, ",".join(chosen)
+        sets.append(f"{hours:,.0f} core hours by {name} extractors (`{listed}`), ")
+        sets[-1] += f"{hours / cores:,.1f} hours on {cores} cores"
+    text = (
+        f"Media of {products / 1e6} million products, a picture, a video of 8 s and a sound each, "
+    )
+    return f"{text}computed from `benchmarks/{path.name}`: {'; '.join(sets)}."
+
+
 def planted(path: Path) -> pd.DataFrame:
     """What near-duplicates are found from which cosine on (``benchmarks/duplicates.py``)."""
     found = json.loads(path.read_text(encoding="utf-8"))["trained"]["thresholds"]
@@ -194,6 +209,8 @@ def made_by(path: Path, notebook: str) -> str:
     )
 
 
+#: What the release has in files.
+MEDIA = ("image", "video", "audio")
 #: A generated block, its file, the notebook that made it (14 was once 03), its table.
 TABLES = (
     ("demo", "demo.json", "05_downstream", compact),
@@ -227,6 +244,8 @@ def blocks(results: Path) -> dict[str, str]:
         text["times"] = f"Wall time of what is recorded, all seeds, minutes: {minutes}; {hours}."
     if (path := results / "claims.json").exists():
         text["claims"] = counted(path)
+    if (path := results.parent / "benchmarks/backbones.json").exists():
+        text["extraction"] = extraction(path)
     for name, shown in (("backbones", costs), ("duplicates", planted)):
         if (path := results.parent / "benchmarks" / f"{name}.json").exists():
             text[name] = markdown(shown(path))

@@ -10,11 +10,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import partial
+from itertools import tee
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -87,10 +88,16 @@ def world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-@lru_cache(maxsize=1)
-def order(count: int, epoch: int, seed: int) -> np.ndarray:
-    """The numbers below ``count`` shuffled, by seed and epoch only: a resumed run sees the same."""
-    return np.random.default_rng([seed, epoch]).permutation(count)
+def drawn(rows: np.ndarray, training: Training, steps: range) -> Iterator[np.ndarray]:
+    """The rows of each step's batch. An epoch is shuffled by seed and number only: a resumed run
+    sees the same."""
+    size, known = training.batch_size, None
+    for step in steps:
+        epoch, place = divmod(step, math.ceil(len(rows) / size))
+        if epoch != known:
+            shuffled, known = np.random.default_rng([training.seed, epoch]).permutation(rows), epoch
+        # a last batch of a single product takes the one before along: contrast compares products
+        yield shuffled[min(place * size, max(0, len(rows) - 2)) : (place + 1) * size]
 
 
 class Checkpoint:
@@ -138,21 +145,17 @@ def logged(path: Path, steps: int) -> list[dict]:
     return history
 
 
-class Task(NamedTuple):
-    """What :func:`run_loop` trains a model for.
+@dataclass(frozen=True)
+class Task:
+    """What :func:`run_loop` trains a model for. ``losses`` takes a batch, and a generator for all
+    that is random in it, and gives the loss and its parts by name (with a ``loss`` among them where
+    the first is but a part of it)."""
 
-    Attributes:
-        label: for the progress bar.
-        rows: the products to learn from.
-        losses: of a batch of rows, with a generator for all that is random in it: the loss and its
-            parts by name (with a ``loss`` among them where the first is but a part of it).
-        identity: what tells this run's checkpoint from that of another run.
-    """
-
-    label: str
-    rows: np.ndarray
-    losses: Callable[[np.ndarray, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
-    identity: dict
+    label: str  # of the progress bar
+    rows: np.ndarray  # the products to learn from
+    losses: Callable[[Any, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+    identity: dict  # what tells this run's checkpoint from that of another run
+    batch: Callable[[np.ndarray], Any] = np.asarray  # of some rows
 
 
 def pretrain(
@@ -164,6 +167,7 @@ def pretrain(
     stop_after: int | None = None,
     watch: Callable[[Model], dict] | None = None,
     parts=None,
+    feed: Callable = map,
 ) -> list[dict]:
     """Pre-train in place on the rows (default: the ``train`` split); resumes from a checkpoint.
 
@@ -175,6 +179,7 @@ def pretrain(
         watch: called with the model after each quarter of the steps; what it returns is kept in
             that line of the history.
         parts: how batches are divided (:class:`m5lib.models.parallel.Parts`); by default not.
+        feed: makes the batches; :func:`m5lib.models.parallel.ahead` does so in other processes.
 
     Returns the history, that of earlier parts of the same run included.
     """
@@ -185,9 +190,8 @@ def pretrain(
     words, tasks = streams.tokenizer, objective.tasks(spec.modalities)
     rate, hides = objective.mask_rate, dict(objective.hides)
 
-    def losses(chosen: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        make = batch_of if parts is None else parts.batch_of
-        batch = make(streams, chosen, generator.device, spec)
+    def losses(batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = batch.to(generator.device)
         batch, targets = mask(batch, words, generator, rate, hides, tasks, objective.classes)
         there, given = batch.presence_of(spec.modalities), None
         if objective.drop:
@@ -200,17 +204,17 @@ def pretrain(
         return loss, {"temperature": model.temperature} | values
 
     identity = {"spec": spec.to_dict(), "data": catalogue.fingerprint, "rows": len(rows)}
-    task = Task("pre-training", rows, losses, identity)
-    return run_loop(model, task, training, Path(directory), stop_after, watch)
+    make = partial(batch_of if parts is None else parts.batch_of, streams, spec)
+    task = Task("pre-training", rows, losses, identity, make)
+    return run_loop(model, task, training, Path(directory), stop_after, watch, feed)
 
 
-def batch_of(streams: Streams, rows: np.ndarray, device: torch.device, spec: Spec) -> Batch:
-    """The batch of the rows on a device, imputed before masks are drawn, where the model wants it.
-    Raises ``ValueError``: no product of the batch has any of the model's modalities."""
+def batch_of(streams: Streams, spec: Spec, rows: np.ndarray) -> Batch:
+    """The batch of the rows, imputed before masks are drawn, where the model wants it. Raises
+    ``ValueError``: no product of the batch has any of the model's modalities."""
     batch, names = streams.batch(rows), list(spec.modalities)
     if not batch.presence_of(names).any():
         raise ValueError(f"no product of the batch has any of {names} (rows {rows[:3].tolist()} …)")
-    batch = batch.to(device)
     return impute(batch, spec.empty) if spec.missing == "impute" else batch
 
 
@@ -221,6 +225,7 @@ def run_loop(
     directory: Path,
     stop_after: int | None = None,
     watch: Callable[[nn.Module], dict] | None = None,
+    feed: Callable = map,
 ) -> list[dict]:
     """Train in place; resumes from the directory's checkpoint if that has the same identity. See
     :func:`pretrain`. After Ctrl-C the same call goes on from the last checkpoint."""
@@ -238,10 +243,13 @@ def run_loop(
     model.train()
     todo, saved = range(start, min(steps, stop_after or steps)), time.monotonic()
     pause = apart = training.checkpoint_seconds
+    wanted, rows = tee(drawn(task.rows, training, todo))
     with room(path, path), open(path, "a") as log:
         bar = tqdm(todo, task.label, steps, initial=start, unit=" steps", disable=not leads)
-        for step in bar:
-            line = train_step(model, task, training, optimizer, step, steps)
+        begun = time.monotonic()
+        for step, chosen, batch in zip(bar, rows, feed(task.batch, wanted), strict=True):
+            line = train_step(model, task, training, optimizer, step, batch)
+            line["products_per_second"] = round(len(chosen) / (time.monotonic() - begun), 1)
             if leads and watch and (step + 1) * 4 // steps > step * 4 // steps:
                 line |= watch(model)
             history.append(line)
@@ -255,28 +263,21 @@ def run_loop(
                 saved = time.monotonic()
                 # so that writing takes less than 1 % of the time, however large the model is
                 pause = apart and max(apart, 100 * (saved - begun))
+            begun = time.monotonic()
     return history
 
 
-def train_step(
-    model: nn.Module, task: Task, training: Training, optimizer, step: int, steps: int
-) -> dict:
-    """One optimiser step; everything random in it is a function of seed and step, save dropout."""
-    begun, rows = time.monotonic(), task.rows
-    device = next(model.parameters()).device
-    per_epoch = math.ceil(len(rows) / training.batch_size)
-    epoch, place = divmod(step, per_epoch)
-    # a last batch of a single product takes the one before along: contrast compares products
-    first = min(place * training.batch_size, max(0, len(rows) - 2))
-    shuffled = order(len(rows), epoch, training.seed)
-    chosen = rows[shuffled[first : (place + 1) * training.batch_size]]
+def train_step(model: nn.Module, task: Task, training: Training, optimizer, step: int, batch):
+    """One optimiser step; everything random in it is a function of seed and step, save dropout.
+    Returns a line of the history."""
+    device, products = next(model.parameters()).device, len(task.rows)
     generator = torch.Generator(device).manual_seed(training.seed * 1_000_003 + step)
-    share = schedule(step, steps, training.warmup)
+    share = schedule(step, training.total_steps(products), training.warmup)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
     optimizer.zero_grad(set_to_none=True)
     with autocast(device, training.precision):
-        loss, parts = task.losses(chosen, generator)
+        loss, parts = task.losses(batch, generator)
     # the one wait for the device, before the backward pass, which runs while the host goes on
     parts = {"loss": loss} | parts
     values = torch.stack([x.detach().to(device, torch.float32) for x in parts.values()]).tolist()
@@ -286,7 +287,6 @@ def train_step(
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), training.clip)
     optimizer.step()
-    line = {"step": step, "epoch": round((step + 1) / per_epoch, 4)}
-    line |= dict(zip(parts, values, strict=True))
-    line |= {"learning_rate": training.learning_rate * share}
-    return line | {"products_per_second": round(len(chosen) / (time.monotonic() - begun), 1)}
+    epoch = round((step + 1) / math.ceil(products / training.batch_size), 4)
+    line = {"step": step, "epoch": epoch} | dict(zip(parts, values, strict=True))
+    return line | {"learning_rate": training.learning_rate * share}

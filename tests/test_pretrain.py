@@ -1,6 +1,8 @@
 import json
+import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +11,8 @@ import torch
 
 from m5lib.model import Model
 from m5lib.models import zoo
-from m5lib.pretrain import Task, Training, optimiser, order, pretrain, run_loop, schedule
+from m5lib.models.parallel import ahead
+from m5lib.pretrain import Task, Training, drawn, optimiser, pretrain, run_loop, schedule
 from m5lib.spec import Objective
 
 TRAINING = Training(steps=8, batch_size=32, learning_rate=1e-3, checkpoint_seconds=0.0)
@@ -172,6 +175,11 @@ def test_overfits_one_batch(stream_set, tmp_path):
 
 
 def test_schedule_and_order():
+    def order(epoch, seed):
+        training = Training(batch_size=20, seed=seed)
+        steps = drawn(np.arange(50), training, range(3 * epoch, 3 * epoch + 3))
+        return [row for rows in steps for row in rows]
+
     factors = [schedule(step, 100, 0.1) for step in range(100)]
     assert (
         factors[0] == pytest.approx(0.1)
@@ -179,7 +187,7 @@ def test_schedule_and_order():
         and factors[-1] == pytest.approx(1 / 90)
     )
     assert all(a <= b for a, b in zip(factors[:10], factors[1:10], strict=False))
-    first, again, later, other = (list(order(50, *of)) for of in ((0, 0), (0, 0), (1, 0), (1, 1)))
+    first, again, later, other = (order(*of) for of in ((0, 0), (0, 0), (1, 0), (1, 1)))
     assert sorted(first) == list(range(50)) and first == again and first != later != other
 
 
@@ -233,6 +241,37 @@ def test_an_epoch_is_every_product_once_in_training_mode_with_masks_of_its_own(
     for epoch in (chosen[:3], chosen[3:]):
         assert sorted(np.concatenate(epoch)) == sorted(rows)
     assert list(np.concatenate(chosen[:3])) != list(np.concatenate(chosen[3:]))
+
+
+@pytest.mark.parametrize("missing", ["mask", "impute"])
+def test_loaders_make_the_batches_of_a_run_and_nothing_else_changes(stream_set, tmp_path, missing):
+    runs, made, batch = [], [], type(stream_set).batch
+
+    def spy(streams, rows, part=None):
+        made.append(os.getpid())
+        return batch(streams, rows, part)
+
+    training = replace(TRAINING, epochs=2, steps=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(stream_set), "batch", spy)
+        for loaders, feed in ((0, map), (2, partial(ahead, loaders=2))):
+            model = fresh(stream_set, missing=missing, dropout=0.1)
+            folder = tmp_path / str(loaders)
+            history = pretrain(model, stream_set, training, folder, feed=feed)
+            runs.append((without_speed(history), [p.tolist() for p in model.parameters()]))
+            assert set(made) <= {os.getpid()}, "a loader is a process of its own"
+            assert bool(made) == (loaders == 0)
+            made.clear()
+    assert runs[0] == runs[1] and len(runs[0][0]) > 3
+
+
+def test_a_loader_that_fails_ends_the_run_with_its_reason(stream_set, tmp_path, monkeypatch):
+    def fails(streams, rows, part=None):
+        raise ValueError("no such shelf")
+
+    monkeypatch.setattr(type(stream_set), "batch", fails)
+    with pytest.raises(ValueError, match="no such shelf"):
+        pretrain(fresh(stream_set), stream_set, TRAINING, tmp_path, feed=partial(ahead, loaders=1))
 
 
 def test_gradients_are_clipped(stream_set, tmp_path, monkeypatch):

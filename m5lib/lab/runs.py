@@ -30,7 +30,7 @@ from m5lib.lab import code_version
 from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier, classify, finetune, labels_of
-from m5lib.models.parallel import Parts, launch, led, meet
+from m5lib.models.parallel import Parts, ahead, launch, led, meet
 from m5lib.models.pretrained import check_words, load_bert, read_bert, starting
 from m5lib.models.words import train_tokenizer
 from m5lib.models.zoo import build, change
@@ -174,6 +174,7 @@ class Job:
     products: Literal["all", "complete", "none"] = "all"
     devices: int = 1
     micro: int = 0  # products that a device takes at a time; 0: all it has of a batch
+    loaders: int = 0  # processes for each device that make its batches ahead; 0: it does
 
     def __post_init__(self):
         check_choices(self)
@@ -206,7 +207,7 @@ class Job:
             spec = starting(spec, bert, deep, self.bert_rate, self.bert_decay)
         settled = {
             # extractors and bert by what they compute, not by where they lie
-            "job": asdict(replace(self, devices=1, micro=0, extractors=""))
+            "job": asdict(replace(self, devices=1, micro=0, loaders=0, extractors=""))
             | {"bert": bert and bert.version},
             "extractors": [computed(made[name]) for name in spec.modalities if name in made],
             "training": asdict(training),
@@ -328,6 +329,8 @@ def _train(job: Job, streams: Streams) -> None:
     if job.products != "none":
         watch, before = partial(glance, streams=streams), leads and glance(model, streams)
         options = {"watch": watch, "parts": None}
+        if job.loaders:
+            options["feed"] = partial(ahead, loaders=job.loaders)
         if job.micro or world()[1] > 1:
             options["parts"] = Parts(model, job.micro)
         history = pretrain(model, streams, plan.training, plan.folder, plan.rows, **options)

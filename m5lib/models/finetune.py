@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,16 +106,16 @@ def finetune(
         raise DataError(f"{catalogue.name}: {lacks}; nothing to fine-tune on")
     spec = classifier.model.spec
 
-    def losses(chosen: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = batch_of(streams, chosen, generator.device, spec)
-        labels = torch.tensor([numbers[row] for row in chosen], device=generator.device)
+    def losses(batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = batch.to(generator.device)
+        labels = torch.tensor([numbers[row] for row in batch.rows], device=generator.device)
         logits = classifier(batch)[1].float()
         right = logits.argmax(-1) == labels
         return F.cross_entropy(logits, labels), {"accuracy": right.float().mean()}
 
     identity = {"spec": spec.to_dict(), "labels": classifier.labels}
     identity |= {"data": catalogue.fingerprint, "rows": len(rows)}
-    task = Task("fine-tuning", rows, losses, identity)
+    task = Task("fine-tuning", rows, losses, identity, partial(batch_of, streams, spec))
     return run_loop(classifier, task, training, Path(directory), stop_after)
 
 

@@ -14,7 +14,7 @@ import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -30,6 +30,7 @@ from torch.multiprocessing import (
     start_processes,
 )
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from m5lib import objectives
 from m5lib.masking import Targets, hidden
@@ -58,14 +59,14 @@ class Parts:
         self.model, self.micro, self.wrapped = model, micro, None
         self.rank, self.size = world()
 
-    def batch_of(self, streams: Streams, rows: np.ndarray, device, spec: Spec) -> Batch:
+    def batch_of(self, streams: Streams, spec: Spec, rows: np.ndarray) -> Batch:
         """What this process has of :func:`m5lib.pretrain.batch_of`."""
         part = self.share(len(rows))
         if part is None or spec.missing == "impute":
             # all first, for one product that lacks a modality makes the stream of each longer
-            batch = batch_of(streams, rows, device, spec)
+            batch = batch_of(streams, spec, rows)
             return batch if part is None else batch.take(*part)
-        return streams.batch(rows, part).to(device)
+        return streams.batch(rows, part)
 
     def share(self, products: int) -> Part:
         """Where that of this process in a batch begins and ends; None alone. One that has none
@@ -241,6 +242,25 @@ def joined(meet: str = "env://") -> Iterator[None]:
     dist.destroy_process_group()  # after a fault it might wait for the others
 
 
+def ahead(make: Callable, wanted: Iterable[np.ndarray], loaders: int) -> Iterator:
+    """``map(make, wanted)``, made ahead by so many processes of this machine, two batches each."""
+    loader = DataLoader(
+        _Themselves(),
+        batch_size=None,
+        sampler=wanted,
+        num_workers=loaders,
+        collate_fn=make,
+        generator=torch.Generator(),  # it draws a number, which would change dropout
+        multiprocessing_context="fork",  # so that nothing is pickled
+    )
+    return iter(loader)
+
+
+class _Themselves:
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return rows
+
+
 def meet() -> None:
     """Wait for the other processes."""
     if world()[1] > 1:
@@ -272,7 +292,7 @@ def launch(work: Callable, devices: int, *arguments) -> None:
         Path(folder, "work").write_bytes(pickle.dumps((work, arguments)))
         try:
             given = (Path(folder), devices, threads)
-            context = start_processes(_ranked, given, devices, join=False, daemon=True)
+            context = start_processes(_ranked, given, devices, join=False)  # may have loaders
             while not context.join():
                 pass
         except (ProcessRaisedException, ProcessExitedException) as error:

@@ -337,7 +337,7 @@ def test_two_devices_train_the_run_of_one(stream_set, tmp_path, monkeypatch):
     monkeypatch.setenv("M5_HOME", str(tmp_path / "one"))
     one = runs.pretrained(job, stream_set)
     monkeypatch.setenv("M5_HOME", str(tmp_path / "two"))
-    several = replace(job, devices=2, micro=5)
+    several = replace(job, devices=2, micro=5, loaders=1)
     two = runs.pretrained(several, stream_set)
     assert two.name == one.name and len(two.history) == len(one.history) == 2
     for found, expected in zip(two.history, one.history, strict=True):
