@@ -244,7 +244,7 @@ def test_an_epoch_is_every_product_once_in_training_mode_with_masks_of_its_own(
 
 
 @pytest.mark.parametrize("missing", ["mask", "impute"])
-def test_loaders_make_the_batches_of_a_run_and_nothing_else_changes(stream_set, tmp_path, missing):
+def test_loaders_make_the_batches_of_a_run(stream_set, tmp_path, missing):
     runs, made, batch = [], [], type(stream_set).batch
 
     def spy(streams, rows, part=None):
