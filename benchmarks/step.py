@@ -59,9 +59,11 @@ PRODUCTS = {
 
 
 class Words:
-    """What masking reads of a tokenizer: how many word pieces, and which is ``[MASK]``."""
+    """What masking reads of a tokenizer: how many word pieces, and which is ``[MASK]``; under the
+    names of older checkouts too."""
 
-    mask_token_id = 4
+    mask_token_id = mask = 4
+    size = VOCABULARY
 
     def __len__(self) -> int:
         return VOCABULARY
@@ -276,8 +278,8 @@ class Worker:
         from m5lib import objectives, pretrain
         from m5lib.masking import hidden, mask
 
-        def losses(batch, generator):
-            masked, targets = mask(batch, Words(), generator)
+        def losses(_, generator):
+            masked, targets = mask(self.batch, Words(), generator)
             if self.micro:
                 from m5lib.models.parallel import Parts
 
@@ -287,7 +289,8 @@ class Worker:
             return objectives.total(self.model, output, targets)
 
         task = pretrain.Task("step", np.arange(self.training.batch_size), losses, {})
-        pretrain.train_step(self.model, task, self.training, self.optimizer, step, self.batch)
+        last = self.batch if hasattr(pretrain, "drawn") else 1000  # an older checkout: all steps
+        pretrain.train_step(self.model, task, self.training, self.optimizer, step, last)
 
     def answer(self) -> None:
         """A line of JSON in, a line out."""
@@ -439,9 +442,7 @@ def measure(codes: dict[str, Code], cases: list[dict], rounds: int, apart: bool)
         ]
         for row in some[1:] if all("seconds" in row for row in some) else ():
             for key, ratio in (("seconds", "ratio"), ("processor_seconds", "processor_ratio")):
-                row[ratio] = round(
-                    row[key] / some[0][key], 2
-                )  # how many times as fast this code is
+                row[ratio] = round(row[key] / some[0][key], 2)  # so many times as fast is this code
         rows += some
         for row in some:
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)

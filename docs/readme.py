@@ -144,13 +144,43 @@ def extraction(path: Path, products: float = 6.3e6, cores: int = 64) -> str:
     return f"{text}computed from `benchmarks/{path.name}`: {'; '.join(sets)}."
 
 
+def paces(path: Path) -> str:
+    """A training step of this code and of the authors', as ``benchmarks/step.py`` measured them: a
+    table for each device."""
+    text = []
+    for device, runs in json.loads(path.read_text(encoding="utf-8")).items():
+        rows = [row for run in runs for row in run["rows"]]
+        case = ["size", "variant", "products", "micro"]
+        table = pd.DataFrame(rows).set_index([*case, "of"]).unstack("of")
+        shown = {}
+        for of, whose in (
+            ("this", ""),
+            ("float32", " in float32"),
+            ("authors", " of the authors'"),
+        ):
+            if of in table["seconds"]:
+                shown[f"seconds{whose}"] = table["seconds", of].round(2)
+                shown[f"GiB{whose}"] = table["memory_gib", of].round(1)
+        if "authors" in table["seconds"]:
+            shown["ratio"] = table["ratio", "authors"].round(1)
+        for column, words in STEP.items():
+            shown[words] = (100 * table[column, "this"]).round(0)
+        shown = pd.DataFrame(shown).astype(object).map(lambda x: "" if pd.isna(x) else f"{x:g}")
+        commits = {run["provenance"]["this"]["commit"] for run in runs}
+        text.append(f"{markdown(shown)}\n\n{device}; commit {', '.join(sorted(commits))}.")
+    return "\n\n".join(text)
+
+
 def planted(path: Path) -> pd.DataFrame:
     """What near-duplicates are found from which cosine on (``benchmarks/duplicates.py``)."""
-    found = json.loads(path.read_text(encoding="utf-8"))["trained"]["thresholds"]
-    table = pd.DataFrame(found)[["cosine", "pairs", "planted", "others", "different, expected"]]
-    recall = [" · ".join(f"{value:.2f}" for value in row["recall"].values()) for row in found]
-    table[f"recall of {' · '.join(found[0]['recall'])}"] = recall
-    return table.set_index("cosine")
+    states = json.loads(path.read_text(encoding="utf-8"))
+    rows = [{"model": state, **row} for state in states for row in states[state]["thresholds"]]
+    table = pd.DataFrame(rows)
+    kinds = " · ".join(rows[0]["recall"])
+    recall = [" · ".join(f"{value:.2f}" for value in row["recall"].values()) for row in rows]
+    columns = ["cosine", "pairs", "planted", "others", "of two labels", "different, expected"]
+    table = table[["model", *columns]].assign(**{f"recall of {kinds}": recall})
+    return table.set_index("model")
 
 
 def counted(path: Path) -> str:
@@ -209,6 +239,12 @@ def made_by(path: Path, notebook: str) -> str:
     )
 
 
+#: Shares of a step.
+STEP = {
+    "mfu": "% of the peak",
+    "linear_share": "% of it in linear layers",
+    "linear_of_peak": "these, % of the peak",
+}
 #: What the release has in files.
 MEDIA = ("image", "video", "audio")
 #: A generated block, its file, the notebook that made it (14 was once 03), its table.
@@ -244,6 +280,8 @@ def blocks(results: Path) -> dict[str, str]:
         text["times"] = f"Wall time of what is recorded, all seeds, minutes: {minutes}; {hours}."
     if (path := results / "claims.json").exists():
         text["claims"] = counted(path)
+    if (path := results.parent / "benchmarks/step.json").exists():
+        text["paces"] = paces(path)
     if (path := results.parent / "benchmarks/backbones.json").exists():
         text["extraction"] = extraction(path)
     for name, shown in (("backbones", costs), ("duplicates", planted)):
