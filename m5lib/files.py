@@ -15,16 +15,18 @@ from threading import get_ident
 
 @contextmanager
 def room(path: Path, written: Path) -> Iterator[None]:
-    """What is raised because the disk is full while ``written`` is (each library has words of its
-    own, some no errno) is an ``OSError`` of the file ``path``, with sizes."""
+    """What is raised because the disk is full (each library has words of its own, some no errno) or
+    ``written`` may not be is an ``OSError`` of the file ``path``; of a full disk with sizes."""
     try:
         yield
     except Exception as error:
+        words = f"(os error {getattr(error, 'errno', 0)}) {error}"  # as libraries in Rust say it
+        if any(f"(os error {n})" in words for n in (errno.EACCES, errno.EPERM, errno.EROFS)):
+            raise PermissionError(13, "read-only; write elsewhere (M5_HOME)", str(path)) from error
         free = shutil.disk_usage(path.parent).free
         size = os.path.getsize(written) if written.exists() else 0
-        told = getattr(error, "errno", 0) == errno.ENOSPC or "(os error 28)" in str(error)
-        full = told or free < 4096 and isinstance(error, OSError | RuntimeError)
-        if not full or "disk is full" in str(error):
+        tight = free < 4096 and isinstance(error, OSError | RuntimeError)
+        if not (tight or f"(os error {errno.ENOSPC})" in words) or "disk is full" in words:
             raise
         said = f"{size / 1e3:,.0f} kB were written, {free / 1e3:,.0f} kB are free; make room"
         raise OSError(errno.ENOSPC, f"the disk is full: {said}", str(path)) from error
@@ -36,10 +38,10 @@ def whole_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
     the end, so that nobody ever sees half a file; with ``sync`` not even if the machine stops.
     Where writing fails nothing is left. Raises ``OSError`` as :func:`room`."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.tmp")
     try:
         with room(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             if sync:
                 with open(temporary, "rb+") as file:

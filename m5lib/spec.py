@@ -18,13 +18,16 @@ Names = tuple[str, ...]
 
 
 def check_choices(settings, **known: Iterable[str]) -> None:
-    """Raises ``ValueError``, with the known names, where a ``Literal`` field of a dataclass, or one
-    whose choices are given here by its name, holds something else."""
+    """Raises ``ValueError`` where a field of a dataclass that is text, a number or a switch is of
+    another type, or is none of its choices (a ``Literal``'s, or given by its name), all named."""
     for name, hint in get_type_hints(type(settings)).items():
         choices = known.get(name) or (get_args(hint) if get_origin(hint) is Literal else ())
-        if choices and (value := getattr(settings, name)) not in choices:
-            said = f"unknown {name} {value!r}: known are {list(choices)}"
-            raise ValueError(f"{type(settings).__name__}: {said}")
+        value, owner = getattr(settings, name), type(settings).__name__
+        if choices and value not in choices:
+            raise ValueError(f"{owner}: unknown {name} {value!r}: known are {list(choices)}")
+        kinds = (int, float) if float in (hint, *get_args(hint)) else (hint,)
+        if {*kinds} <= {int, float, bool, str} and type(value) not in kinds:
+            raise ValueError(f"{owner}: {name} is {value!r}, not {kinds[-1].__name__}")
 
 
 def _owner(groups: tuple[Names, ...], name: str) -> str:
@@ -263,9 +266,4 @@ def _make(kind: type, values: dict):
     known = [f.name for f in fields(kind)]
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"{kind.__name__} has no field {unknown}: known are {known}")
-    values = {key: _tuples(value) for key, value in values.items()}
-    for name, hint in get_type_hints(kind).items():
-        fits = (int, float) if hint is float else (hint,)
-        if hint in (int, float, bool, str) and name in values and type(values[name]) not in fits:
-            raise ValueError(f"{kind.__name__}: {name} is {values[name]!r}, not {hint.__name__}")
-    return kind(**values)
+    return kind(**{key: _tuples(value) for key, value in values.items()})

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from m5lib.catalogue import DataError, Skip
-from m5lib.files import whole_file
+from m5lib.files import room, whole_file
 
 
 class MediaError(ValueError):
@@ -183,10 +183,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """One process or thread at a time behind a file, whose folder is made where missing: others
     wait, and say so, or (``wait`` false) are told False and go by. Ends with the process.
 
-    Where files cannot be locked (a network disk mounted without locks) nobody waits: what is made
-    twice is made to the same bytes, and files appear under their names only when they are whole.
+    Where files cannot be locked (a network disk mounted without locks) or the folder is read-only,
+    nobody waits: what is made twice is made to the same bytes, and appears only when it is whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with room(path.parent, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     lock, mine = FileLock(path, fallback_to_soft=False), True
     try:
         try:
@@ -197,8 +198,8 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
                 print(said, flush=True)
                 lock.acquire(poll_interval=0.2)
     except (OSError, NotImplementedError) as error:
-        no_locks = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-        if isinstance(error, OSError) and error.errno not in no_locks:
+        known = getattr(error, "errno", errno.ENOSYS) in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+        if not known and os.access(path.parent, os.W_OK):
             raise
     try:
         yield mine

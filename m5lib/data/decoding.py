@@ -366,9 +366,8 @@ def _parquet_rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, list[s
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        meta, names, line = file.metadata, file.schema_arrow.names, 0
-        groups = range(meta.num_row_groups)
-        size = max((meta.row_group(group).total_byte_size for group in groups), default=0)
+        meta, names, line, held = file.metadata, file.schema_arrow.names, 0, 0
+        size = max([0, *(meta.row_group(n).total_byte_size for n in range(meta.num_row_groups))])
         most = data.DENSEST * path.stat().st_size
         if meta.num_rows > most or size > most + data.FREE:
             what = f"{meta.num_rows:,} rows and {size:,} bytes in too small a file"
@@ -378,16 +377,17 @@ def _parquet_rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, list[s
         index = [i for i in notes.get("index_columns", ()) if isinstance(i, dict) and i["name"]]
         names = [*names, *(i["name"] for i in index)]
         yield 0, names, None
-        for group in groups:
-            place = 0
+        for group in range(meta.num_row_groups):
+            row = -1
             for batch in file.iter_batches(64, row_groups=[group]):
                 for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     cells = [*cells, *(i["start"] + i["step"] * line for i in index)]
-                    line += 1
+                    line, row = line + 1, row + 1
                     for column, cell in enumerate(cells):
                         if (found := data.held(cell)) is not None:
-                            member = f"{path.name}: row {line}, {names[column]}"
-                            where = (path, 0, len(found), member, group, place, column)
-                            cells[column] = ParquetCell(*where)
-                    place += 1
+                            at = f"{path.name}: row {line}, {names[column]}"
+                            cells[column] = ParquetCell(path, 0, len(found), at, group, row, column)
+                        held += len(found or cell) if isinstance(found or cell, bytes | str) else 0
+                    if held > most + data.FREE:  # one value, said once for all of its rows
+                        raise DataError(f"{path}: {held:,} bytes in too small a file; save it anew")
                     yield line, names, cells

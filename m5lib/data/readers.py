@@ -39,6 +39,8 @@ FASHION_TABLE = ("gender", "baseColour", "season", "year", "usage")
 
 def read(path: str | Path) -> Catalogue:
     """Read whatever lies there. Raises :class:`~m5lib.catalogue.DataError`: nothing readable."""
+    if not isinstance(path, str | Path):
+        raise DataError(f"{path!r:.60} is no path; give that of a table or a folder")
     with reachable(path := Path(path)):
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")

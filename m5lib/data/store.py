@@ -262,7 +262,6 @@ def _stored(
     catalogue: Catalogue, name: str, extractor, folder: Path, workers, size: int, crew: Callable
 ) -> _Extracted:
     """Features of one modality from the folder, after those that lack are written there."""
-    (folder / name).mkdir(parents=True, exist_ok=True)
     shards, skipped = _plan(catalogue, name, extractor, folder, size, workers)
     crew(shards, name, extractor, workers)
     records = [(stem, json.loads(_file(stem, "json").read_bytes())) for stem in shards]
@@ -279,12 +278,12 @@ def _stored(
                 if mine:  # left by a process that was killed
                     half.unlink(missing_ok=True)
                     lock.unlink(missing_ok=True)
-        write_json(folder / f"{name}.json", index)
+        if os.access(folder, os.W_OK):  # else all of it is there, and no other can be made
+            write_json(folder / f"{name}.json", index)
     records = [(stem, record) for stem, record in records if any(record["lengths"])]
     stems, sizes = [stem for stem, _ in records], [sum(r["lengths"]) for _, r in records]
     files = [_file(stem, "npy") for stem in stems]
-    values = Mapped(files, sizes, extractor.width, _dtype(extractor))
-    more = []
+    values, more = Mapped(files, sizes, extractor.width, _dtype(extractor)), []
     for ending in ("boxes.npy", "classes.npy"):
         paths = [path for stem in stems if (path := _file(stem, ending)).exists()]
         more.append(Mapped(paths, sizes, _map(paths[0]).shape[1]) if paths else None)

@@ -5,7 +5,6 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import shorten
 from uuid import uuid4
 
 import numpy as np
@@ -19,7 +18,7 @@ from PIL import Image
 from m5lib.catalogue import Product
 from m5lib.data.decoding import open_image
 from m5lib.figures.catalogue import title_of
-from m5lib.figures.style import PALETTE, canvas, short, styled
+from m5lib.figures.style import PALETTE, canvas, cut, plain, short, styled
 from m5lib.modalities import codes
 
 #: The largest groups have a colour and a shape each, all others are grey.
@@ -41,7 +40,7 @@ def _panels(points: Mapping[str, np.ndarray], columns: int) -> tuple[Figure, lis
     rows, side = -(-len(points) // columns), 2.75 if columns > 1 else 4.4
     figure, axes = canvas(rows, columns, (side * columns, (side + 0.1) * rows + 0.9))
     for place, title in zip(axes.flat, points, strict=False):
-        place.set_title(title, fontsize=10)
+        place.set_title(plain(title), fontsize=10)
         place.set(xticks=[], yticks=[])
         place.margins(0.04)
         place.spines[:].set(visible=True, color="#dddddd")
@@ -160,10 +159,7 @@ def _tabs(points: Mapping, near: Mapping, column: pd.Series, products: Sequence[
     from bokeh.plotting import figure
 
     groups = key(column)
-    legend = {
-        name: f"{shorten(str(name), 26, placeholder='…')} ({row['count']})"
-        for name, row in groups.iterrows()
-    }
+    legend = {name: f"{cut(name, 1, 26)} ({row['count']})" for name, row in groups.iterrows()}
     columns = {
         "title": [title_of(product)[:200] for product in products],
         "group": [str(name) for name in column],

@@ -79,8 +79,16 @@ def plain(text: object) -> str:
 
 
 def short(text: object, lines: int, width: int = 20) -> str:
-    """:func:`plain` text in at most so many lines of ``width`` characters; cut by an ellipsis."""
-    return plain("\n".join(textwrap.wrap(str(text), width, max_lines=lines, placeholder="…")))
+    """:func:`plain` text, :func:`cut`."""
+    return plain(cut(text, lines, width))
+
+
+def cut(text: object, lines: int, width: int = 20) -> str:
+    """Text in at most so many lines of ``width`` characters; an ellipsis where it is cut."""
+    kept = textwrap.wrap(str(text), width, max_lines=lines, placeholder="…")
+    if kept[-1:] == ["…"]:  # one long word, or a language without spaces
+        kept[-1] = textwrap.wrap(str(text), width)[len(kept) - 1][: width - 1] + "…"
+    return "\n".join(kept)
 
 
 def heading(figure: Figure, text: str) -> None:

@@ -1,10 +1,16 @@
-"""Runs, recording, studies, claims, sweeps, notebooks, doctor; here, the version of the code."""
+"""Runs, recording, studies, claims, sweeps, notebooks, doctor; here, the version of the code, and
+what an argument must be."""
 
 import ast
 import hashlib
+import inspect
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
+from types import UnionType
+from typing import get_args
+
+import numpy as np
 
 LIBRARY = Path(__file__).resolve().parents[1]
 #: Folders whose code a training run depends on (``""`` is the core), and all there are.
@@ -44,3 +50,52 @@ def _is_text(statement: ast.AST) -> bool:
     """A string that stands alone: a docstring."""
     value = getattr(statement, "value", None)
     return isinstance(statement, ast.Expr) and isinstance(getattr(value, "value", None), str)
+
+
+#: Whole numbers that may not be 0; below it none may be.
+FROM_ONE = ("top", "most", "batch_size", "workers", "count")
+#: What passes for an annotation beside itself, and what to give.
+NUMBERS = {int: (int, np.integer), float: (int, float, np.integer, np.floating)}
+GIVE = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
+OURS = ("builtins", "pathlib", "m5lib")
+
+
+def checked(call):
+    """A public function, or a class with its public methods, that says at once which of its
+    arguments is not of the kind that its annotation names, as a ``ValueError``: text, a path, a
+    whole number (of :data:`FROM_ONE` from 1 on, else from 0 on), a number, or an object of a
+    class. Other annotations are left to the function."""
+    if isinstance(call, type):
+        for name, method in list(vars(call).items()):
+            if inspect.isfunction(method) and not name.startswith("_"):
+                setattr(call, name, checked(method))
+        return call
+    signature = inspect.signature(call)
+
+    @wraps(call)
+    def wrapped(*given, **named):
+        for name, value in signature.bind(*given, **named).arguments.items():
+            parameter = signature.parameters[name]
+            several = value if parameter.kind is parameter.VAR_POSITIONAL else [value]
+            for fault in filter(None, (_fault(name, x, parameter.annotation) for x in several)):
+                raise ValueError(fault)
+        return call(*given, **named)
+
+    return wrapped
+
+
+def _fault(name: str, value: object, hint: object) -> str:
+    """What is wrong with an argument; nothing, where nothing is."""
+    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    plain = (isinstance(o, type) and o.__module__.split(".")[0] in OURS for o in options)
+    if not all(plain) or value is None and type(None) in options:
+        return ""
+    least = int(name in FROM_ONE)
+    fits = isinstance(value, tuple(kind for o in options for kind in NUMBERS.get(o, (o,))))
+    fits &= bool in options or not isinstance(value, bool)
+    fits &= not isinstance(value, float) or value == value
+    if fits and (int not in options or str in options or value >= least):
+        return ""
+    kinds = [GIVE.get(o, f"a {o.__name__}") for o in options if o is not type(None)]
+    kinds = " or ".join(kinds) + f" from {least} on" * (int in options)
+    return f"{name} {' '.join(repr(value).split()):.60}: give {kinds}"

@@ -25,8 +25,8 @@ from m5lib.data.extractors import PLAIN, Pixels
 from m5lib.embeddings import READOUTS, embeddings
 from m5lib.evaluation.evaluate import fit_readouts, spread
 from m5lib.evaluation.separation import glance
-from m5lib.files import whole_file
-from m5lib.lab import code_version
+from m5lib.files import reading, whole_file
+from m5lib.lab import checked, code_version
 from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier, classify, finetune, labels_of
@@ -72,6 +72,7 @@ PROFILES = {
 }
 
 
+@checked
 def profile_of(name: str) -> Profile:
     """The profile of a name. Raises ``ValueError`` for an unknown one."""
     if name not in PROFILES:
@@ -84,6 +85,7 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@checked
 def thin(catalogue: Catalogue, products: int) -> Catalogue:
     """At most so many products, the same share of each split, in their order; 0 keeps all."""
     if not 0 < products < len(catalogue):
@@ -93,6 +95,7 @@ def thin(catalogue: Catalogue, products: int) -> Catalogue:
     return catalogue.take(sorted(order[int(n * step)] for n in range(products)))
 
 
+@checked
 def load(
     data: str | Path, profile: Profile, seed: int = 0, extractors: str | Mapping = ""
 ) -> tuple[Catalogue, dict[str, Ragged]]:
@@ -155,7 +158,7 @@ class Job:
     (:func:`m5lib.models.pretrained.starting`). ``devices`` train a batch together: the same
     batches, the same run (:mod:`m5lib.models.parallel`).
 
-    Raises ``ValueError``: ``products`` is none of these, or a rate is negative.
+    Raises ``ValueError``: a field of another kind, below 0 or without end, no device, or no pairs.
     """
 
     profile: str = "tiny"
@@ -178,9 +181,12 @@ class Job:
 
     def __post_init__(self):
         check_choices(self)
-        for name, rest in (("learning_rate", "the profile's"), ("bert_rate", "frozen")):
-            if (rate := getattr(self, name)) < 0:
-                raise ValueError(f"{name} {rate} is below 0; 0 means {rest}")
+        for name, value in vars(self).items():
+            least = int(name == "devices")
+            if isinstance(value, int | float) and not least <= value < 2**63:
+                raise ValueError(f"{name} {value}: give a number from {least} on")
+        with reading("settings or changes", 'give pairs, such as (("width", 64),)'):
+            dict(self.settings), dict(self.changes)
 
     def plan(self, streams: Streams) -> "Plan":
         """All that follows from the job for these streams. Raises ``ValueError``: an unknown model,

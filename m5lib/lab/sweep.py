@@ -36,7 +36,8 @@ import pandas as pd
 
 from m5lib import ROOT, home
 from m5lib.data import locked, whole_file, write_json
-from m5lib.lab import ROOMS, code_version, notebooks
+from m5lib.files import reading
+from m5lib.lab import ROOMS, checked, code_version, notebooks
 from m5lib.lab.notebooks import ParameterError
 
 #: What :func:`sweep` says of a run, after its parameters: ``finished``, ``failed`` or ``cached``
@@ -72,6 +73,7 @@ def _digest(content: object) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=5).hexdigest()
 
 
+@checked
 def points(
     notebook: str | Path,
     grid: Mapping | Sequence,
@@ -81,7 +83,8 @@ def points(
     """What a sweep would run, in order, each point once. Arguments as for :func:`sweep`. Raises
     ``ParameterError``: a name that the notebook does not have, a value of the wrong type, an axis
     that is not a list or is empty, a name both in the grid and fixed."""
-    notebook, fixed = Path(notebook), dict(fixed or {})
+    with reading(f"{notebook}: fixed", "give a dict of parameters"):
+        notebook, fixed = Path(notebook), dict(fixed or {})
     known, name = notebooks.parameters_of(notebook), notebook.name
     if isinstance(grid, Mapping):
         for axis, values in grid.items():
@@ -145,6 +148,7 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
 
 
+@checked
 def sweep(
     notebook: str | Path,
     grid: Mapping | Sequence,
@@ -263,6 +267,7 @@ def _index(folder: Path) -> None:
             _frame(ended).to_parquet(path, index=False)
 
 
+@checked
 def collect(frame: pd.DataFrame) -> pd.DataFrame:
     """The result rows that the finished runs of a sweep recorded (:func:`sweep`, or a
     ``runs.parquet``), with the parameters that are no columns of theirs, and ``point``."""

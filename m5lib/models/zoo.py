@@ -9,7 +9,7 @@ in all (section 5). A row's docstring says what of the original is left out.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -259,10 +259,15 @@ MODELS = {row.__name__: row for row in (*_ROWS, visualbert, uniter, capture)}
 
 
 def build(name: str, **settings) -> Spec:
-    """The row of a name. Raises ``ValueError``, with the known names, for an unknown one."""
+    """The row of a name. Raises ``ValueError``, with the known names, for an unknown one, and for a
+    setting that the row does not have."""
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}: known are {list(MODELS)}")
-    return MODELS[name](**settings)
+    try:
+        return MODELS[name](**settings)
+    except TypeError as error:
+        known = [*Size._fields, *(f.name for f in fields(Spec)[2:])]
+        raise ValueError(f"{name}: {error}; settings are such as {', '.join(known)}") from None
 
 
 def change(spec: Spec, changes: Iterable[tuple[str, Any]]) -> Spec:
@@ -270,7 +275,7 @@ def change(spec: Spec, changes: Iterable[tuple[str, Any]]) -> Spec:
     ``("objective.contrast", "siglip")``. Raises ``ValueError``, with the known ones, for an unknown
     field or value."""
     config = spec.to_dict()
-    for key, value in changes:
+    for key, value in dict(changes).items():
         owner, _, name = key.rpartition(".")
         if owner not in ("", "objective"):
             give = "give a field of Spec, or 'objective.' and a field of Objective"

@@ -25,6 +25,7 @@ from m5lib.data import MediaFile, Record, store, words
 from m5lib.data.backbones import agreed
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings
 from m5lib.files import reading
+from m5lib.lab import checked
 from m5lib.modalities import MODALITIES, ordered
 from m5lib.model import Model
 from m5lib.search import intake
@@ -34,6 +35,7 @@ from m5lib.streams import Streams
 COMPARED = (DEFAULT, ACROSS)
 
 
+@checked
 @dataclass
 class Encoder:
     """A pre-trained model that reads products as their owners have them.
@@ -125,15 +127,18 @@ class Encoder:
         Raises ``ValueError`` or ``DataError``: as :meth:`product`, with the place in the list; an
         unknown read-out.
         """
-        single, made = isinstance(products, Mapping | Product), []
-        for place, given in enumerate([products] if single else products):
+        several = isinstance(products, Iterable) and not isinstance(
+            products, Mapping | Product | str
+        )
+        made = []
+        for place, given in enumerate(products if several else [products]):
             contents = given.contents if isinstance(given, Product) else given
             made.append(self.product(contents, f"product {place}"))
         if not made:
             raise ValueError("no product to encode; give one or more")
         streams = self.streams(made)
         vectors = self.embed(streams, range(len(made)), None, [readout], batch_size)[readout]
-        return unit(vectors)[0] if single else unit(vectors)
+        return unit(vectors) if several else unit(vectors)[0]
 
     @staticmethod
     def similarity(

@@ -44,7 +44,7 @@ from m5lib.data.backbones import agreed, choose
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings, read_out
 from m5lib.evaluation import evaluate
 from m5lib.evaluation.metrics import rank
-from m5lib.lab import recording, runs
+from m5lib.lab import checked, recording, runs
 from m5lib.modalities import MODALITIES, codes
 from m5lib.model import Model
 from m5lib.search import intake
@@ -70,9 +70,10 @@ class Hits(NamedTuple):
     cosines: Float[np.ndarray, " K"]
 
 
+@checked
 def build(
     data: str | Path = "shop",
-    model: str | Path = "",
+    model: str | Path | None = "",
     profile: str = "small",
     seed: int = 0,
     extractors: str = "",
@@ -117,6 +118,7 @@ def build(
     return Index(encoder, streams, vectors, how)
 
 
+@checked
 @dataclass
 class Index:
     """Products, their encoder, and vectors (N, D) of both read-outs, given all they have."""
@@ -183,8 +185,7 @@ class Index:
         Raises ``ValueError`` where there are no so many."""
         most = max(vectors.shape[1] for vectors in self.vectors.values())
         if not 0 < truncate_dim <= most:
-            what = f"truncate_dim {truncate_dim}: how many numbers to keep"
-            raise ValueError(f"{what}; give a whole number from 1 to {most}")
+            raise ValueError(f"truncate_dim {truncate_dim}: give a whole number from 1 to {most}")
         turned = {name: basis[:, :truncate_dim] for name, basis in self._directions.items()}
         vectors, before = {n: self.vectors[n] @ turned[n] for n in turned}, self.encoder.turned
         turned = {n: before[n] @ basis if n in before else basis for n, basis in turned.items()}
@@ -229,10 +230,8 @@ class Index:
 
         Raises:
             DataError: a file of it cannot be read, or there is no other product to find.
-            ValueError: an unknown way, or no hit is asked for.
+            ValueError: an unknown way.
         """
-        if not isinstance(top, int | np.integer) or isinstance(top, bool) or top < 1:
-            raise ValueError(f"top {top!r}: how many hits; give a whole number from 1 on")
         streams, top = self.query(query), min(top, len(self.catalogue))
         names, ids = streams.modalities, self.catalogue.ids
         way = way or self.best(names)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from m5lib.catalogue import Catalogue, DataError
 from m5lib.data import whole_file, write_json
-from m5lib.lab import runs
+from m5lib.lab import checked, runs
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model
 
@@ -19,6 +19,7 @@ from m5lib.model import Model
 READ = "read"
 
 
+@checked
 def load_model(folder: str | Path) -> Model:
     """A pre-trained model out of its folder, with what turns products into streams.
 

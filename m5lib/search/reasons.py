@@ -20,6 +20,7 @@ from m5lib.catalogue import Product
 from m5lib.embeddings import ACROSS, DEFAULT, read_out
 from m5lib.explain import attribution
 from m5lib.figures import attribution as figures
+from m5lib.lab import checked
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model, Output
 from m5lib.search.index import Hits, Index, compared
@@ -57,11 +58,14 @@ class Explanation(NamedTuple):
         return figures.product(self.streams, self.row, self.scores, worth, title)
 
 
+@checked
 def explain(index: Index, hits: Hits, place: int = 0, side: str = "hit") -> Explanation:
     """The explanation of one hit, ``place`` counted from 0. Raises ``ValueError`` for an unknown
     side, ``IndexError`` for no such hit."""
     if side not in ("hit", "query"):
         raise ValueError(f"unknown side {side!r}: known are hit, query")
+    if place >= len(hits.rows):
+        raise IndexError(f"place {place}: there are {len(hits.rows)} hits, counted from 0")
     model, query, row = index.model, index.query(hits.query), int(hits.rows[place])
     device, names = next(model.parameters()).device, query.modalities
     if side == "hit":

@@ -128,6 +128,12 @@ def test_text_from_outside_is_drawn_letter_by_letter(text):
         assert drawn._preprocess_math(drawn.get_text()) == (text, False)
 
 
+def test_a_title_is_cut_where_a_language_has_no_spaces():
+    assert style.cut("红色连衣裙夏季新款" * 4, 2, 10) == "红色连衣裙夏季新款红\n色连衣裙夏季新款红…"
+    assert style.cut("x" * 30, 1, 10) == "xxxxxxxxx…" and style.cut("x" * 10, 1, 10) == "x" * 10
+    assert style.cut("a red shirt", 1, 8) == "a red…" and style.cut("", 1) == ""
+
+
 def test_titles_and_labels_with_dollars_are_drawn(tmp_path):
     catalogue = listings.make(40, 0, tmp_path, workers=1)
     price = "from $5_ to $9^ {"

@@ -47,7 +47,7 @@ def test_stars_join_listings():
 def shown(catalogue):
     products = list(catalogue.products[:30])
     products[0] = replace(products[0], contents={"text": EVIL})  # a title from outside, no picture
-    titles, column = ("SCALE, t-SNE", "SCALE, UMAP"), pd.Series([EVIL] * 8 + list("ab") * 11)
+    titles, column = ("SCALE, $$", "SCALE, UMAP"), pd.Series([EVIL] * 8 + list("ab") * 11)
     near = np.random.default_rng(0).integers(0, 30, (30, 6))
     maps_ = {title: points(30, seed) for seed, title in enumerate(titles)}
     return map_figures.InteractiveMap(maps_, dict.fromkeys(titles, near), column, products), near
@@ -77,7 +77,7 @@ def test_what_the_map_knows(shown):
     drawn, near = shown
     tabs, source = drawn.tabs, drawn.tabs.select_one({"name": "products"})
     card = next(iter(tabs.select({"type": HoverTool}))).tooltips
-    assert [tab.title for tab in tabs.tabs] == ["SCALE, t-SNE", "SCALE, UMAP"]
+    assert [tab.title for tab in tabs.tabs] == ["SCALE, $$", "SCALE, UMAP"]
     data = source.data
     assert data["title"][0] == EVIL and data["has"][0] == "T" and "{safe}" not in card
     assert data["y1"] == points(30, 1)[:, 1].tolist() and len(set(data["colour"])) == 3

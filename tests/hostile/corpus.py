@@ -422,6 +422,16 @@ parquet(
     {"id": pa.array([1.0, 2.0]), "title": pa.array(["a", "b"])},
     Reads({"1": "a", "2": "b"}),
 )
+parquet(
+    "a large title of all rows",  # a few kilobytes by the dictionary
+    {"id": pa.array(map(str, range(60))), "title": pa.array(["t" * 10**6] * 60)},
+    Fails("bytes in too small a file"),
+)
+parquet(
+    "a large picture of all rows",
+    {"id": pa.array(map(str, range(60))), "image": pa.array([b"\xff\xd8" + b"t" * 10**6] * 60)},
+    Fails("bytes in too small a file"),
+)
 parquet("no rows", {"id": pa.array([], pa.string())}, Fails("no product below"))
 parquet("no id", {"x": IDS}, Fails("column ['id'] is missing"))
 parquet(

@@ -1,20 +1,29 @@
 """Other people's files: every one has the outcome that the tables of ``corpus*.py`` say, and no
 reader raises anything but a ``DataError`` (of one media file a ``MediaError``) that names it."""
 
+import json
+import pkgutil
+import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import astuple
+from pathlib import Path
 
 import corpus_released  # noqa: F401
 import numpy as np
 import pytest
+from arguments import CALLS
+from conftest import ROOT
 from corpus import CASES, Case, Fails
 from corpus_media import Picture
 from make_media import write_image
+from PIL import Image
 
 from m5lib.catalogue import Catalogue, DataError, Product
-from m5lib.data import MediaFile, m5features, readers, store
+from m5lib.data import DENSEST, MediaFile, m5features, readers, store
 from m5lib.data.backbones import choose
-from m5lib.data.decoding import MediaError, frames, open_image, sound
+from m5lib.data.decoding import MOST_PIXELS, MediaError, frames, open_image, sound
 from m5lib.data.extractors import PLAIN
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings
 from m5lib.evaluation import metrics
@@ -23,6 +32,7 @@ from m5lib.search.duplicates import calibrate
 from m5lib.search.encode import Encoder
 from m5lib.search.index import Index
 from m5lib.search.intake import Report
+from m5lib.search.reasons import explain
 
 WIDTH = {"image": m5features.StoredRegions(3), "video": m5features.StoredRows(3, 9)}
 #: How each kind of media is read, and the modality that it is extracted as.
@@ -47,6 +57,29 @@ def test_there_are_over_six_hundred_and_no_two_alike():
     assert sum(counts.values()) >= 600 and min(counts.values()) >= 13, counts
     assert set(counts) == {*MEDIA, *READERS, "query"}
     assert len({str(case) for case in CASES}) == len(CASES)
+
+
+def test_the_page_on_trust_names_and_counts_what_there_is():
+    page = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
+    fuzzed = json.loads((ROOT / "benchmarks" / "fuzz.json").read_text())["formats"]
+    kills = json.loads((ROOT / "benchmarks" / "kills.json").read_text())
+    counts = [
+        (r"over ([\d,]+) inputs", len(CASES) // 100 * 100),
+        (r"of (\d+)\s+formats", len(fuzzed)),
+        (r"may hold (\d+) times its size", DENSEST),
+        (r"pixels \| (\d+) million", MOST_PIXELS // 10**6),
+        (r"up to (\d+) million", round(2 * Image.MAX_IMAGE_PIXELS / 1e6)),
+    ]
+    for pattern, count in counts:
+        (said,) = re.findall(pattern, page)
+        assert int(said.replace(",", "")) == count, pattern
+    assert {"trainings", "extractions", "sweeps"} <= set(kills)
+    named = re.findall(r"`((?:tests|benchmarks|m5lib|docs)/[^`]*)`", page)
+    assert len(named) >= 4 and all(list(ROOT.glob(name)) for name in named), named
+    for name in re.findall(r"`(m5lib(?:\.\w+)+)`", page):
+        assert pkgutil.resolve_name(name), name
+    loose = [n for n in re.findall(r"`([\w*]+\.(?:py|md))`", page) if not (ROOT / n).exists()]
+    assert not loose, "say where they lie"
 
 
 @pytest.mark.parametrize("case", of_kinds(*READERS), ids=str)
@@ -119,6 +152,25 @@ def test_equal_products_have_hits_and_are_duplicates(tmp_path):
     assert len(index.duplicates()) == 40 * 39 // 2
 
 
+@pytest.mark.parametrize("asked", [{"text": "red"}, {"text": "0"}, "8", "9"])
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_reasons_of_what_has_next_to_nothing_are_finite(asked, collapsed, tmp_path):
+    """One modality, a title of a zero, and a model that says the same of every product."""
+    rows = [*(f"{n},red {n},{n},a.png\n" for n in range(8)), "8,0,,\n", "9,,,a.png\n"]
+    index = search_over(tmp_path / "t.csv", rows)
+    if collapsed:
+        for name, parameter in index.model.named_parameters():
+            parameter.data.fill_(0.3 if name.endswith("bias") else 0.0)
+        vectors = index.encoder.embed(index.streams, range(10))
+        index = Index(index.encoder, index.streams, vectors, {})
+    hits = index.like(asked) if isinstance(asked, str) else index.search(**asked)
+    for side in ("hit", "query"):
+        told = explain(index, hits, len(hits.rows) - 1, side)
+        assert np.isfinite(told.modalities).all() and np.isfinite(told.tokens["score"]).all()
+        assert told.modalities.sum() == pytest.approx(hits.cosines[-1], abs=1e-3)
+        assert len(told.tokens) and told.error < 0.1
+
+
 def test_collapsed_vectors_are_classified_as_the_most_frequent():
     labels = np.array(["a", "b", "b"], dtype=object)
     same = np.ones((3, 4), dtype=np.float32)
@@ -140,6 +192,21 @@ def test_a_query_is_answered_or_its_fault_is_said(case: Case, index, tmp_path):
     with pytest.raises((ValueError, KeyError)) as raised:
         index.search(**asked)
     assert case.comes.words in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict:
+    """In a process of its own: the checker of types that tests put around every function would be
+    the first to complain."""
+    ran = [sys.executable, Path(__file__).with_name("arguments.py")]
+    return json.loads(subprocess.run(ran, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("words", CALLS)
+def test_an_argument_of_the_wrong_kind_is_named_with_its_mend(words, answers):
+    kind, said = answers[words]
+    assert kind in ("ValueError", "DataError", "ParameterError", "IndexError", "")
+    assert words in said and "\n" not in said
 
 
 def compare(catalogue: Catalogue, comes) -> None:

@@ -231,5 +231,5 @@ def test_a_job_has_a_learning_rate_of_its_own_or_the_profiles(stream_set):
         != plain.plan(stream_set).training
     )
     assert slow.plan(stream_set).folder != plain.plan(stream_set).folder
-    with pytest.raises(ValueError, match="learning_rate -1 is below 0"):
+    with pytest.raises(ValueError, match="learning_rate -1: give a number from 0 on"):
         runs.Job(learning_rate=-1)
