@@ -194,8 +194,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
             lock.acquire(blocking=False)
         except Timeout:
             if mine := wait:
-                said = f"{path.parent}: another process is at work here; waiting for it"
-                print(said, flush=True)
+                print(f"{path.parent}: another process is at work here; waiting for it", flush=True)
                 lock.acquire(poll_interval=0.2)
     except (OSError, NotImplementedError) as error:
         known = getattr(error, "errno", errno.ENOSYS) in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
@@ -270,8 +269,7 @@ def text_rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, list[str],
     """Line, names and cells of each row of a table that is text; what is none is listed."""
     lines = list(io.StringIO(_text_of(path), newline=""))
     if form_of(path) in LINES:
-        yield from _json_rows(lines, skipped)
-        return
+        return (yield from _json_rows(lines, skipped))
     first = next(n for n, line in enumerate(lines) if line.strip())
     if said := re.fullmatch("sep=(.)", lines[first].strip()):  # what Excel is told, or says
         mark, first = said[1], first + 1
@@ -279,6 +277,8 @@ def text_rows(path: Path, skipped: list[Skip]) -> Iterator[tuple[int, list[str],
         mark = max(",;\t|", key=lambda mark: _columns(lines[first:], mark))
     header, place, makes = [], 0, set()
     for start, end, cells in _records(lines, first, mark):
+        if header and not isinstance(cells, str) and [*map(plainly, cells)] == names:
+            cells = "the header again"  # two tables, one after the other
         if isinstance(cells, str) and header:
             skipped.append(Skip(f"line {start}", "row", cells))
         elif isinstance(cells, str):

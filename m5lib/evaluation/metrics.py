@@ -310,6 +310,8 @@ def _just_below(edge: np.ndarray, scores: Tensor, untouched: np.ndarray | bool =
 def linear_probe(train: Vectors, labels: np.ndarray, test: Vectors, seed: int = 0) -> np.ndarray:
     """Labels predicted for ``test`` by logistic regression (L2, C = 1) on standardised
     embeddings; of a collapsed model, whose embeddings are all the same, the most frequent label."""
+    if (labels == labels[0]).all():
+        return np.full(test.shape[0], str(labels[0]), dtype=object)
     if not sparse.issparse(train):
         # what absent modalities leave constant says nothing and costs time; below 1e-12 is rounding
         told = np.ptp(train, axis=0) > 1e-12

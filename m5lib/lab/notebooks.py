@@ -243,6 +243,7 @@ def write_index(folder: Path, table: str = "", figures: Sequence[Path] = ()) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m m5lib notebooks``. Returns 1 where a notebook failed (the others still ran)."""
+    from m5lib.data import locked
     from m5lib.data.backbones import absolute, choose
     from m5lib.lab import recording, runs
     from m5lib.models.pretrained import read_bert
@@ -272,21 +273,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shared["bert"] = absolute(f":{options.bert}")[1:]
     if options.demo and options.data and not options.extractors:
         todo = _measurable(todo, shared["data"])
-    for notebook in todo:
-        known = parameters_of(notebook)
-        print(f"\n=== {notebook.name} ===", flush=True)
-        try:
-            own = {name: value for name, value in shared.items() if name in known}
-            run(notebook, reports / notebook.name, own)
-        except NotebookError as error:
-            failed.append(str(error))
-    results, table, figures = recording.results_folder() / f"{options.record}.json", "", []
-    if options.demo and results.exists():
-        headline = recording.headline(results)
-        print("\n" + headline.to_string())
-        table, figures = headline.to_html(border=0), results.parent.glob(f"{options.record}_*.png")
-        figures = sorted(figures, key=lambda path: (not path.stem.endswith("_front"), path.name))
-    page = write_index(reports, table, figures)
+    with locked(reports / ".lock"):  # a second call waits: notebooks are written in place
+        for notebook in todo:
+            known = parameters_of(notebook)
+            print(f"\n=== {notebook.name} ===", flush=True)
+            try:
+                own = {name: value for name, value in shared.items() if name in known}
+                run(notebook, reports / notebook.name, own)
+            except NotebookError as error:
+                failed.append(str(error))
+        results, table, figures = recording.results_folder() / f"{options.record}.json", "", []
+        if options.demo and results.exists():
+            headline = recording.headline(results)
+            print("\n" + headline.to_string())
+            table, figures = (
+                headline.to_html(border=0),
+                results.parent.glob(f"{options.record}_*.png"),
+            )
+            figures = sorted(
+                figures, key=lambda path: (not path.stem.endswith("_front"), path.name)
+            )
+        page = write_index(reports, table, figures)
     for error in failed:
         print(f"FAILED {error}", file=sys.stderr)
     done, seconds = len(todo) - len(failed), time.monotonic() - begun

@@ -128,6 +128,13 @@ def test_text_from_outside_is_drawn_letter_by_letter(text):
         assert drawn._preprocess_math(drawn.get_text()) == (text, False)
 
 
+def test_histograms_of_nothing_say_so():
+    """Pictures alone have no words to count."""
+    assert "the products have nothing of it" in texts(figures.histograms({}))
+    drawn = figures.histograms({"words": [], "pieces": [3, 4]}).axes
+    assert [axes.get_xlabel() for axes in drawn] == ["pieces"]
+
+
 def test_a_title_is_cut_where_a_language_has_no_spaces():
     assert style.cut("红色连衣裙夏季新款" * 4, 2, 10) == "红色连衣裙夏季新款红\n色连衣裙夏季新款红…"
     assert style.cut("x" * 30, 1, 10) == "xxxxxxxxx…" and style.cut("x" * 10, 1, 10) == "x" * 10

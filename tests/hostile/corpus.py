@@ -348,6 +348,28 @@ table(
 )
 
 
+table(
+    "two, one after the other",
+    "id,title\n1,Tea\n\nid,title\n2,Pot\n",
+    Reads({"1": "Tea", "2": "Pot"}, (("line 4", "row", "the header again"),)),
+)
+for name, end in {"old Macs": "\r", "Windows": "\r\n"}.items():
+    table(
+        f"lines as on {name}",
+        end.join(["id,title", "1,Tea", "2,Pot"]),
+        Reads(dict(zip("12", ("Tea", "Pot"), strict=True))),
+    )
+table("inches", 'id,title\n1,5" screen\n2,"7"" one"\n', Reads({"1": '5" screen', "2": '7" one'}))
+table("a note above", "# of today\nid,title\n1,Tea\n", Fails("the file has ['# of today']"))
+table("a sum below", "id,title\n1,Tea\n,7\n", Reads({"1": "Tea"}, (("line 3", "id", "empty id"),)))
+table(
+    "one id as number and text",
+    '{"id": 1, "title": "a"}\n{"id": "1", "title": "b"}\n{"id": 1.0, "title": "c"}\n',
+    Reads({"1": "a"}, (("1", "id", "line 2"), ("1", "id", "line 3"))),
+    "t.jsonl",
+)
+
+
 # --- parquet
 def parquet(name: str, columns: dict[str, pa.Array], comes, **how) -> None:
     def make(folder: Path) -> Path:

@@ -175,6 +175,8 @@ def test_collapsed_vectors_are_classified_as_the_most_frequent():
     labels = np.array(["a", "b", "b"], dtype=object)
     same = np.ones((3, 4), dtype=np.float32)
     assert metrics.linear_probe(same, labels, same).tolist() == ["b", "b", "b"]
+    near = np.eye(3, 4, dtype=np.float32)
+    assert metrics.linear_probe(near, labels[1:2].repeat(3), near).tolist() == ["b", "b", "b"]
 
 
 def test_vectors_that_are_not_finite_have_no_duplicates():

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from m5lib import ROOT
+from m5lib.data import locked
 from m5lib.embeddings import PAPER, READOUTS
 from m5lib.lab import notebooks, recording
 
@@ -230,6 +231,19 @@ def test_index_links_every_executed_notebook_and_needs_no_server(tmp_path):
 
 
 @pytest.mark.xdist_group("notebooks")
+def test_a_second_call_waits_for_the_first(tmp_path, monkeypatch):
+    """Two ``make demo`` in one folder: notebooks are written in place."""
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    free = []
+
+    def run(notebook, output, parameters):
+        with locked(tmp_path / "reports" / ".lock", wait=False) as mine:
+            free.append(mine)
+
+    monkeypatch.setattr(notebooks, "run", run)
+    assert notebooks.main([str(notebooks.find()[0])]) == 0 and free == [False]
+
+
 def test_index_of_what_ran(home):
     done = sorted((home / "reports").glob("*.ipynb"))
     if not done:
