@@ -61,7 +61,7 @@ CALLS = {
     "profile 'tiny': give a Profile": lambda i: runs.load("shop", "tiny"),
     "Job: seed is '0', not int": lambda i: job(i, seed="0"),
     "seed -1: give a number from 0": lambda i: job(i, seed=-1),
-    "epochs is '5', not a number": lambda i: job(i, epochs="5"),
+    "epochs is '5', not float": lambda i: job(i, epochs="5"),
     "epochs nan: give a number": lambda i: job(i, epochs=float("nan")),
     "learning_rate inf: give": lambda i: job(i, learning_rate=float("inf")),
     "devices 0: give a number from 1": lambda i: job(i, devices=0),
