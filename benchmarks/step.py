@@ -244,7 +244,8 @@ class Worker:
         tokens, flops = products_of(masked, targets, size)
         self.batch = batch.to(self.device)
         self.step(0)
-        return {"tokens": tokens, "flops": flops}
+        weights = sum(p.numel() for p in self.model.parameters())
+        return {"tokens": tokens, "flops": flops, "weights": weights}
 
     def run(self) -> dict:
         """Some steps: seconds of each, and the memory that they took."""
@@ -455,7 +456,7 @@ def row_of(name: str, case: dict, blocks: list[dict], peak: float) -> dict:
     if any("error" in block for block in blocks):
         return row | {"error": "out of memory"}
     seconds, host = (median(block[key] for block in blocks) for key in ("seconds", "host"))
-    row |= {"tokens": last["tokens"], "seconds": round(seconds, 4)}
+    row |= {"weights": last["weights"], "tokens": last["tokens"], "seconds": round(seconds, 4)}
     row |= {"processor_seconds": round(host, 4)}
     row |= {"products_per_second": round(case["products"] / seconds, 1)}
     row |= {"memory_gib": round(max(block["memory"] for block in blocks), 2)}
