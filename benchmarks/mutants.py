@@ -25,7 +25,9 @@ MUTANTS = r"""
 second side by the first's number | test_each_side_is_read_by_its_own_number_query_by_query
     own) for seed in seeds] for label, own ==> better[1]) for seed in seeds] for label, own
 queries never shared | test_each_side_is_read_by_its_own_number_query_by_query
-    shared=len({study.data for study, _ in sides[0]}) == 1 ==> shared=False
+    shared = len({one.data for one, _ in sides[0]}) == 1 ==> shared = False
+seeds of clusters the other way | test_clusters_are_compared_by_their_products
+    one.value(x) - other.value(y) for ==> other.value(y) - one.value(x) for
 confirmed by the mean | test_an_interval_that_touches_zero_decides_nothing
     "confirmed" if test.low > 0 ==> "confirmed" if test.mean > 0 and test.p < 0.2
 Table 5 after fine-tuning | test_each_table_is_judged_by_the_numbers_that_it_prints
@@ -55,6 +57,10 @@ a study reports validation | test_a_study_reports_the_query_split
     hidden, by_query, predicted=labels) ==> hidden, by_query, "validation", predicted=labels)
 choices made on queries | test_a_study_reports_the_query_split
     (catalogue, vectors, "validation") ==> (catalogue, vectors)
+the worst rate | test_rivals_take_what_validation_products_find_best
+    values.argmax() ==> values.argmin()
+rates tried with a table's seed | test_rivals_take_what_validation_products_find_best
+    given = (catalogue, features, size, CHOOSING, ==> given = (catalogue, features, size, 0,
 a look one step early | test_looks_are_those_before_and_after_each_quarter
     (line["step"] + 1) / len(history) ==> line["step"] / len(history)
 conventions averaged | test_tables_beside_the_papers
@@ -74,7 +80,7 @@ a probe learns what it is tested on | test_a_probe_learns_nothing_from_the_produ
 ids are not passed on | test_a_query_is_never_its_own_hit
     ids[asking], ids[offered]) ==> None, None)
 three times the same seed | test_clustering_is_the_mean_of_three_starts
-    metrics.cluster(part, k, seed) ==> metrics.cluster(part, k, 0)
+    metrics.cluster(part, len(names), seed) ==> metrics.cluster(part, len(names), 0)
 clusters of the gallery | test_clustering_is_the_mean_of_three_starts
     in catalogue.split(split) if ==> in catalogue.split("gallery") if
 queries of one model only | test_two_models_are_compared_query_by_query
@@ -88,9 +94,17 @@ a scaler sees the test | test_a_probe_answers_for_each_product_whatever_else_is_
     not sparse.issparse(train)).fit(train) ==> not sparse.issparse(train)).fit(test)
 AP over the list's hits | evaluation/test_metrics.py::test_average_precision_equals_its_formula
     "min_k_r": np.minimum(k, positives) ==> "min_k_r": np.minimum(k, matched.sum(axis=1))
+NMI by the larger entropy | evaluation/test_stats.py::test_scores_of_drawn_products
+    mean = (one + other) / 2 ==> mean = np.maximum(one, other)
 # m5lib/evaluation/stats.py evaluation/test_stats.py
 few seeds as they are | test_few_seeds_that_disagree_prove_nothing
     return float(np.sqrt(seeds / (seeds - 1)) * t / z) ==> return 1.0
+what a bootstrap lifts stays | test_clusters_are_compared_as_the_slow_bootstrap_does
+    drawn += means - drawn.mean(axis=0) ==> pass
+one start of several | test_clusters_are_compared_as_the_slow_bootstrap_does
+    ours, theirs = np.mean(each, axis=1) ==> ours, theirs = each[0][0], each[1][0]
+the last half | test_what_a_curve_gains_over_its_last_quarter
+    np.interp(0.75 * seen[-1] ==> np.interp(0.5 * seen[-1]
 # m5lib/evaluation/evaluate.py test_embeddings.py
 whitening counts the absent | test_whitening_is_fitted_on_the_products_that_have_the_modality
     append(x[output.valid[name][:, 0]]) ==> append(x)
@@ -102,6 +116,8 @@ similarity less its own | test_similarity_takes_off_the_mean_over_the_other_prod
 # m5lib/evaluation/controls.py evaluation/test_evaluate.py
 idf of all products | test_controls_are_fitted_on_training_products_only
     [texts[row] for row in catalogue.split("train")] ==> texts
+the weakest control | lab/test_study.py::test_the_strongest_control_stands_in_a_tables_columns
+    best = max(values, ==> best = min(values,
 pixels of all products | test_controls_are_fitted_on_training_products_only
     .fit(values[train]) ==> .fit(values)
 # m5lib/evaluation/probes.py shop/test_shop.py

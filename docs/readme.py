@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import findings
 import pandas as pd
 
 from m5lib import ROOT
@@ -188,8 +189,10 @@ def counted(path: Path) -> str:
     """How many of the paper's claims got which verdict, corrected for their number
     (:func:`m5lib.lab.claims.corrected`), and a line for each contradicted one."""
     claims = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["claims"])
-    claims["table"] = claims["source"].str.extract(r"^(\w+ [0-9.]+)", expand=False)
     known, before = pd.read_csv(verdicts.CLAIMS, index_col="id"), claims["verdict"].value_counts()
+    claims["source"] = claims["id"].map(known["source"])  # which names Table 6's two readings
+    table = r"^(\w+ [0-9.]+(?: \((?:scores|losses)\))?)"
+    claims["table"] = claims["source"].str.extract(table, expand=False)
     claims["verdict"] = verdicts.corrected(claims)
     built_in = claims["id"].map(known["calibrated"]) == claims["data"]
     built_in = claims[built_in & (claims["verdict"] == "confirmed")]
@@ -230,7 +233,8 @@ def made_by(path: Path, notebook: str) -> str:
     content, times = json.loads(path.read_text(encoding="utf-8")), path.with_name("times.json")
     known = json.loads(times.read_text()) if times.exists() else {}
     sources, seeds = content["provenance"], sorted({row["seed"] for row in content["rows"]})
-    seconds = known.get(path.stem) or sum(made["wall_seconds"] for made in sources.values())
+    seconds = known.get(path.stem, {}).get("seconds", 0)
+    seconds = seconds or sum(made["wall_seconds"] for made in sources.values())
     made, s = sources[notebook], "s" * (len(seeds) > 1)
     versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
     return (
@@ -275,6 +279,7 @@ def blocks(results: Path) -> dict[str, str]:
         text["losses"] = "\n\n".join([markdown(losses(paths)), *made])
     if (path := results / "times.json").exists():
         times = json.loads(path.read_text(encoding="utf-8"))
+        times = {name: own["seconds"] for name, own in times.items()}
         order = sorted(times, key=lambda name: -times[name])
         minutes = ", ".join(f"`{name}` {times[name] / 60:.0f}" for name in order)
         hours = f"together {sum(times.values()) / 3600:.1f} hours (`results/times.json`)"
@@ -311,6 +316,8 @@ def gallery(results: Path) -> str:
             if path.suffix == ".csv":
                 frame = pd.read_csv(path, index_col=0, keep_default_na=False)
                 lines += ["", f"**{title}** ([csv]({file}))", "", markdown(frame)]
+            elif path.suffix == ".parquet":
+                lines += ["", f"[every query's values]({file}), of which intervals are made"]
             elif path.suffix == ".png":
                 vector = f" [svg]({path.stem}.svg)" if f"{path.stem}.svg" in paths else ""
                 figures.append(f"![{title}]({file}){vector}")
@@ -345,6 +352,7 @@ def pages() -> dict[Path, str]:
     if lost := [n for n in generated if f"<!-- {n} -->" not in "".join(texts.values())]:
         raise ValueError(f"no page has a marker for {lost}; add <!-- {lost[0]} --> to one")
     filled = {path: fill(text, generated) for path, text in texts.items()}
+    filled[ROOT / "docs" / "findings.md"] = findings.page(results, markdown)
     return filled | {results / "README.md": gallery(results)}
 
 

@@ -1,6 +1,7 @@
 """Everything in ``results/``, hours of it::
 
-python docs/results.py --seeds 3 --data FOLDER
+python docs/results.py --seeds 10 --data FOLDER --fair
+python docs/results.py --seeds 10 --data FOLDER --dry-run  # only says how long it takes
 """
 
 import argparse
@@ -8,7 +9,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from m5lib import ROOT, home
@@ -16,9 +17,6 @@ from m5lib.data import write_json
 from m5lib.files import reading
 from m5lib.lab import notebooks, sweep
 
-#: How many real products a study takes: a run of three modalities then takes about as long as one
-#: of five on the shop. The story of ``make demo`` takes all.
-PRODUCTS = 6000
 #: What these compare needs no second data set.
 SHOP_ONLY = ("model", "released", "probes")
 
@@ -27,8 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run every notebook for the results files that its metadata name, on the shop and on real
     products. Returns 1 where one failed (the others still ran).
 
-    The seeds of a study (a notebook with a parameter ``seeds``) are swept side by side; then it
-    runs once with all of them, loads what they left, and records. An interrupted call goes on.
+    Studies (a notebook with a parameter ``seeds``) run side by side, seed by seed: each table is
+    recorded after the first seed, again after the third, and at the end. How long it takes is said
+    before, by what each took before, and again whenever tables are recorded. An interrupted call
+    goes on.
     """
     todo = [(path, name) for path in notebooks.find() for name in notebooks.results_of(path)]
     parser = argparse.ArgumentParser("python docs/results.py", description="Make results/.")
@@ -36,42 +36,109 @@ def main(arguments: Sequence[str] | None = None) -> int:
     option("--profile", default="small", choices=("tiny", "small", "full"))
     option("--seeds", type=int, default=3)
     option("--data", default="", help="folder or file of real products, after the shop")
+    option("--products", type=int, default=0, help="of the real ones at most so many; 0: all")
+    option("--fair", action="store_true", help="each rival at its own rate and temperature")
     option("--only", nargs="+", default=names, choices=names, help="some of the results")
-    option("--workers", type=int, help="runs side by side; by default one per core, one on CUDA")
-    options, begun, done = parser.parse_args(arguments), time.monotonic(), []
+    option("--bert", default="", help="a BERT that titles start from: studies only, as <name>_bert")
+    option("--workers", type=int, help="runs side by side; by default as many as pay")
+    option("--dry-run", action="store_true", help="only say how long it takes")
+    options, done = parser.parse_args(arguments), []
     notebooks.show_progress()
+    several, single = {}, {}  # name in results/ -> notebook and its parameters
     for data in ("shop", *([str(Path(options.data).resolve())] if options.data else [])):
         place = "" if data == "shop" else Path(data).name.split("-")[0]
         for path, name in todo:
             if name not in options.only or (place and name in SHOP_ONLY):
                 continue
-            start, fine, known = time.monotonic(), True, notebooks.parameters_of(path)
-            record = f"{name}_{place}" if place else name
-            parameters = {"profile": options.profile, "data": data}
-            if name == "demo":
-                record = place or name
-            elif name == "probes":
-                parameters["shops"] = options.seeds
-            elif "seeds" in known:
-                parameters |= {"products": PRODUCTS} if place else {}
-                if options.seeds > 1:
-                    grid = {"seed": list(range(options.seeds))}
-                    frame = sweep.sweep(path, grid, parameters, workers=options.workers)
-                    fine = bool((frame["status"] != "failed").all())
-                parameters["seeds"] = options.seeds
-            done.append(fine and _recorded(path, parameters | {"record": record}))
-            file, seconds = home("results", "times.json"), time.monotonic() - start
-            with reading(file, "delete it: it only says how long each took"):
-                times = json.loads(file.read_text()) if file.exists() else {}
-            times[record] = round(times.get(record, 0) + seconds)  # all parts of what resumed
-            write_json(file, times)
-    subprocess.run([sys.executable, ROOT / "docs" / "readme.py"], check=True)
+            known, given = notebooks.parameters_of(path), {"profile": options.profile, "data": data}
+            given |= {"shops": options.seeds} if name == "probes" else {}
+            given |= {"fair": True} if options.fair and "fair" in known else {}
+            record = f"{name}_{place}" if place and name != "demo" else place or name
+            if options.bert:  # by name, or by a path that other processes find
+                record, bert = f"{record}_bert", Path(options.bert)
+                given["bert"] = str(bert.resolve() if bert.exists() else options.bert)
+            if options.bert and not {"seeds", "bert"} <= set(known):
+                continue
+            if "seeds" in known:
+                given |= {"products": options.products} if place else {}
+                several[record] = path, given
+            else:
+                single.setdefault(record, []).append((path, given))
+    workers = options.workers or sweep.side_by_side(options.profile)
+    rounds, begun = sorted({1, min(3, options.seeds), options.seeds}), time.monotonic()
+    points = {
+        record: sweep.points(path, {"seed": list(range(options.seeds))}, given)
+        for record, (path, given) in several.items()
+    }
+    _expected(points, rounds, workers)
+    if options.dry_run:
+        return 0
+    for first, last in zip([0, *rounds[:-1]], rounds, strict=True):
+        part = {
+            record: [p for p in own[first:last] if p.ended().get("status") != "finished"]
+            for record, own in points.items()
+        }  # finished ones took their time in an earlier call
+        sweep.run([point for own in part.values() for point in own], workers=workers)
+        for record, (path, given) in several.items():
+            fine = all(p.ended()["status"] != "failed" for p in points[record][first:last])
+            given = given | {"seeds": last, "record": record}
+            done.append(fine and recorded(path, given))
+            _timed(record, sum(p.ended()["seconds"] for p in part[record]), len(part[record]))
+        for record, ways in single.items() if not first else ():
+            start = time.monotonic()
+            done += [recorded(path, given | {"record": record}) for path, given in ways]
+            _timed(record, time.monotonic() - start, 1)
+        subprocess.run([sys.executable, ROOT / "docs" / "readme.py"], check=True)
+        if last < options.seeds:
+            _expected(points, rounds, workers)
     minutes = (time.monotonic() - begun) / 60
     print(f"{sum(done)} of {len(done)} results in {minutes:.0f} minutes; see {home('results')}")
     return int(not all(done))
 
 
-def _recorded(notebook: Path, parameters: dict) -> bool:
+def times() -> dict[str, dict]:
+    """What ``times.json`` says: results file -> ``seconds`` of its runs, and of how many ``seeds``.
+    Raises ``ValueError``: it says something else; the file and why."""
+    file = home("results", "times.json")
+    with reading(file, "delete it: it only says how long each took"):
+        known = json.loads(file.read_text()) if file.exists() else {}
+        return {
+            name: {"seconds": own["seconds"], "seeds": own["seeds"]} for name, own in known.items()
+        }
+
+
+def _timed(record: str, seconds: float, seeds: int) -> None:
+    """Add to it, all parts of what resumed."""
+    known = times()
+    own = known.get(record, {"seconds": 0, "seeds": 0})
+    known[record] = {"seconds": round(own["seconds"] + seconds), "seeds": own["seeds"] + seeds}
+    write_json(home("results", "times.json"), known)
+
+
+def _expected(points: Mapping[str, Sequence], rounds: Sequence[int], workers: int) -> None:
+    """Say how long studies will take until each recording: by their seeds that ended here, else by
+    what ``times.json`` of this home or of the repository says."""
+    file = ROOT / "results" / "times.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known, unknown, left = known | times(), [], dict.fromkeys(rounds, 0.0)
+    for record, own in points.items():
+        ended = [p.ended() for p in own]
+        here = [p["seconds"] for p in ended if p.get("status") == "finished"]
+        pace = known[record]["seconds"] / known[record]["seeds"] if record in known else 0.0
+        pace = sum(here) / len(here) if here else pace
+        unknown += [record] if not pace else []
+        for last in rounds:
+            count = sum(p.get("status") != "finished" for p in ended[:last])
+            left[last] += pace * count / workers
+    says = ", ".join(
+        f"{last} seed{'s' * (last > 1)} in {left[last] / 60:.0f} min" for last in rounds
+    )
+    says += f"; not known of {', '.join(unknown)}" if unknown else ""
+    print(f"{len(points)} studies, {workers} side by side; by what earlier runs took: {says}")
+
+
+def recorded(notebook: Path, parameters: dict) -> bool:
+    """Run a notebook that records, into the reports; says so and returns False where it failed."""
     output = home("reports", f"{notebook.stem}-{parameters['record']}.ipynb")
     try:
         notebooks.to_html(notebooks.run(notebook, output, parameters))

@@ -1,14 +1,21 @@
 """The generated tables of README and docs say what was recorded."""
 
+import ast
 import importlib.util
+import re
+import shutil
 
+import findings
+import numpy as np
 import pandas as pd
 import pytest
 import readme
+import scipy.stats
 from conftest import ROOT
 
+from m5lib.data import write_json
 from m5lib.embeddings import DEFAULT
-from m5lib.lab import recording, study
+from m5lib.lab import claims, recording, study
 
 CONTEXT = {
     **{"notebook": "n", "run": "r", "data": "shop", "profile": "tiny"},
@@ -157,3 +164,110 @@ def test_the_table_of_fused_vectors_takes_what_validation_products_choose():
     assert table.loc["scale_fused, fused vector", "I+T"].startswith("0.650 ± 0.071 / 0.350")
     assert table.loc["best control", "I+T"].startswith("0.350")  # not what queries would choose
     assert table.loc["scale_fused, fused vector", "T"] == ""
+
+
+def test_no_number_in_the_findings_was_typed():
+    """Digits stand in the page's written words only as names: of tables, metrics, notebooks."""
+    names = r"mAP@10|Table 6|Figure 5|notebook \d\d|95 %|\(\\d\+\)"
+    texts = [
+        node.value
+        for node in ast.walk(ast.parse((ROOT / "docs" / "findings.py").read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value
+    ]
+    assert len(texts) > 80
+    assert not [text for text in texts if re.search(r"\d", re.sub(names, "", text))]
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A copy of the recorded results, to change."""
+    (tmp_path / "results").mkdir()
+    for path in (ROOT / "results").glob("*.json"):
+        shutil.copy(path, tmp_path / "results")
+    return tmp_path / "results"
+
+
+def test_findings_follow_what_was_recorded(recorded):
+    """Verdicts in sentences turn where the numbers do."""
+    before = findings.page(recorded, readme.markdown)
+    assert before == findings.page(ROOT / "results", readme.markdown)
+    rows = recording.read_results(recorded / "fused.json")
+    for row in rows["rows"]:
+        if row["model"] == "scale, no scores":
+            row["value"] -= 0.5 + 0.001 * row["seed"]
+    write_json(recorded / "fused.json", rows)
+    text, table = findings.scores(recorded)
+    none = table[(table["second"] == "no scores") & (table["data"] == "the shop")]
+    assert list(none["the first is"]) == ["ahead", "ahead"] and "ahead in 2" in text[0]
+    content = recording.read_results(recorded / "claims.json", "claims")
+    for row in content["claims"]:
+        if row["verdict"] != "not testable":
+            row |= {"verdict": "contradicted", "p": 1e-6}
+    write_json(recorded / "claims.json", content)
+    (said, _), (_, against) = findings.held(recorded), findings.failed(recorded)
+    tested = sum(row["verdict"] == "contradicted" for row in content["claims"])
+    assert "0 are confirmed" in said[0] and len(against) == tested
+    assert findings.page(recorded, readme.markdown) != before
+
+
+def test_findings_say_what_is_not_recorded_and_what_is(recorded):
+    for part, script in ((findings.converged, "converge"), (findings.nothing, "nothing")):
+        text, table = part(recorded)
+        assert text == [f"Not recorded yet: `python benchmarks/{script}.py`."] and table.empty
+    folder = recorded.parent / "benchmarks"
+    ends = [
+        {"data": "shop", "model": "scale", "epochs": n, "steps": 10 * n, "gained": gained,
+         "accuracy": 0.5, "weighted": 0.25, "converged": gained < 0.01}
+        for n, gained in ((5, 0.03), (10, 0.009), (20, 0.001))
+    ]  # fmt: skip
+    ends += [ends[0] | {"model": "clip"}]
+    write_json(folder / "converge.json", {"curves": [], "ends": ends})
+    text, _ = findings.converged(recorded)
+    assert text == [
+        "The shop, scale: 10 epochs (100 steps) do.",
+        "The shop, clip: no length that was tried is enough.",
+    ]
+    again = {"verdicts": 300, "decided": 12}
+    known = {"seeds": 12, "data": "d", "training": 9, "queries": 8, "verdicts": 12, "decided": 1}
+    write_json(folder / "nothing.json", known | {"put together anew": again})
+    said = findings.nothing(recorded)[0][0]
+    assert "1 of 12 verdicts" in said and said.endswith("anew: 12 of 300.")
+
+
+def test_a_comparison_is_the_first_less_the_second_over_their_seeds():
+    one, other = pd.Series({0: 0.5, 1: 0.54, 2: 0.52}), pd.Series({2: 0.4, 0: 0.41, 1: 0.4, 7: 0.9})
+    line = findings.row("shop", "a", one, "b", other)
+    gains = np.array([0.09, 0.14, 0.12])
+    half = scipy.stats.t.ppf(0.975, 2) * gains.std(ddof=1) / np.sqrt(3)
+    low, high = (f"{100 * (gains.mean() + x):+.1f}" for x in (-half, half))
+    assert line["difference"] == f"{100 * gains.mean():+.1f} [{low}, {high}]"
+    assert line["the first is"] == "ahead" and line["of the second"] == "40.3"
+    back = findings.row("shop", "b", other, "a", one)
+    assert back["the first is"] == "behind" and findings.counted([line, back]) == (
+        "of 2 comparisons it is ahead in 1, behind in 1, undecided in 0."
+    )
+
+
+def test_what_is_kept_of_the_queries_is_small_and_makes_the_recorded_intervals_again():
+    """Whatever is recorded: some claims of each table, from the parquet file alone."""
+    paths = sorted((ROOT / "results").glob("*_queries.parquet"))
+    assert sum(path.stat().st_size for path in paths) < 30 * 2**20
+    content = recording.read_results(ROOT / "results" / "claims.json", "claims")["claims"]
+    known = pd.read_csv(claims.CLAIMS, keep_default_na=False).set_index("id", drop=False)
+    for path in paths:
+        studies = claims.read_asked(path)
+        first, labels = next(iter(studies.values())).rows.iloc[0], {key[0] for key in studies}
+        made = 0
+        for row in content:
+            sides = [
+                claims.side_of(known.loc[row["id"]], row[side]) for side in ("better", "worse")
+            ]
+            same = (row["notebook"], row["data"]) == (first["notebook"], first["data"])
+            if not same or row["verdict"] == "not testable" or {x for x, _ in sides} - labels:
+                continue
+            test = claims.tested(studies, *sides)
+            for name in ("difference", "low", "high"):
+                assert test[name] == pytest.approx(row[name], abs=2e-4), (path.name, row["id"])
+            if (made := made + 1) == 3:
+                break
+        assert made, path.name

@@ -1,55 +1,105 @@
-"""``make results``: which notebooks run, and with what (``docs/results.py``)."""
+"""``make results``: which notebooks, in which order, and how long it says that it takes."""
 
-import json
-
-import pandas as pd
+import pytest
 
 import results
-from m5lib.lab import notebooks
+from m5lib.data import write_json
+from m5lib.lab import notebooks, sweep
 
 
-def test_results_are_made_of_what_the_notebooks_name(tmp_path, monkeypatch, capsys):
-    """Each once, at one profile: its seeds swept, then recorded; on real products under the data's
-    name, and only where these tell more."""
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """``make results`` without its work: what was recorded, and which points ran, in order."""
     ran, swept = [], []
     monkeypatch.setenv("M5_HOME", str(tmp_path))
     monkeypatch.setattr(
-        results, "_recorded", lambda path, given: ran.append((path.stem, given)) or 1
+        results, "recorded", lambda path, given: ran.append((path.stem, given)) or True
     )
 
-    def fake_sweep(path, grid, fixed, workers=None):
-        swept.append((path.stem, grid["seed"]))
-        return pd.DataFrame({"status": ["failed" if path.stem == "09_simcl" else "finished"]})
+    def fake_run(points, workers=None):
+        swept.append((workers, [(p.notebook.stem, p.parameters) for p in points]))
+        for point in points:
+            status = "failed" if point.notebook.stem == "09_simcl" else "finished"
+            marker = {"parameters": point.parameters, "status": status, "seconds": 60.0}
+            marker |= {"output": "", "error": ""}
+            write_json(point.output.with_suffix(".json"), marker)
 
-    monkeypatch.setattr(results.sweep, "sweep", fake_sweep)
+    monkeypatch.setattr(sweep, "run", fake_run)
     monkeypatch.setattr(results.subprocess, "run", lambda command, check: None)
-    real = tmp_path / "fashion-products"
-    assert results.main(["--seeds", "2", "--data", str(real)]) == 1  # one failed, the others ran
+    return ran, swept
+
+
+def test_results_are_made_of_what_the_notebooks_name(made, tmp_path):
+    """Each at one profile, on real products under the data's name, and only where these tell more;
+    what failed is not recorded, the others are."""
+    ran, swept = made
+    real = str(tmp_path / "fashion-products")
+    assert results.main(["--seeds", "2", "--data", real, "--products", "70"]) == 1
     records = {(stem, given["record"]) for stem, given in ran}
     assert {
         ("01_explore", "probes"),
         ("01_explore", "demo"),
         ("05_downstream", "fashion"),
-    } <= records
-    assert {
-        ("06_modality_count", "modality_count"),
-        ("06_modality_count", "modality_count_fashion"),
-    } <= records
-    assert not any(
-        "simcl" in name or name in ("model_fashion", "probes_fashion") for _, name in records
-    )
-    assert ("09_simcl", [0, 1]) in swept and ("05_downstream", [0, 1]) not in swept
+    } < records
+    both = {"modality_count", "modality_count_fashion"}
+    assert {("06_modality_count", name) for name in both} < records
+    absent = ("model_fashion", "probes_fashion", "simcl", "simcl_fashion")
+    assert not {name for _, name in records} & set(absent)
     by_name = {given["record"]: given for _, given in ran}
-    assert by_name["mem_vs_mlm_fashion"]["products"] == results.PRODUCTS
-    assert by_name["mem_vs_mlm"] == {
-        **{"profile": "small", "data": "shop", "seeds": 2, "record": "mem_vs_mlm"},
-    }
-    assert by_name["probes"]["shops"] == 2 and by_name["fashion"]["data"] == str(real)
-    times = json.loads((tmp_path / "results" / "times.json").read_text())
-    assert {"demo", "fashion", "maps", "simcl"} <= set(times)
-    for path in notebooks.find():
-        for _, given in (entry for entry in ran if entry[0] == path.stem):
-            notebooks.check(path, given)
-    assert all(
-        notebooks.results_of(p) for p in notebooks.find() if "seeds" in notebooks.parameters_of(p)
-    )
+    expected = {"profile": "small", "data": real, "products": 70, "record": "mem_vs_mlm_fashion"}
+    assert by_name["mem_vs_mlm_fashion"] == expected | {"seeds": 2}
+    shop = {"profile": "small", "data": "shop", "record": "mem_vs_mlm"}
+    assert by_name["mem_vs_mlm"] == shop | {"seeds": 2}
+    assert by_name["probes"]["shops"] == 2 and by_name["fashion"]["data"] == real
+    for stem, given in ran:
+        (path,) = [path for path in notebooks.find() if path.stem == stem]
+        notebooks.check(path, given)
+    studies = [p for p in notebooks.find() if "seeds" in notebooks.parameters_of(p)]
+    assert studies and all(notebooks.results_of(path) for path in studies)
+
+
+def test_every_table_has_a_first_answer_before_any_is_sharpened(made, tmp_path, capsys):
+    """One seed of all, recorded; then up to three; then all: each seed of each runs once."""
+    ran, swept = made
+    words = ["--seeds", "5", "--only", "mem_vs_mlm", "text_table", "demo", "--workers", "3"]
+    results.main([*words, "--dry-run"])
+    before = capsys.readouterr().out
+    assert not ran and not swept and "2 studies, 3 side by side" in before
+    assert results.main(words) == 0
+    of = ("07_mem_vs_mlm", "08_text_table_split")
+    for (workers, points), seeds in zip(swept, ([0], [1, 2], [3, 4]), strict=True):
+        assert workers == 3
+        assert [(n, p["seed"]) for n, p in points] == [(n, seed) for n in of for seed in seeds]
+    several = [(stem, given["seeds"]) for stem, given in ran if "seeds" in given]
+    assert several == [(stem, count) for count in (1, 3, 5) for stem in of]
+    assert sum(given["record"] == "demo" for _, given in ran) == 3  # three notebooks, once each
+    known = results.times()
+    assert known["mem_vs_mlm"] == known["text_table"] == {"seconds": 300, "seeds": 5}
+    after = capsys.readouterr().out  # 60 s a seed of two studies, three side by side
+    assert "1 seed in 0 min, 3 seeds in 1 min, 5 seeds in 3 min" in after
+    results.main([*words, "--dry-run"])
+    assert "5 seeds in 0 min" in capsys.readouterr().out
+    results.main(words)  # again: recorded anew, no run counted twice
+    assert results.times()["text_table"] == known["text_table"]
+
+
+def test_wall_time_is_said_from_what_earlier_runs_took(made, capsys, monkeypatch, tmp_path):
+    file = tmp_path / "repository" / "results" / "times.json"
+    write_json(file, {"mem_vs_mlm": {"seconds": 3600, "seeds": 2}})
+    monkeypatch.setattr(results, "ROOT", tmp_path / "repository")
+    words = ["--seeds", "4", "--dry-run", "--only", "mem_vs_mlm", "text_table", "--workers"]
+    results.main([*words, "2"])
+    said = capsys.readouterr().out
+    assert "1 seed in 15 min, 3 seeds in 45 min, 4 seeds in 60 min" in said
+    assert said.rstrip().endswith("not known of text_table")
+    results.main([*words, "1"])
+    assert "4 seeds in 120 min" in capsys.readouterr().out
+
+
+def test_studies_with_titles_from_a_bert_are_recorded_beside_the_others(made, tmp_path):
+    ran, _ = made
+    (tmp_path / "words").mkdir()
+    given = {"bert": str(tmp_path / "words"), "seeds": 1, "record": "baselines_bert"}
+    words = ["--seeds", "1", "--only", "baselines", "demo", "maps", "--bert", given["bert"]]
+    assert results.main(words) == 0
+    assert ran == [("10_baselines", {"profile": "small", "data": "shop"} | given)]

@@ -10,6 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 from m5lib.catalogue import Catalogue
+from m5lib.evaluation import evaluate
 from m5lib.modalities import MODALITIES
 from m5lib.streams import Ragged
 
@@ -61,3 +62,18 @@ def controls(
         latent = svd(catalogue, found["tfidf"][1], seed=seed)
         found["svd+pca"] = ((image, text), np.hstack([latent, found["pca_pixels"][1]]))
     return found
+
+
+def strongest(
+    catalogue: Catalogue, pixels: Mapping[str, Ragged], reads: set[str], seed: int = 0
+) -> tuple[str, object] | None:
+    """Name and vectors of the control that validation products find best (mAP@10, min(K, R)) of
+    those that read no more than these modalities; none, where there is none."""
+    found = controls(catalogue, pixels, seed)
+    values = {
+        name: evaluate.value(numbers)
+        for name, (own, vectors) in found.items()
+        if set(own) <= reads and (numbers := evaluate.retrieval(catalogue, vectors, "validation"))
+    }
+    best = max(values, key=values.get, default=None)
+    return best and (best, found[best][1])

@@ -215,19 +215,62 @@ def value(numbers: Iterable[dict], metric: str = "mAP@10", convention: str = "mi
 def clustering(catalogue: Catalogue, vectors, split: str = "query") -> list[dict]:
     """NMI and purity of k-means, k = number of classes among the products clustered; the mean over
     :data:`KMEANS_SEEDS`, each one start."""
+    return clustering_of(clusters(catalogue, vectors, split))
+
+
+def clusters(catalogue: Catalogue, vectors, split: str = "query") -> pd.DataFrame:
+    """What :func:`clustering` is made of, columns :data:`PER_QUERY`: the ``class`` of every product
+    that has a label, a number in the order of their names, and its ``cluster`` by each seed."""
     labelled = [row for row in catalogue.split(split) if catalogue.labels[row] is not None]
-    rows = np.array(labelled, dtype=int)
-    labels = catalogue.labels[rows]
-    if not (k := len(set(labels))):
+    rows, named = np.array(labelled, dtype=int), {"task": "clustering"}
+    names, classes = np.unique(catalogue.labels[rows].astype(str), return_inverse=True)
+    if not len(names):
+        return pd.DataFrame(columns=list(PER_QUERY))
+    part, columns = metrics.in_span(vectors[rows]), {("class", "category"): classes}
+    for seed in KMEANS_SEEDS:
+        columns["cluster", f"seed {seed}"] = metrics.cluster(part, len(names), seed)
+    frames = [
+        pd.DataFrame({"id": catalogue.ids[rows], **named, "metric": metric, "convention": how})
+        for metric, how in columns
+    ]
+    values = np.concatenate(list(columns.values())).astype(float)
+    return pd.concat(frames, ignore_index=True).assign(value=values)[list(PER_QUERY)]
+
+
+def clustering_of(products: pd.DataFrame) -> list[dict]:
+    """The numbers of :func:`clustering` from what :func:`clusters` found."""
+    if products.empty:
         return []
-    part = metrics.in_span(vectors[rows])
-    clusters = [metrics.cluster(part, k, seed) for seed in KMEANS_SEEDS]
-    convention = f"k-means k={k}, mean of seeds {' '.join(map(str, KMEANS_SEEDS))}"
+    _, labels, own = clusters_by_id(products)
+    names = np.char.zfill(labels.astype(str), 9)  # in the order of the numbers
+    convention = f"k-means k={len(set(names))}, mean of seeds {' '.join(map(str, KMEANS_SEEDS))}"
     named, numbers = {"task": "clustering", "convention": convention}, []
     for name, measure in (("NMI", metrics.nmi), ("purity", metrics.purity)):
-        value = float(np.mean([measure(own, labels) for own in clusters]))
+        value = float(np.mean([measure(part, names) for part in own]))
         numbers.append(named | {"metric": name, "value": value})
     return numbers
+
+
+def clusters_by_id(products: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, classes (P,) and clusters (K, P) from what :func:`clusters` found, by id."""
+    table = products.pivot(index="id", columns=["metric", "convention"], values="value")
+    classes, own = table["class"].to_numpy(int)[:, 0], table["cluster"].to_numpy(int).T
+    return table.index.to_numpy(), classes, own
+
+
+def clusters_difference(
+    pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], metric: str, shared: bool
+) -> stats.Difference:
+    """NMI or purity of two models compared over seeds (:func:`.stats.paired_clusters`), by what
+    :func:`clusters` found for each. Raises ``ValueError``: they clustered other products, or, where
+    they are ``shared``, another seed did."""
+    found = [[clusters_by_id(side) for side in pair] for pair in pairs]
+    for pair in found:
+        known = pair if not shared else (*pair, found[0][0])
+        if any(list(side[n]) != list(known[0][n]) for side in known for n in (0, 1)):
+            raise ValueError("the products clustered, or their classes, are not the same")
+    own = [np.stack([side[2] for side in pair]) for pair in found]
+    return stats.paired_clusters(own, [pair[0][1] for pair in found], metric, shared)
 
 
 #: What a modality may count in the read-out ``weighted``; another has to be better by the margin.

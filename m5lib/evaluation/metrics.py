@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
+from scipy.special import xlogy
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import normalized_mutual_info_score
@@ -355,3 +356,31 @@ def purity(clusters: np.ndarray, labels: np.ndarray) -> float:
     """Share of products in the majority class of their cluster; grows with their number."""
     table = pd.crosstab(np.asarray(clusters), labels.astype(str))
     return float(table.to_numpy().max(axis=1).sum() / len(labels))
+
+
+def scores_drawn(
+    clusters: Int[np.ndarray, " P"],
+    labels: Int[np.ndarray, " P"],
+    taken: Int[np.ndarray, "n P"],
+    metric: Literal["NMI", "purity"],
+) -> Float[np.ndarray, " n"]:
+    """NMI or purity of the products of each row of ``taken``, places of products, one as often as
+    it is there: what a bootstrap over products asks thousands of times."""
+    count, classes = taken.shape[1], labels.max() + 1
+    pairs, place = np.unique(clusters * classes + labels, return_inverse=True)
+    spots = place[taken] + len(pairs) * np.arange(len(taken))[:, None]
+    both = np.bincount(spots.ravel(), minlength=len(taken) * len(pairs)).reshape(-1, len(pairs))
+
+    def starts(names: np.ndarray) -> np.ndarray:
+        return np.unique(names, return_index=True)[1]
+
+    by_cluster = starts(pairs // classes)  # cluster by cluster, they stand in order
+    if metric == "purity":
+        return np.maximum.reduceat(both, by_cluster, axis=1).sum(axis=1) / count
+    order = np.argsort(pairs % classes, kind="stable")
+    of_class = np.add.reduceat(both[:, order], starts(pairs[order] % classes), axis=1)
+    table = xlogy(np.arange(count + 1) / count, np.arange(count + 1) / count)
+    parts = (np.add.reduceat(both, by_cluster, axis=1), of_class, both)
+    one, other, joint = (-table[part].sum(axis=1) for part in parts)
+    mean = (one + other) / 2
+    return np.where(mean > 1e-12, (one + other - joint) / np.maximum(mean, 1e-12), 1.0)

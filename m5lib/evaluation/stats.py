@@ -1,11 +1,14 @@
 """What a difference between two models is worth: paired tests over queries and seeds."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
+
+from m5lib.evaluation.metrics import scores_drawn
 
 
 class Difference(NamedTuple):
@@ -51,20 +54,64 @@ def paired_bootstrap(
         raise ValueError(f"{what}, at least one of each")
     shared = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
     gains = [np.asarray(x, float) - np.asarray(y, float) for x, y in zip(a, b, strict=True)]
-    means, rng, values = np.array([gain.mean() for gain in gains]), np.random.default_rng(seed), []
-    wide = (_widening(len(means)) - 1) * (means - means.mean())
-    step = max(1, 2**21 // max(len(gain) for gain in gains))
+    means, sizes = np.array([gain.mean() for gain in gains]), [len(gain) for gain in gains]
+    several = [lambda taken, gain=gain: gain[taken].mean(axis=1) for gain in gains]
+    return _hierarchical(means, several, sizes, shared, draws, seed)
+
+
+def paired_clusters(
+    clusters: Sequence[Int[np.ndarray, "2 _ _"]],
+    labels: Sequence[Int[np.ndarray, " _"]],
+    metric: Literal["NMI", "purity"],
+    shared: bool,
+    draws: int = 4_000,
+    seed: int = 0,
+) -> Difference:
+    """The same for NMI and purity, which have no value per product: of each seed the clusters of
+    two models, k-means started K times, (2, K, P), and the classes of the P products; a score is
+    the mean over the K. In step 2 the products are drawn, and both models scored on them. Products
+    that are there twice agree with themselves, which lifts both scores: so the draws of each seed
+    are moved to have its own difference as their mean. ``shared``: all seeds have the same
+    products, in one order.
+    """
+
+    def gain(taken: np.ndarray, own: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        each = [[scores_drawn(part, classes, taken, metric) for part in side] for side in own]
+        ours, theirs = np.mean(each, axis=1)
+        return ours - theirs
+
+    several = [partial(gain, own=x, classes=y) for x, y in zip(clusters, labels, strict=True)]
+    sizes = [len(classes) for classes in labels]
+    means = [of(np.arange(size)[None])[0] for of, size in zip(several, sizes, strict=True)]
+    return _hierarchical(np.array(means), several, sizes, shared, draws, seed, centred=True)
+
+
+def _hierarchical(
+    means: Float[np.ndarray, " S"],
+    several: Sequence[Callable[[np.ndarray], np.ndarray]],
+    sizes: Sequence[int],
+    shared: bool,
+    draws: int,
+    seed: int,
+    centred: bool = False,
+) -> Difference:
+    """Steps 2 to 4 of :func:`paired_bootstrap`; ``several``: of each seed, from what is drawn of
+    its queries (n, Q) to their differences (n,)."""
+    rng, drawn, seeds, step = np.random.default_rng(seed), [], [], max(1, 2**21 // max(sizes))
     for start in range(0, draws, step):
         n = min(step, draws - start)
-        taken = rng.integers(len(gains[0]), size=(n, len(gains[0]))) if shared else None
-        drawn = [
-            gain[rng.integers(len(gain), size=(n, len(gain))) if taken is None else taken].mean(1)
-            for gain in gains
+        taken = rng.integers(sizes[0], size=(n, sizes[0])) if shared else None
+        part = [
+            of(rng.integers(size, size=(n, size)) if taken is None else taken)
+            for of, size in zip(several, sizes, strict=True)
         ]
-        drawn = np.stack(drawn, axis=1) + wide
-        seeds = rng.integers(len(means), size=drawn.shape)
-        values.append(np.take_along_axis(drawn, seeds, axis=1).mean(axis=1))
-    values = np.concatenate(values)
+        drawn.append(np.stack(part, axis=1))
+        seeds.append(rng.integers(len(means), size=drawn[-1].shape))
+    drawn = np.concatenate(drawn)
+    if centred:
+        drawn += means - drawn.mean(axis=0)
+    drawn += (_widening(len(means)) - 1) * (means - means.mean())
+    values = np.take_along_axis(drawn, np.concatenate(seeds), axis=1).mean(axis=1)
     low, high = np.quantile(values, [0.025, 0.975])
     tail = min((values <= 0).sum(), (values >= 0).sum()) + 1
     p = float(min(1.0, 2 * tail / (draws + 1)))
@@ -80,8 +127,8 @@ def _widening(seeds: int) -> float:
 
 
 def paired_seeds(a: Float[np.ndarray, " _"], b: Float[np.ndarray, " _"]) -> Difference:
-    """The same for metrics that have no value per query (NMI, purity): a paired t-test over the
-    seeds, mean ± t s / sqrt(S), s the standard deviation (S - 1) of the differences. What the
+    """The same where the two were not measured on the same queries: a paired t-test over the seeds,
+    mean ± t s / sqrt(S), s the standard deviation (S - 1) of the differences. What the
     choice of products adds is not in it. Equal differences have p 1 if they are 0, else 0. One seed
     has no spread: interval and p are NaN. Raises ``ValueError``: not the same seeds, or none."""
     if len(a) != len(b) or not len(a):
@@ -94,3 +141,19 @@ def paired_seeds(a: Float[np.ndarray, " _"], b: Float[np.ndarray, " _"]) -> Diff
     half = float(stats.t.ppf(0.975, seeds - 1)) * error
     p = float(mean == 0) if error == 0 else float(2 * stats.t.sf(abs(mean) / error, seeds - 1))
     return Difference(mean, mean - half, mean + half, p, seeds)
+
+
+#: A training has converged where its validation curve gains less than this in the last quarter.
+CONVERGED = 0.01
+
+
+def last_quarter(seen: Sequence[float], values: Sequence[float]) -> float:
+    """What a curve gains over the last quarter of what was seen, by straight lines between its
+    points: ``values`` after so many products (or steps, or seconds), rising from 0 or the first
+    look. Raises ``ValueError``: fewer than two points, or none before the last quarter."""
+    seen, values = np.asarray(seen, float), np.asarray(values, float)
+    if len(seen) != len(values) or len(seen) < 2 or (np.diff(seen) <= 0).any():
+        raise ValueError("a curve is two points or more, each after more products than the last")
+    if seen[0] > 0.75 * seen[-1]:
+        raise ValueError("the curve has no look before its last quarter")
+    return float(values[-1] - np.interp(0.75 * seen[-1], seen, values))

@@ -15,9 +15,10 @@ from scipy.stats import false_discovery_control
 
 from m5lib import ROOT
 from m5lib.data import write_json
+from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.evaluation import evaluate, stats
-from m5lib.lab import recording
-from m5lib.lab.recording import results_folder
+from m5lib.lab import recording, study
+from m5lib.lab.recording import HIDDEN, results_folder
 from m5lib.lab.study import Studies, number
 
 CLAIMS = ROOT / "paper" / "claims.csv"
@@ -46,17 +47,25 @@ def tested(
     seeds = list(dict.fromkeys(seed for _, seed in studies))
     sides = [[(studies[label, seed], own) for seed in seeds] for label, own in (better, worse)]
     task = better[1]["task"]
-    if task != "clustering" and task == worse[1]["task"]:
+    shared = len({one.data for one, _ in sides[0]}) == 1
+    if task == worse[1]["task"] == "clustering":
+        pairs = [tuple(one.clusters(own) for one, own in pair) for pair in zip(*sides, strict=True)]
+        test = evaluate.clusters_difference(pairs, better[1]["metric"], shared)
+        by_seed = [
+            one.value(x) - other.value(y) for (one, x), (other, y) in zip(*sides, strict=True)
+        ]
+        how = f"bootstrap over {len(seeds)} seeds and products"
+    elif task == worse[1]["task"]:
         pairs = [
-            evaluate.paired(*(study.values(own) for study, own in pair))
+            evaluate.paired(*(one.values(own) for one, own in pair))
             for pair in zip(*sides, strict=True)
         ]
-        test = evaluate.difference(pairs, shared=len({study.data for study, _ in sides[0]}) == 1)
+        test = evaluate.difference(pairs, shared=shared)
         by_seed = [float(pair["ours"].mean() - pair["theirs"].mean()) for pair in pairs]
         products = ", ".join(str(len(pair)) for pair in pairs)
         how = f"bootstrap over {len(seeds)} seeds and {products} products"
-    else:  # no values by query, or other queries
-        means = [np.array([study.value(own) for study, own in side]) for side in sides]
+    else:  # other queries
+        means = [np.array([one.value(own) for one, own in side]) for side in sides]
         test, by_seed = stats.paired_seeds(*means), (means[0] - means[1]).tolist()
         how = f"t over {len(seeds)} seeds"
     numbers = {"difference": test.mean, "each_seed": by_seed, "low": test.low, "high": test.high}
@@ -166,3 +175,64 @@ def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
     }
     rows = sorted(kept + verdicts, key=lambda row: (row["data"], row["id"]))
     return write_json(path, {"provenance": sources, "claims": rows})
+
+
+# --- what is kept of every query
+
+#: Read-outs and conventions of the numbers in tables and claims.
+KEPT = (PAPER, DEFAULT, HIDDEN)
+
+
+def asked(studies: Studies) -> pd.DataFrame:
+    """What every query contributed to the numbers of tables and claims: a row for each study and
+    product, a column for each number, its name the values of :data:`.study.KEYS`; NaN where a
+    product took no part. Clusters and classes too."""
+    parts = []
+    for (label, seed), one in studies.items():
+        queries = one.queries[one.queries["variant"].isin(KEPT)]
+        left_out = queries["convention"].str.contains("hits|released")
+        queries = queries[~left_out].astype({"value": np.float32}).reset_index(drop=True)
+        names = queries[list(study.KEYS)].agg(", ".join, axis=1)
+        wide = queries.assign(name=names).pivot(index="id", columns="name", values="value")
+        # in the order that each number has them: the same draws, the same interval
+        most = names.map(names.value_counts()).sort_values(ascending=False, kind="stable").index
+        wide = wide.loc[queries["id"][most].unique()]
+        first = one.rows.iloc[0]
+        known = {"label": label, "seed": seed, "products": one.data}
+        known |= {name: first[name] for name in ("data", "notebook", "model")}
+        parts.append(wide[names.unique()].reset_index().assign(**known))
+    frame = pd.concat(parts, ignore_index=True)
+    keys = [*known, "id"]
+    frame = frame[[*keys, *(name for name in frame if name not in keys)]]
+    half = {name: np.float16 for name in frame if name.split(", ")[2:3] == ["similarity"]}
+    return frame.astype({key: "category" for key in keys if key != "seed"} | half)
+
+
+def read_asked(path: str | Path) -> dict[tuple[str, int], study.Study]:
+    """The studies of a table again, from what :func:`asked` kept in ``results``: their numbers as
+    means over their queries; no history."""
+    found, frame = {}, pd.read_parquet(path)
+    known = ["label", "seed", "products", "data", "notebook", "model"]
+    for (label, seed, products, *more), part in frame.groupby(known, observed=True, sort=False):
+        parts = []
+        for name in part.columns.drop([*known, "id"]):
+            values = (
+                part.set_index(part["id"].astype(str))[name].dropna().astype(float).rename("value")
+            )
+            own = dict(zip(study.KEYS, name.split(", ", 4), strict=True))
+            parts.append(values.reset_index().assign(**own))
+        queries = pd.concat(parts, ignore_index=True)
+        clusters = queries["task"] == "clustering"
+        rows = (
+            queries[~clusters].groupby(list(study.KEYS), sort=False)["value"].mean().reset_index()
+        )
+        several = queries[clusters].groupby(["state", "variant"], sort=False)
+        several = [
+            pd.DataFrame(evaluate.clustering_of(own)).assign(state=state, variant=variant)
+            for (state, variant), own in several
+        ]
+        rows = pd.concat([rows, *several]).assign(
+            seed=seed, **dict(zip(known[3:], more, strict=True))
+        )
+        found[label, seed] = study.Study(f"{label}, {seed}", products, rows, queries, [], 0)
+    return found

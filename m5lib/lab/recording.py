@@ -99,10 +99,12 @@ def record(
     made: dict,
     pictures: Mapping[str, Figure],
     tables: Mapping[str, pd.DataFrame] | None = None,
+    queries: pd.DataFrame | None = None,
 ) -> None:
     """Keep what a notebook measured in the folder of the results; nothing, where the name is empty.
 
-    Rows go to ``<name>.json``, tables as shown to ``<name>_<table>.csv``, figures to
+    Rows go to ``<name>.json``, tables as shown to ``<name>_<table>.csv``, what every query
+    contributed (:func:`m5lib.lab.claims.asked`) to ``<name>_queries.parquet``, figures to
     ``<name>_<figure>.png`` and, for print, ``.svg``: not those of photographs, which would be the
     same pixels, many times as large.
     """
@@ -112,6 +114,9 @@ def record(
     folder.mkdir(parents=True, exist_ok=True)
     if len(rows):
         save_results(folder / f"{name}.json", rows, made, append=True)
+    if queries is not None:
+        with whole_file(folder / f"{name}_queries.parquet") as path:
+            queries.to_parquet(path, index=False, compression="zstd")
     for title, frame in (tables or {}).items():
         flat = frame.set_axis(_flat(frame.columns), axis=1)
         if not any(flat.index.names):  # named levels are columns of their own

@@ -14,8 +14,9 @@ import pandas as pd
 from m5lib import ROOT
 from m5lib.catalogue import Catalogue
 from m5lib.data import whole_file, write_json
-from m5lib.embeddings import PAPER
+from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.evaluation import evaluate
+from m5lib.evaluation.controls import strongest
 from m5lib.evaluation.separation import modality_cosines
 from m5lib.files import reading
 from m5lib.lab import code_version, recording, runs
@@ -85,6 +86,10 @@ class Study:
             raise ValueError(f"{self.run} has no number {', '.join(wanted.values())} by query")
         return part.set_index("id")["value"]
 
+    def clusters(self, wanted: Mapping[str, str]) -> pd.DataFrame:
+        """What :func:`.evaluate.clusters` found where NMI and purity were measured."""
+        return pick(self.queries, {key: wanted[key] for key in KEYS[:3]})
+
 
 Studies = Mapping[tuple[str, int], Study]
 
@@ -143,18 +148,23 @@ def _measure(run: runs.Run, job: runs.Job, streams: Streams) -> tuple[list[dict]
         numbers.extend(number | named for number in means + more)
         parts.append(queries.assign(**named))
 
+    def clustered(vectors: np.ndarray, state: str, variant: str) -> list[dict]:
+        found = evaluate.clusters(catalogue, vectors)
+        parts.append(found.assign(state=state, variant=variant))
+        return evaluate.clustering_of(found)
+
     needed = np.union1d(evaluate.needed_rows(catalogue), catalogue.split("validation"))
     by_query, seed = evaluate.TASKS[:3], job.seed
     for readout, vectors in runs.vectors(run.model, streams, needed).items():
         more, tasks, protocols = choosing(catalogue, vectors), by_query[:1], ("usual",)
         if readout == PAPER:
-            more += evaluate.clustering(catalogue, vectors)
+            more += clustered(vectors, "pretrained", readout)
             tasks, protocols = by_query, ("usual", "released")
         queries = evaluate.per_query(catalogue, vectors, tasks, seed=seed, protocols=protocols)
         add(queries, more, "pretrained", readout)
     hidden, labels = runs.tuned_vectors(runs.finetuned(run, job, streams), streams, needed)
     queries = evaluate.per_query(catalogue, hidden, by_query, predicted=labels)
-    add(queries, evaluate.clustering(catalogue, hidden), "finetuned", HIDDEN)
+    add(queries, clustered(hidden, "finetuned", HIDDEN), "finetuned", HIDDEN)
     pair = ("image", "text")
     if set(pair) <= set(run.model.spec.modalities):
         asked, own, others = modality_cosines(run.model, streams, catalogue.split("gallery"), pair)
@@ -241,6 +251,92 @@ def jobs(
             continue
         result[label] = job, streams
     return result
+
+
+#: What :func:`fair` tries, times a row's own rate and temperature, and the seed that it tries with.
+TRIED, CHOOSING = (1 / 3, 1.0, 3.0), 1000
+
+
+def fair(
+    grid: Mapping[str, Mapping[str, object]],
+    data: str,
+    profile: str,
+    products: int = 0,
+    extractors: str = "",
+    **more,
+) -> tuple[dict[str, dict[str, object]], pd.DataFrame]:
+    """A grid with each row at its best rate of pre-training, then at its best start of the
+    temperature: by mAP@10 of validation products, read-out ``weighted``, with a seed (and of the
+    shop products) that no table has. A row's own rate is tried beside the profile's; one that is
+    not pre-trained or asks for what the products lack stays. Returns what was tried, too.
+
+    Arguments as for :func:`studies`, which then takes the grid."""
+    size, found, tried = sized(profile, products), {}, []
+    catalogue, features = runs.load(data, size, CHOOSING, extractors)
+
+    def best(label: str, ways: Sequence[dict]) -> dict:
+        for row in ways:
+            given = (catalogue, features, size, CHOOSING, extractors)
+            job, streams = jobs({label: row}, *given, **more)[label]
+            plan, run = job.plan(streams), runs.pretrained(job, streams)
+            line = {"row": label, "learning rate": plan.training.learning_rate}
+            line["temperature"] = plan.spec.objective.temperature
+            tried.append(line | {VALIDATION: run.history[-1]["validation"].get(DEFAULT, np.nan)})
+        values = np.nan_to_num([line[VALIDATION] for line in tried[-len(ways) :]])
+        return ways[int(values.argmax())]  # of equals the first
+
+    for label, row in grid.items():
+        found[label] = row = dict(row)
+        known = jobs({label: row}, catalogue, features, size, CHOOSING, **more)
+        if not known or row.get("products") == "none":
+            continue
+        job, streams = known[label]
+        objective, training = job.plan(streams).spec.objective, catalogue.split("train")
+        usual = {name: value for name, value in row.items() if name != "learning_rate"}
+        rate = size.for_products(len(training)).training.learning_rate
+        ways = [usual | ({"learning_rate": rate * x} if x != 1 else {}) for x in TRIED]
+        row = best(label, [*ways, *([row] if row not in ways else [])])
+        if objective.contrast != "none" and len(streams.modalities) > 1:
+            start = ("objective.temperature",)
+            changed = [((*start, objective.temperature * x),) if x != 1 else () for x in TRIED]
+            row = best(label, [row | {"changes": (*row.get("changes", ()), *x)} for x in changed])
+        found[label] = row
+    return found, pd.DataFrame(tried).drop_duplicates(ignore_index=True)
+
+
+def control(
+    names: Iterable[str],
+    data: str,
+    profile: str,
+    seeds: Iterable[int],
+    products: int = 0,
+    modalities: str = "",
+    state: str = "finetuned",
+) -> pd.DataFrame:
+    """The strongest control (:func:`.controls.strongest`) of those that read no more than these
+    modalities (codes; all, if not given), as a row of :func:`beside`. There is one retrieval,
+    before fine-tuning and after; the accuracy is a linear probe's."""
+    size, values, chosen = sized(profile, products), {}, {}
+    for seed in seeds if data == "shop" else list(seeds)[:1]:  # the same products, the same control
+        catalogue, _ = runs.load(data, size, seed)
+        reads = set(from_codes(modalities)) if modalities else set(catalogue.modalities)
+        pixels = runs.pixels(catalogue) if "image" in reads else {}
+        if not (best := strongest(catalogue, pixels, reads, seed)):
+            continue
+        chosen[best[0]] = None
+        numbers = evaluate.evaluate(catalogue, best[1], seed=seed)
+        for name in names:
+            wanted = list(number(name, state).values())[2:]
+            if wanted[0] != "retrieval" and "fine" not in wanted[0]:
+                wanted = wanted[:2]  # by a linear probe; k-means with whatever k
+            same = [n for n in numbers if [n[key] for key in KEYS[2:]][: len(wanted)] == wanted]
+            values[name, seed] = same[0]["value"] if same else np.nan
+    if not values:
+        return pd.DataFrame()  # to be put below another
+    ours = said(pd.Series(values).unstack().loc[list(names)])
+    row = {(name, side): "" for name in names for side in ("paper", "ours")}
+    row |= {(name, "ours"): ours[name] for name in names}
+    return pd.DataFrame(row, index=[f"control ({', '.join(chosen)})"])
 
 
 # --- tables of studies

@@ -54,6 +54,7 @@ class Point:
     label: str  # what differs from the other runs
     parameters: dict[str, object]  # all of the notebook
     output: Path  # the executed notebook, beside which its other files lie
+    notebook: Path
 
     def ended(self) -> dict:
         """What is known of its last run that ended; nothing, where there was none."""
@@ -114,7 +115,7 @@ def points(
             parameters["record"] = notebook.stem  # into the point's own folder, for `collect`
         words += f"-{_digest(parameters)}"
         label = " ".join(f"{key}={value}" for key, value in own.items()) or "defaults"
-        found.setdefault(words, Point(words, label, parameters, place / f"{words}.ipynb"))
+        found.setdefault(words, Point(words, label, parameters, place / f"{words}.ipynb", notebook))
     return list(found.values())
 
 
@@ -177,7 +178,12 @@ def sweep(
     Returns one row per point, in order: the parameters (lists and dicts as JSON), then
     :data:`OUTCOME`. Raises ``ParameterError`` as :func:`points`, before anything starts.
     """
-    todo, begun = points(notebook, grid, fixed, folder), datetime.now(UTC).isoformat()
+    return run(points(notebook, grid, fixed, folder), executor, workers)
+
+
+def run(todo: Sequence[Point], executor=None, workers: int | None = None) -> pd.DataFrame:
+    """The same for :func:`points`, of several notebooks too, side by side as they come."""
+    begun = datetime.now(UTC).isoformat()
     if not todo:
         return _frame([])
     if own := executor is None:
@@ -187,12 +193,13 @@ def sweep(
         workers = workers or min(len(todo), most)
     pool = ThreadPoolExecutor(workers) if own else executor
     base = {"M5_HOME": str(home().absolute())} | (_threads(workers) if workers else {})
-    place, outcomes, futures = todo[0].output.parent, {}, {}
+    places, outcomes, futures = {point.output.parent for point in todo}, {}, {}
 
     def tell(point: Point, outcome: dict) -> None:
-        outcomes[point.name] = outcome
+        outcomes[point.output] = outcome
         count = f"{len(outcomes):>{len(str(len(todo)))}}/{len(todo)}"
-        line = f"{count}  {outcome['status']:8}  {outcome['seconds']:7.1f} s  {point.label}"
+        line = f"{count}  {outcome['status']:8}  {outcome['seconds']:7.1f} s  "
+        line += f"{point.notebook.stem} " * (len(places) > 1) + point.label
         line += f"  {outcome['error']}; see {outcome['output']}" if outcome["error"] else ""
         print(line, flush=True)
 
@@ -201,15 +208,16 @@ def sweep(
             if (earlier := point.ended()).get("status") == "finished":
                 tell(point, earlier | {"status": "cached"})
                 continue
-            files = (str(Path(notebook).absolute()), str(point.output))
-            environment = base | {"M5_RESULTS": str(place / point.name)}
+            files = (str(point.notebook.absolute()), str(point.output))
+            environment = base | {"M5_RESULTS": str(point.output.with_suffix(""))}
             future = pool.submit(run_point, *files, point.parameters, environment, begun)
             futures[future] = point
-        _index(place)  # of what an earlier call had no time to write
+        for place in places:
+            _index(place)  # of what an earlier call had no time to write
         known = all(isinstance(future, Future) for future in futures)  # submitit's are not
         for future in as_completed(futures) if known else futures:
             outcome = _outcome(future, futures[future], begun)
-            _index(place)
+            _index(futures[future].output.parent)
             tell(futures[future], outcome)
     except KeyboardInterrupt:
         print("stopping: what runs keeps its checkpoints", flush=True)
@@ -218,14 +226,29 @@ def sweep(
         while own and not all(future.done() for future in futures):
             notebooks.interrupt()  # again: a kernel that is just starting does not listen
             time.sleep(1)
-        _index(place)
+        for place in places:
+            _index(place)
         done = sum(point.ended().get("status") == "finished" for point in todo)
         said = f"stopped after {done} of {len(todo)} runs; the same call goes on from there"
         raise KeyboardInterrupt(said) from None
     finally:
         if own:
             pool.shutdown(cancel_futures=True)
-    return _frame([{"parameters": p.parameters, "point": p.name} | outcomes[p.name] for p in todo])
+    return _frame(
+        [{"parameters": p.parameters, "point": p.name} | outcomes[p.output] for p in todo]
+    )
+
+
+def side_by_side(profile: str) -> int:
+    """How many runs of a profile pay at once: one for each core; where there is CUDA, models of
+    ``full`` one after another, smaller ones, which wait for the host, one for two cores as long as
+    each has 4 GiB of the device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return joblib.cpu_count()
+    room = torch.cuda.get_device_properties(0).total_memory // 2**32
+    return 1 if profile == "full" else max(1, min(joblib.cpu_count() // 2, room))
 
 
 def _threads(workers: int) -> dict[str, str]:

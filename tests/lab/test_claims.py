@@ -9,14 +9,33 @@ import pandas as pd
 import pytest
 import readme
 
-from m5lib.evaluation import stats
-from m5lib.lab import claims, study
+from m5lib.evaluation import evaluate, stats
+from m5lib.lab import claims, recording, study
 
 FINE, PRE = study.number("mAP@1_finetune"), study.number("mAP@1_pretrain")
 CONTEXT = {
     **{"notebook": "n", "run": "r", "data": "shop", "profile": "tiny"},
     **{"model": "scale", "modalities": "T"},
 }
+
+
+CLUSTERS = {"state": "finetuned", "variant": "hidden"}
+
+
+def clustered(rng, classes: np.ndarray, better: float) -> pd.DataFrame:
+    """Five clusters of products of four classes, right as often as ``better`` says."""
+    count = len(classes)
+    columns = {("class", "category"): classes}
+    for seed in range(2):
+        right = rng.random(count) < better
+        columns["cluster", f"seed {seed}"] = np.where(right, classes, rng.integers(5, size=count))
+    frames = [
+        pd.DataFrame({"id": [str(n) for n in range(count)], "value": values.astype(float)}).assign(
+            task="clustering", metric=metric, convention=how
+        )
+        for (metric, how), values in columns.items()
+    ]
+    return pd.concat(frames)
 
 
 def fake(seed: int, better: float, data: str = "", queries: int = 200) -> study.Study:
@@ -28,7 +47,10 @@ def fake(seed: int, better: float, data: str = "", queries: int = 200) -> study.
         ids = [str(n) for n in range(queries)]
         parts.append(pd.DataFrame({"id": ids, "value": values}).assign(**study.number(name)))
         rows.append(study.number(name) | {"value": float(values.mean())})
-    rows.append(study.number("NMI") | {"convention": "k=3", "value": better})
+    classes = np.random.default_rng(0 if data else seed % 10).integers(4, size=queries)
+    clusters = clustered(rng, classes, better).assign(state="finetuned", variant="hidden")
+    parts.append(clusters)
+    rows += [CLUSTERS | number for number in evaluate.clustering_of(clusters)]
     frame = pd.DataFrame([CONTEXT | {"seed": seed % 10} | row for row in rows])
     fingerprint = data or f"data{seed % 10}"
     return study.Study(f"run{seed}", fingerprint, frame, pd.concat(parts), [], 1)
@@ -105,18 +127,59 @@ def test_each_side_is_read_by_its_own_number_query_by_query(better, worse, share
     assert test["how"] == "bootstrap over 3 seeds and 200, 200, 200 products"
 
 
-def test_clustering_is_compared_seed_by_seed():
-    nmi = study.number("NMI")
-    studies = {("MEM", s): fake(s, 0.5 + 0.01 * s) for s in range(3)}
-    studies |= {("MLM", s): fake(10 + s, 0.3 + 0.02 * s) for s in range(3)}
-    test = claims.tested(studies, ("MEM", nmi), ("MLM", nmi))
-    expected = stats.paired_seeds(np.array([0.5, 0.51, 0.52]), np.array([0.3, 0.32, 0.34]))
-    assert test["each_seed"] == pytest.approx([0.2, 0.19, 0.18]) and test["how"] == "t over 3 seeds"
-    assert (test["low"], test["high"]) == pytest.approx((expected.low, expected.high))
-    alone = claims.tested(
-        {key: studies[key] for key in studies if key[1] == 0}, *[("MEM", nmi)] * 2
-    )
-    assert alone["low"] is alone["high"] is None and alone["verdict"] == "not confirmed"
+@pytest.mark.parametrize("name", ["NMI", "purity"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_clusters_are_compared_by_their_products(name, shared):
+    """Both sides scored on the same products, drawn again and again."""
+    studies, wanted = two(0.2, data="one" if shared else ""), study.number(name)
+    test = claims.tested(studies, ("MEM", wanted), ("MLM", wanted))
+    own, labels = [], []
+    for seed in range(3):
+        sides = [studies[label, seed].clusters(wanted) for label in ("MEM", "MLM")]
+        parts = [evaluate.clusters_by_id(side) for side in sides]
+        own.append(np.stack([part[2] for part in parts]))
+        labels.append(parts[0][1])
+    expected = stats.paired_clusters(own, labels, name, shared)
+    assert (test["low"], test["high"], test["p"]) == expected[1:4]
+    by_seed = [studies["MEM", s].value(wanted) - studies["MLM", s].value(wanted) for s in range(3)]
+    assert test["each_seed"] == pytest.approx(by_seed)
+    assert test["difference"] == pytest.approx(expected.mean) == pytest.approx(np.mean(by_seed))
+    assert test["how"] == "bootstrap over 3 seeds and products"
+    other = stats.paired_clusters(own, labels, name, not shared)
+    assert other.low != expected.low, "the flag changes the interval"
+
+
+def test_clusters_of_other_products_are_no_pair():
+    studies, nmi = two(0.1), study.number("NMI")
+    lacking = studies["MLM", 1].queries.query("id != '7'")
+    studies["MLM", 1] = dataclasses.replace(studies["MLM", 1], queries=lacking)
+    with pytest.raises(ValueError, match="not the same"):
+        claims.tested(studies, ("MEM", nmi), ("MLM", nmi))
+
+
+def test_verdicts_are_made_again_from_what_is_kept_of_the_queries(tmp_path, monkeypatch):
+    """From the parquet file alone: nothing else of the runs is there."""
+    monkeypatch.setenv("M5_RESULTS", str(tmp_path))
+    sides = [study.number(name) for name in ("NMI", "purity", "mAP@1_pretrain")]
+    for gap, data in ((0.1, "one"), (0.004, "")):
+        studies = two(gap, data=data)
+        rows, asked = study.tidy(studies), claims.asked(studies)
+        recording.record("table7", rows.drop(columns="label"), {}, {}, queries=asked)
+        again = claims.read_asked(tmp_path / "table7_queries.parquet")
+        assert list(again) == list(studies)
+        for before, after in zip(
+            *(claims.judge(x, ["Table 7"]) for x in (studies, again)), strict=True
+        ):
+            assert after.pop("each_seed") == pytest.approx(before.pop("each_seed"), abs=1e-6)
+            for name in ("difference", "low", "high", "p"):
+                assert after.pop(name) == pytest.approx(before.pop(name), abs=1e-6), name
+            assert after == before and before["verdict"] in claims.VERDICTS
+        for own in sides:
+            tests = [claims.tested(x, ("MEM", own), ("MLM", own)) for x in (studies, again)]
+            for name in ("low", "high", "p"):
+                assert tests[1][name] == pytest.approx(tests[0][name], abs=1e-6), name
+        frame = pd.read_parquet(tmp_path / "table7_queries.parquet")
+        assert set(frame.select_dtypes("float").dtypes.astype(str)) == {"float32"}
 
 
 def test_a_difference_is_the_first_label_less_the_second_in_per_cent():
@@ -176,6 +239,27 @@ def test_each_table_is_judged_by_the_numbers_that_it_prints():
     for ending, task in ends.items():
         label, number = claims.side_of(rows["C39"], f"I+T{ending}")
         assert (label, number["task"], number["metric"]) == ("I+T", task, "Prec@10")
+
+
+def test_table_6_is_judged_in_both_readings_of_its_ticks():
+    """As scores and as losses: the same statements and published numbers, each of its own runs."""
+    losses = {"none": "no loss", "IMCL": "contrast only", "PRE": "masked tasks only"}
+    labels = ("IMCL+PRE", *losses, *losses.values())
+    studies = {
+        (label, s): fake(s + 10 * n, 0.3) for n, label in enumerate(labels) for s in range(2)
+    }
+    rows = claims.judge(studies, ["Table 6"])
+    by_source = {
+        source: [row for row in rows if row["source"] == source]
+        for source in ("Table 6 (scores)", "Table 6 (losses)")
+    }
+    assert sorted(map(len, by_source.values())) == [8, 8] and len(rows) == 16
+    for one, other in zip(*by_source.values(), strict=True):
+        for side in ("better", "worse"):
+            assert other[side] == losses.get(one[side], one[side])
+        for same in ("statement", "metric", "published_difference"):
+            assert one[same] == other[same]
+        assert one["verdict"] != "not testable" != other["verdict"]
 
 
 def test_what_was_not_run_is_not_testable():

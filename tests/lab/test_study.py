@@ -2,6 +2,7 @@
 paper's."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,8 @@ import pytest
 
 from m5lib import home
 from m5lib.catalogue import Catalogue, Product
-from m5lib.embeddings import PAPER, READOUTS
-from m5lib.evaluation import evaluate
+from m5lib.embeddings import DEFAULT, PAPER, READOUTS
+from m5lib.evaluation import controls, evaluate
 from m5lib.lab import claims, recording, runs, study
 
 
@@ -233,3 +234,75 @@ def test_a_job_has_a_learning_rate_of_its_own_or_the_profiles(stream_set):
     assert slow.plan(stream_set).folder != plain.plan(stream_set).folder
     with pytest.raises(ValueError, match="learning_rate -1: give a number from 0 on"):
         runs.Job(learning_rate=-1)
+
+
+def test_rivals_take_what_validation_products_find_best(stream_set, monkeypatch):
+    """One after the other, with a seed of its own; a rate that a row asks for is tried too."""
+    catalogue, features, asked = stream_set.catalogue, stream_set.features, []
+    best = {"scale": (1e-3, 0.15), "clip": (1e-4, 0.07 / 3), "image_based": (9e-3, 0.05)}
+
+    def load(data, size, seed, extractors):
+        asked.append(seed)
+        return catalogue, features
+
+    def pretrained(job, streams):
+        plan = job.plan(streams)
+        found = plan.training.learning_rate, plan.spec.objective.temperature
+        wanted = best[job.model]
+        distance = sum(abs(np.log(x / y)) for x, y in zip(found, wanted, strict=True))
+        assert job.seed == study.CHOOSING
+        measured = {DEFAULT: 1 / (1 + distance), PAPER: distance}
+        return SimpleNamespace(history=[{"validation": measured}])
+
+    monkeypatch.setattr(runs, "load", load)
+    monkeypatch.setattr(runs, "pretrained", pretrained)
+    grid = {
+        "slow": {"modalities": "I+T"},
+        "random": {"products": "none"},
+        "lacking": {"modalities": "A"},
+        "own": {"model": "clip", "learning_rate": 1e-4, "modalities": "I+T"},
+        "one modality": {"model": "image_based", "modalities": "I"},
+    }
+    found, tried = study.fair(grid, "d", "tiny")
+    assert asked == [study.CHOOSING] and list(found) == list(grid)
+    tau = ("objective.temperature",)
+    assert found["slow"]["learning_rate"] == pytest.approx(1e-3)
+    assert dict(found["slow"]["changes"])[tau[0]] == pytest.approx(0.15)
+    assert found["random"] == grid["random"] and found["lacking"] == grid["lacking"]
+    assert found["own"]["learning_rate"] == 1e-4
+    assert dict(found["own"]["changes"])[tau[0]] == pytest.approx(0.07 / 3)
+    assert found["one modality"]["learning_rate"] == pytest.approx(9e-3)
+    assert "changes" not in found["one modality"]
+    assert tried["row"].value_counts().to_dict() == {"slow": 5, "own": 6, "one modality": 3}
+    best["scale"] = (3e-3, 0.05)  # what the row has already: it stays the run that it is
+    again = study.fair({"slow": grid["slow"]}, "d", "tiny")[0]["slow"]
+    jobs = [
+        study.jobs({"slow": row}, catalogue, features, study.sized("tiny"), 0)["slow"][0]
+        for row in (again, grid["slow"])
+    ]
+    assert jobs[0] == jobs[1]
+
+
+def test_the_strongest_control_stands_in_a_tables_columns(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    names = ["accuracy", "mAP@1_pretrain", "mAP@1_finetune", "NMI"]
+    row = study.control(names, str(folder), "tiny", [0], 0, "I+T")
+    catalogue, _ = runs.load(str(folder), runs.profile_of("tiny"))
+    several = controls.controls(catalogue, runs.pixels(catalogue))
+    values = {
+        name: next(
+            n["value"]
+            for n in evaluate.retrieval(catalogue, vectors, "validation")
+            if (n["metric"], n["convention"]) == ("mAP@10", "min_k_r")
+        )
+        for name, (reads, vectors) in several.items()
+        if "table" not in reads
+    }
+    (best,) = [name for name in values if values[name] == max(values.values())]
+    assert list(row.index) == [f"control ({best})"]
+    numbers = evaluate.evaluate(catalogue, several[best][1])
+    of = {(n["metric"], n["convention"]): f"{100 * n['value']:.1f}" for n in numbers}
+    assert row["accuracy", "ours"].iloc[0] == of["accuracy", "linear probe"]
+    assert row["mAP@1_pretrain", "ours"].iloc[0] == of["mAP@1", "min_k_r"]
+    assert row["mAP@1_finetune", "ours"].iloc[0] == of["mAP@1", "min_k_r"]
+    assert row["NMI", "ours"].iloc[0] in of.values() and set(row["accuracy", "paper"]) == {""}

@@ -417,3 +417,44 @@ def test_words_may_look_like_numbers(book):
     assert point.parameters["name"] == "501"
     with pytest.raises(notebooks.ParameterError, match="name = 5.5 is float"):
         sweep.points(book, {"name": [5.5]})
+
+
+def test_points_of_several_notebooks_run_side_by_side(book, tmp_path, monkeypatch):
+    """Each in its own sweep's place, with its own marker and index."""
+    other = tmp_path / "other.ipynb"
+    other.write_text(book.read_text(encoding="utf-8"), encoding="utf-8")
+    ran = []
+    monkeypatch.setattr(
+        sweep.notebooks,
+        "run",
+        lambda path, output, given, **_: ran.append((path.rsplit("/", 1)[1], given)),
+    )
+    todo = [p for path in (book, other) for p in sweep.points(path, {"n": [0, 1]})]
+    frame = sweep.run(todo, workers=2)
+    assert list(frame["status"]) == ["finished"] * 4 and list(frame["n"]) == [0, 1, 0, 1]
+    assert sorted((name, given["n"]) for name, given in ran) == sorted(
+        (path.name, seed) for path in (book, other) for seed in (0, 1)
+    )
+    places = {point.output.parent for point in todo}
+    assert len(places) == 2
+    for place in places:
+        assert len(pd.read_parquet(place / "runs.parquet")) == 2
+    assert set(sweep.run(todo)["status"]) == {"cached"}
+
+
+@pytest.mark.parametrize(
+    "cuda, cores, gib, profile, jobs",
+    [
+        (False, 6, 0, "small", 6),
+        (True, 16, 80, "small", 8),
+        (True, 16, 80, "full", 1),
+        (True, 16, 10, "tiny", 2),
+        (True, 1, 80, "small", 1),
+    ],
+)
+def test_as_many_runs_side_by_side_as_pay(cuda, cores, gib, profile, jobs, monkeypatch):
+    device = type("Device", (), {"total_memory": gib * 2**30})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    monkeypatch.setattr(sweep.joblib, "cpu_count", lambda: cores)
+    assert sweep.side_by_side(profile) == jobs

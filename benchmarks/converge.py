@@ -1,0 +1,93 @@
+"""How long until a training has converged: one configuration trained longer and longer.
+
+    python benchmarks/converge.py --data shop --epochs 5 10 20 40
+    python benchmarks/converge.py --data FOLDER --products 16000 --epochs 5 10 20 40
+
+Each length is a training of its own, its rate falling to zero at its own end, with validation
+before it, after each quarter, and at the end, so that a curve is what one gets who stops there. A
+length is enough where its curve gains less than a point over the last quarter
+(:func:`m5lib.evaluation.stats.last_quarter`, read-out ``weighted``). Also: the accuracy of
+validation products after fine-tuning, with which losses are told apart that first tokens do not
+show. Adds to ``benchmarks/converge.json``, by data and model; finished runs are loaded.
+"""
+
+import argparse
+import json
+import time
+
+import numpy as np
+
+from m5lib import ROOT
+from m5lib.data import write_json
+from m5lib.embeddings import DEFAULT, PAPER
+from m5lib.evaluation import evaluate, stats
+from m5lib.lab import recording, runs, study
+
+FILE = ROOT / "benchmarks" / "converge.json"
+#: What is trained, by the name of its row in the record.
+FORMS = {
+    "scale_fused": {"model": "scale_fused"},
+    "scale": {},
+    "scale, contrast only": {"changes": (("objective.masked", False),)},
+    "scale, masked tasks only": {"changes": (("objective.contrast", "none"),)},
+}
+
+
+def curve(run: runs.Run, batch: int) -> list[dict]:
+    """Quality after each quarter: products seen, seconds of training, mAP@10 by two read-outs."""
+    seconds = np.cumsum([batch / line["products_per_second"] for line in run.history])
+    lines = []
+    for share, look in study.looks(run.history):
+        step = round(share * len(run.history))
+        line = {"share": share, "seen": step * batch}
+        line["seconds"] = round(float(seconds[step - 1]), 1) if step else 0.0
+        lines.append(line | {name: look["validation"][name] for name in (DEFAULT, PAPER)})
+    return lines
+
+
+def one(form: str, epochs: float, asked, size, catalogue, streams) -> tuple[list[dict], dict]:
+    """The curve of a length, and what is to be said of its end."""
+    job = runs.Job(profile=asked.profile, seed=asked.seed, epochs=epochs, **FORMS[form])
+    run, training = runs.pretrained(job, streams), job.plan(streams).training
+    named = {"data": catalogue.name, "model": form, "epochs": epochs}
+    lines = curve(run, training.batch_size)
+    gained = stats.last_quarter(*([line[key] for line in lines] for key in ("seen", DEFAULT)))
+    needed = np.union1d(catalogue.split("validation"), evaluate.needed_rows(catalogue))
+    vectors, labels = runs.tuned_vectors(runs.finetuned(run, job, streams), streams, needed)
+    how = (["classification"], "validation", asked.seed, labels)
+    (accuracy, *_) = evaluate.evaluate(catalogue, vectors, *how)
+    end = named | {"steps": len(run.history), "gained": gained, "accuracy": accuracy["value"]}
+    end |= {DEFAULT: lines[-1][DEFAULT], "converged": gained < stats.CONVERGED}
+    return [named | line for line in lines], end
+
+
+def main() -> None:
+    """Train, and write after each length."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    option = parser.add_argument
+    option("--data", default="shop", help="shop, or a folder of products")
+    option("--profile", default="small", choices=list(runs.PROFILES))
+    option("--products", type=int, default=0, help="at most so many; 0: the profile's")
+    option("--epochs", type=float, nargs="+", default=[5.0, 10.0, 20.0, 40.0])
+    option("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
+    option("--seed", type=int, default=0)
+    asked, begun = parser.parse_args(), time.monotonic()
+    size = study.sized(asked.profile, asked.products)
+    catalogue, features = runs.load(asked.data, size, asked.seed)
+    streams = runs.streams_of(catalogue, features, size)
+    for epochs in asked.epochs:
+        for form in asked.forms:
+            lines, end = one(form, epochs, asked, size, catalogue, streams)
+            kept = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+            same = {key: end[key] for key in ("data", "model", "epochs")}
+            for name, new in (("curves", lines), ("ends", [end])):
+                others = [r for r in kept.get(name, []) if {key: r[key] for key in same} != same]
+                kept[name] = others + new
+            made = recording.provenance(asked.profile, asked.seed, time.monotonic() - begun)
+            kept["provenance"] = kept.get("provenance", {}) | {catalogue.name: made}
+            write_json(FILE, kept)
+            print(f"{form}, {epochs:g} epochs: {end[DEFAULT]:.3f}, gained {end['gained']:+.3f}")
+
+
+if __name__ == "__main__":
+    main()

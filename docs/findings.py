@@ -1,0 +1,351 @@
+"""``docs/findings.md``: what the recorded numbers say, in sentences and tables.
+
+The words are written here; every number and every verdict among them is computed from ``results/``,
+and a test finds digits that were typed. ``python docs/readme.py`` writes the page.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from m5lib.embeddings import DEFAULT, PAPER
+from m5lib.evaluation import stats
+from m5lib.lab import claims, recording, study
+
+#: How data is called in sentences, by what result rows call it; and the verdicts of tables.
+NAMES = {"shop": "the shop", "fashion": "the real products"}
+WORDS = {"confirmed": "ahead", "contradicted": "behind", "not confirmed": "undecided"}
+
+
+def series(frame: pd.DataFrame, model: str, given: str, variant: str = "") -> pd.Series:
+    """mAP@10 (min(K, R)) of queries by seed, after pre-training or of a control."""
+    wanted = {"task": "retrieval", "metric": "mAP@10", "convention": "min_k_r", "model": model}
+    found = recording.pick(frame, wanted | {"modalities": given})
+    found = found[found["state"].isin(["pretrained", "control"])]
+    found = found[found["variant"] == variant] if variant else found
+    return found.set_index("seed")["value"].sort_index()
+
+
+def points(value: float) -> str:
+    """A difference in points, with its sign."""
+    return f"{100 * value:+.1f}"
+
+
+def row(data: str, first: str, one: pd.Series, second: str, other: pd.Series) -> dict:
+    """A line of a comparison: both means in per cent, their difference over seeds, a verdict."""
+    both = pd.concat([one, other], axis=1, join="inner").to_numpy()
+    test = stats.paired_seeds(both[:, 0], both[:, 1])
+    interval = f" [{points(test.low)}, {points(test.high)}]" if np.isfinite(test.low) else ""
+    line = {"data": NAMES.get(data, data), "first": first, "second": second}
+    for name, values in (("of the first", both[:, 0]), ("of the second", both[:, 1])):
+        line[name] = f"{100 * values.mean():.1f}"
+    line["difference"] = f"{points(test.mean)}{interval}"
+    return line | {"the first is": WORDS[claims.verdict(test)]}
+
+
+def counted(rows: list[dict]) -> str:
+    """Of so many comparisons how many went which way."""
+    found = pd.Series([line["the first is"] for line in rows]).value_counts()
+    several = [f"{word} in {found.get(word, 0)}" for word in WORDS.values()]
+    return f"of {len(rows)} comparisons it is {', '.join(several)}."
+
+
+def made(results: Path, *names: str) -> str:
+    """From which files, of which code."""
+    known = [(name, results / f"{name}.json") for name in names]
+    several = {
+        name: [run["commit"] for run in recording.read_results(path)["provenance"].values()]
+        for name, path in known
+        if path.exists()
+    }
+    files = (f"`results/{name}.json` (commit {', '.join(c)})" for name, c in several.items())
+    return f"From {' and '.join(files)}."
+
+
+def both(results: Path, name: str) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of a table on the shop and on the real products, where they are recorded."""
+    files = {data: f"{name}_{data}.json" if data != "shop" else f"{name}.json" for data in NAMES}
+    paths = {data: results / file for data, file in files.items()}
+    return [(data, recording.load_results(p)) for data, p in paths.items() if p.exists()]
+
+
+# --- the paper
+
+
+def judged(results: Path) -> pd.DataFrame:
+    """All claims with their corrected verdicts, published size and what could be seen."""
+    content = json.loads((results / "claims.json").read_text(encoding="utf-8"))
+    frame = pd.DataFrame(content["claims"])
+    known = pd.read_csv(claims.CLAIMS, index_col="id", keep_default_na=False)
+    for column in ("source", "statement", "metric", "calibrated"):
+        frame[column] = frame["id"].map(known[column])
+    frame["verdict"] = claims.corrected(frame)
+    frame["calibrated"] = frame["calibrated"] == frame["data"]
+    frame["detectable"] = (frame["high"] - frame["low"]).astype(float) * 2.8 / 3.92
+    frame["paper"] = pd.to_numeric(frame["published_difference"], errors="coerce").abs() / 100
+    table = frame["source"].str.replace(r"( \(subset)?(, .*)?\)?$", "", regex=True)
+    frame["table"] = table.where(~frame["source"].str.startswith("Table 6"), frame["source"])
+    return frame
+
+
+def held(results: Path) -> tuple[list[str], pd.DataFrame]:
+    """What of the paper held: each statement on each data."""
+    frame, text, lines = judged(results), [], []
+    for data, part in frame[frame["verdict"] != "not testable"].groupby("data"):
+        count = part["verdict"].value_counts().reindex(claims.VERDICTS, fill_value=0)
+        built = int((part["calibrated"] & (part["verdict"] == "confirmed")).sum())
+        said = f"On {NAMES.get(data, data)}, of {len(part)} tested claims {count['confirmed']} are "
+        said += (
+            f"confirmed, {count['contradicted']} contradicted and {count['not confirmed']} left "
+        )
+        said += "undecided, corrected for their number"
+        said += f"; {built} of the confirmed are orders that it was made to show" if built else ""
+        text.append(f"{said}.")
+        for (table, statement), own in part.groupby(["table", "statement"], sort=False):
+            n = own["verdict"].value_counts().reindex(claims.VERDICTS, fill_value=0)
+            line = {"data": NAMES.get(data, data), "table": table, "the paper says": statement}
+            line |= {"claims": len(own), **n.iloc[:3]}
+            line["median difference, ours"] = points(own["difference"].median())
+            paper = own["paper"].median()
+            line["paper"] = points(paper) if paper == paper else ""
+            lines.append(line | {"built in": "yes" if own["calibrated"].all() else ""})
+    return text, pd.DataFrame(lines)
+
+
+def failed(results: Path) -> tuple[list[str], pd.DataFrame]:
+    """What did not hold, and why."""
+    frame = judged(results)
+    undecided = frame[frame["verdict"] == "not confirmed"].dropna(subset=["paper", "detectable"])
+    small = undecided[undecided["paper"] < undecided["detectable"]]
+    middle = undecided[["paper", "detectable"]].median()
+    text = [
+        f"Of {len(undecided)} undecided claims with a printed number, {len(small)} publish a "
+        "difference below what our test finds in four of five cases (medians "
+        f"{100 * middle['paper']:.1f} and {100 * middle['detectable']:.1f} points): of these "
+        "nothing is said either way. `benchmarks/design.csv` says what more seeds and queries "
+        "would decide.",
+        "Figure 5 is judged by the cosine of a product's own picture and title *less* that with "
+        "other products' titles: the plain one, which the paper draws, also rises when all vectors "
+        "point one way.",
+    ]
+    lines = [
+        {
+            "data": NAMES.get(row.data, row.data),
+            "contradicted": f"{row.table}, {row.metric}: {row.better} over {row.worse}",
+            "ours": f"{points(row.difference)} [{points(row.low)}, {points(row.high)}]",
+        }
+        for row in frame[frame["verdict"] == "contradicted"].itertuples()
+    ]
+    return text, pd.DataFrame(lines)
+
+
+# --- what each part does
+
+
+def scores(results: Path) -> tuple[list[str], pd.DataFrame]:
+    """SIMCL's scores: with, without, free, released."""
+    lines, text = [], []
+    for data, rows in both(results, "fused"):
+        codes = [m for m in rows["modalities"].unique() if m.startswith("I+T")]
+        most = max(codes, key=lambda name: name.count("+"))
+        of = {variant: series(rows, "scale", most, variant) for variant in (PAPER, DEFAULT)}
+        for label in ("no scores", "free scores", "released scores"):
+            for variant, own in of.items():
+                other = series(rows, f"scale, {label}", most, variant)
+                lines.append(row(data, f"SCALE, {most}, `{variant}`", own, label, other))
+        seen = rows[(rows["task"] == "similarity") & (rows["convention"] == "own")]
+        ends = seen.assign(share=seen["variant"].str.extract(r"(\d+)%")[0].astype(float))
+        ends = ends[ends["share"] == ends["share"].max()].groupby("model")["value"].mean()
+        text.append(
+            f"On {NAMES[data]} a product's own picture and title end at a cosine of "
+            f"{ends['scale']:.2f} after the fusion with SCALE's scores and "
+            f"{ends['scale, released scores']:.2f} with the released form."
+        )
+    none = [line for line in lines if line["second"] == "no scores"]
+    released = [line for line in lines if line["second"] == "released scores"]
+    text = [
+        "A score multiplies the logits of a product and a pair of modalities, so it acts as a "
+        f"temperature, beside one that is learned. With scores against without: {counted(none)}",
+        "The released form lets training lower its loss by pulling a product's modalities apart "
+        f"(notebook 09). SCALE's against it: {counted(released)} {' '.join(text)}",
+    ]
+    frame = judged(results)
+    for reading, what in (("scores", "acts on a loss"), ("losses", "is there at all")):
+        part = frame[frame["source"] == f"Table 6 ({reading})"]
+        n = part["verdict"].value_counts()
+        said = f"Table 6, a tick read as one that {what}: of {len(part)} claims "
+        said += f"{n.get('confirmed', 0)} confirmed, {n.get('contradicted', 0)} contradicted."
+        text.append(said if len(part) else f"{said[:-1]}; not judged in this recording.")
+    return [*text, made(results, "fused", "fused_fashion")], pd.DataFrame(lines)
+
+
+def losses(results: Path) -> tuple[list[str], pd.DataFrame]:
+    """What each loss teaches: Table 6 read as losses."""
+    lines = []
+    pairs = (("contrast only", "no loss"), ("masked tasks only", "no loss"))
+    pairs += (("IMCL+PRE", "contrast only"),)
+    for data, rows in both(results, "simcl"):
+        for number in ("mAP@10_pretrain", "accuracy"):
+            for one, other in pairs:
+                sides = [
+                    recording.pick(rows, study.number(number) | {"model": f"scale, {label}"})
+                    for label in (one, other)
+                ]
+                a, b = (side.set_index("seed")["value"].sort_index() for side in sides)
+                name = "both losses" if one == "IMCL+PRE" else one
+                lines.append(row(data, f"{name}, {number.partition('_')[0]}", a, other, b))
+    contrast, masked, together = (lines[n::3] for n in range(3))
+    text = [
+        f"The contrast alone against random weights: {counted(contrast)}",
+        f"The masked tasks alone against random weights: {counted(masked)}",
+        f"Masked tasks beside the contrast against the contrast alone: {counted(together)}",
+        "mAP@10 is before fine-tuning, by the paper's read-out, the first token of the fusion, "
+        "which no masked task trains; accuracy is after it. Short trainings do not tell what "
+        "masked tasks are worth: `benchmarks/converge.py` trains each form until it has converged.",
+        made(results, "simcl", "simcl_fashion"),
+    ]
+    return text, pd.DataFrame(lines)
+
+
+def fused(results: Path) -> tuple[list[str], pd.DataFrame]:
+    """What the fused vector is worth against its parts and against no model."""
+    lines = []
+    for data, rows in both(results, "fused"):
+        for given in sorted({"I+T", "I+T+Tab"} & set(rows["modalities"])):
+            paper, default = (series(rows, "scale_fused", given, v) for v in (PAPER, DEFAULT))
+            before = series(rows, "scale_fused", given, "encoded_first")
+            known = {n: series(rows, n, m) for n, m in (("svd+pca", "I+T"), ("tfidf", "T"))}
+            best = max(known, key=lambda name: known[name].mean())
+            name = f"fused first tokens, {given}"
+            lines.append(row(data, name, paper, "first tokens before the fusion", before))
+            lines.append(row(data, f"`{DEFAULT}`, {given}", default, "fused first tokens", paper))
+            lines.append(
+                row(data, f"`{DEFAULT}`, {given}", default, f"control {best}", known[best])
+            )
+    parts, beside, control = (lines[n::3] for n in range(3))
+    text = [
+        f"The fused vector against its own parts, `scale_fused`: {counted(parts)}",
+        f"Both beside each other, decorrelated and weighted, against the fused alone: "
+        f"{counted(beside)}",
+        f"Against the best control that reads picture and title: {counted(control)}",
+        made(results, "fused", "fused_fashion"),
+    ]
+    return text, pd.DataFrame(lines)
+
+
+def real(results: Path) -> tuple[list[str], pd.DataFrame]:
+    """What real features change, on all the real products."""
+    rows, lines = recording.load_results(results / "weights.json"), []
+    models = ("plain", "real pictures", "real pictures and titles")
+    for given in ("I+T", "I+T+Tab"):
+        plain, pictures, titles = (series(rows, model, given, DEFAULT) for model in models)
+        known = [m for m in rows["model"].unique() if m.startswith("control")]
+        best = max(known, key=lambda model: series(rows, model, given).mean())
+        own = series(rows, best, given)
+        lines.append(row("fashion", f"a network's pictures, {given}", pictures, "plain", plain))
+        lines.append(
+            row("fashion", f"BERT's titles too, {given}", titles, "plain titles", pictures)
+        )
+        lines.append(row("fashion", f"both, {given}", titles, best.replace(", ", " with "), own))
+    pair, table = (series(rows, models[-1], given, DEFAULT) for given in ("I+T", "I+T+Tab"))
+    lines.append(row("fashion", "both, the table too", table, "both, I+T", pair))
+    gain = 100 * (series(rows, models[-1], "I+T", DEFAULT) - series(rows, "plain", "I+T", DEFAULT))
+    text = [
+        f"Real weights for pictures and titles bring {gain.mean():.1f} points given both (mean of "
+        f"{len(gain)} seeds), more than any change of the model in the tables above does.",
+    ]
+    changes = [*scores(results)[1]["difference"], *fused(results)[1]["difference"][::3]]
+    largest = max(abs(float(said.split()[0])) for said in changes)
+    if largest >= gain.mean():
+        text[0] = text[0].partition(", more than")[0] + "."
+    text.append(made(results, "weights"))
+    return text, pd.DataFrame(lines)
+
+
+def take(results: Path) -> tuple[list[str], pd.DataFrame]:
+    """What a reader should take for products of his own."""
+    rows = recording.load_results(results / "weights.json")
+    wanted = {"convention": recording.VALIDATION, "metric": "mAP@10", "modalities": "I+T"}
+    seen = recording.pick(rows, wanted).query("state == 'pretrained'")
+    seen = seen[~seen["variant"].str.contains(",")]
+    means = seen.pivot_table(index="model", columns="variant", values="value")
+    model, variant = means.stack().idxmax()
+    lead = 100 * (means.loc[model, variant] - means.loc[model, DEFAULT])
+    said = "" if variant == DEFAULT else f", {lead:.1f} points above the default `{DEFAULT}`"
+    text = [
+        f"By validation products the best recipe given picture and title is *{model}* read as "
+        f"`{variant}` ({100 * means.loc[model, variant]:.1f} %{said}).",
+        "Put pictures through a real network before anything else (`EXTRAS=real`); compare with a "
+        "control on your own products (notebook 05); choose the read-out on validation products, "
+        "as it is what differs most from data to data. The table shows mAP@10 of validation "
+        "products in per cent, given picture and title.",
+    ]
+    return text, (100 * means).round(1).map("{:.1f}".format).reset_index()
+
+
+# --- the machinery
+
+
+def converged(results: Path) -> tuple[list[str], pd.DataFrame]:
+    """What ``benchmarks/converge.py`` recorded."""
+    path = results.parent / "benchmarks" / "converge.json"
+    if not path.exists():
+        return ["Not recorded yet: `python benchmarks/converge.py`."], pd.DataFrame()
+    ends, text = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["ends"]), []
+    for (data, model), own in ends.groupby(["data", "model"], sort=False):
+        enough = own[own["converged"]].sort_values("epochs")
+        said = "no length that was tried is enough"
+        if len(enough):
+            said = f"{enough.iloc[0]['epochs']:g} epochs ({enough.iloc[0]['steps']} steps) do"
+        text.append(f"{NAMES.get(data, data).capitalize()}, {model}: {said}.")
+    for name in (DEFAULT, "gained", "accuracy"):
+        ends[name] = (100 * ends[name]).round(1).map("{:.1f}".format)
+    return text, ends.rename(columns={"gained": "gained in the last quarter"})
+
+
+def nothing(results: Path) -> tuple[list[str], pd.DataFrame]:
+    """What ``benchmarks/nothing.py`` recorded."""
+    path = results.parent / "benchmarks" / "nothing.json"
+    if not path.exists():
+        return ["Not recorded yet: `python benchmarks/nothing.py`."], pd.DataFrame()
+    found = json.loads(path.read_text(encoding="utf-8"))
+    again = found["put together anew"]
+    said = f"{found['seeds']} seeds of one configuration ({found['data']}, {found['training']} "
+    said += f"training products, {found['queries']} queries), judged as if they were rivals: "
+    said += f"{found['decided']} of {found['verdicts']} verdicts are decided, where none should be"
+    more = f"; the same seeds put together anew: {again['decided']} of {again['verdicts']}"
+    return [f"{said}{more if again['verdicts'] else ''}."], pd.DataFrame()
+
+
+PARTS = {
+    "What of the paper held": held,
+    "What did not, and why": failed,
+    "What SIMCL's scores do, and what they do not": scores,
+    "What each loss teaches": losses,
+    "What the fused vector is worth against its parts": fused,
+    "What real features change": real,
+    "What to take for products of your own": take,
+    "How long is enough": converged,
+    "Seeds of nothing": nothing,
+}
+HEAD = (
+    "# Findings\n\nGenerated by `python docs/readme.py`: the words are written, every number and "
+    "verdict among them is computed from `results/`. Numbers are per cent of mAP@10 where nothing "
+    "else is said, differences are points over the recorded seeds with a 95 % interval; "
+    "*undecided*: it holds zero. These comparisons are by themselves; only the paper's claims are "
+    "corrected for their number. How numbers are made: [numbers.md](numbers.md).\n"
+)
+
+
+def page(results: Path, markdown: Callable[[pd.DataFrame], str]) -> str:
+    """The whole page, from what is recorded."""
+    parts = [HEAD]
+    for title, part in PARTS.items():
+        text, table = part(results)
+        parts.append(f"## {title}\n\n" + "\n\n".join(text) + "\n")
+        if len(table):
+            parts.append(markdown(table.set_index(table.columns[0])) + "\n")
+    return "\n".join(parts)
