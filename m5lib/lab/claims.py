@@ -183,16 +183,19 @@ def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
 KEPT = (PAPER, DEFAULT, HIDDEN)
 
 
-def asked(studies: Studies) -> pd.DataFrame:
+def asked(studies: Studies, similarity: bool = False) -> pd.DataFrame:
     """What every query contributed to the numbers of tables and claims: a row for each study and
     product, a column for each number, its name the values of :data:`.study.KEYS`; NaN where a
-    product took no part. Clusters and classes too."""
+    product took no part. Clusters and classes too; ``similarity``, of every gallery product, is as
+    large as all else together."""
     parts = []
     for (label, seed), one in studies.items():
         queries = one.queries[one.queries["variant"].isin(KEPT)]
         left_out = queries["convention"].str.contains("hits|released")
+        left_out |= (queries["task"] == "similarity") & (not similarity)
         queries = queries[~left_out].astype({"value": np.float32}).reset_index(drop=True)
-        names = queries[list(study.KEYS)].agg(", ".join, axis=1)
+        first, *rest = (queries[key] for key in study.KEYS)
+        names = first.str.cat(rest, sep=", ")
         wide = queries.assign(name=names).pivot(index="id", columns="name", values="value")
         # in the order that each number has them: the same draws, the same interval
         most = names.map(names.value_counts()).sort_values(ascending=False, kind="stable").index

@@ -306,3 +306,19 @@ def test_the_strongest_control_stands_in_a_tables_columns(folder, monkeypatch, t
     assert row["mAP@1_pretrain", "ours"].iloc[0] == of["mAP@1", "min_k_r"]
     assert row["mAP@1_finetune", "ours"].iloc[0] == of["mAP@1", "min_k_r"]
     assert row["NMI", "ours"].iloc[0] in of.values() and set(row["accuracy", "paper"]) == {""}
+
+
+def test_what_is_kept_of_queries_is_all_that_tables_need(found, tmp_path):
+    path, names = tmp_path / "q.parquet", ["accuracy", "mAP@10_pretrain", "NMI", "purity", "cosine"]
+    for similarity in (True, False):
+        claims.asked(found, similarity).to_parquet(path)
+        again = claims.read_asked(path)
+        assert list(again) == list(found)
+        for key, one in found.items():
+            assert again[key].data == one.data
+            for name in [*names, "Prec@5_finetune", "cosine less other products'"]:
+                before, after = (x.value(study.number(name)) for x in (one, again[key]))
+                if similarity or "cosine" not in name:
+                    assert after == pytest.approx(before, abs=1e-3 if "cosine" in name else 1e-6)
+                else:
+                    assert np.isnan(after)
