@@ -477,5 +477,5 @@ def test_truncated_vectors_keep_what_can_be_kept(index):
         index.similarity(twice.encode(own), twice.vectors[DEFAULT][3]), 1, atol=1e-3
     )
     for wrong in (0, -1, index.vectors[DEFAULT].shape[1] + 1):
-        with pytest.raises(ValueError, match="truncate_dim .*; give a whole number from 1 to"):
+        with pytest.raises(ValueError, match="truncate_dim .*: give a whole number from"):
             index.truncate(wrong)
