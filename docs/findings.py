@@ -290,13 +290,15 @@ def take(results: Path) -> tuple[list[str], pd.DataFrame]:
 
 
 def converged(results: Path) -> tuple[list[str], pd.DataFrame]:
-    """What ``benchmarks/converge.py`` recorded."""
+    """What ``benchmarks/converge.py`` recorded; enough is a length that has converged and is within
+    a point of the best."""
     path = results.parent / "benchmarks" / "converge.json"
     if not path.exists():
         return ["Not recorded yet: `python benchmarks/converge.py`."], pd.DataFrame()
     ends, text = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["ends"]), []
     for (data, model), own in ends.groupby(["data", "model"], sort=False):
-        enough = own[own["converged"]].sort_values("epochs")
+        near = own[DEFAULT] >= own[DEFAULT].max() - stats.CONVERGED  # of the best length
+        enough = own[own["converged"] & near].sort_values("epochs")
         said = "no length that was tried is enough"
         if len(enough):
             said = f"{enough.iloc[0]['epochs']:g} epochs ({enough.iloc[0]['steps']} steps) do"

@@ -220,12 +220,14 @@ def test_findings_say_what_is_not_recorded_and_what_is(recorded):
          "accuracy": 0.5, "weighted": 0.25, "converged": gained < 0.01}
         for n, gained in ((5, 0.03), (10, 0.009), (20, 0.001))
     ]  # fmt: skip
-    ends += [ends[0] | {"model": "clip"}]
+    ends += [ends[0] | {"model": "clip"}, ends[1] | {"model": "bert"}]
+    ends += [ends[2] | {"model": "bert", "weighted": 0.27}]  # better by more than a point
     write_json(folder / "converge.json", {"curves": [], "ends": ends})
     text, _ = findings.converged(recorded)
     assert text == [
         "The shop, scale: 10 epochs (100 steps) do.",
         "The shop, clip: no length that was tried is enough.",
+        "The shop, bert: 20 epochs (200 steps) do.",
     ]
     again = {"verdicts": 300, "decided": 12}
     known = {"seeds": 12, "data": "d", "training": 9, "queries": 8, "verdicts": 12, "decided": 1}
