@@ -162,7 +162,8 @@ def paces(path: Path) -> str:
             if of in table["seconds"]:
                 shown[f"seconds{whose}"] = table["seconds", of].round(2)
                 shown[f"GiB{whose}"] = table["memory_gib", of].round(1)
-                shown[f"million weights{whose}"] = (table["weights", of] / 1e6).round(0)
+                if "weights" in table:  # not said by recordings of before
+                    shown[f"million weights{whose}"] = (table["weights", of] / 1e6).round(0)
         if "authors" in table["seconds"]:
             shown["ratio"] = table["ratio", "authors"].round(1)
         for column, words in STEP.items():
