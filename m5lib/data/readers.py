@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from m5lib.catalogue import GIVEN, Catalogue, DataError, Product, Skip
-from m5lib.data import TABLES, MediaFile, by_stem, foreign, form_of, in_folder, mended
+from m5lib.data import TABLES, MediaFile, by_stem, foreign, form_of, in_folder, mended, plainly
 from m5lib.data.decoding import Row, rows
 from m5lib.modalities import ordered
 
@@ -78,7 +78,7 @@ def _collect(path: Path, name: str, rows, build, skipped: list[Skip]) -> Catalog
     products: dict[str, Product] = {}
     for line, row in rows:
         product = build(row)
-        if not product.id:
+        if not plainly(product.id):
             skipped.append(Skip(f"line {line}", "id", "empty id"))
         elif product.id in products:
             reason = f"the id was seen before; the first product is kept (line {line})"

@@ -361,6 +361,11 @@ for name, end in {"old Macs": "\r", "Windows": "\r\n"}.items():
     )
 table("inches", 'id,title\n1,5" screen\n2,"7"" one"\n', Reads({"1": '5" screen', "2": '7" one'}))
 table("a note above", "# of today\nid,title\n1,Tea\n", Fails("the file has ['# of today']"))
+table(
+    "an id that nobody sees",
+    "id,title\n1,Tea\n\u200b\u2060,Cup\n",
+    Reads({"1": "Tea"}, (("line 3", "id", "empty id"),)),
+)
 table("a sum below", "id,title\n1,Tea\n,7\n", Reads({"1": "Tea"}, (("line 3", "id", "empty id"),)))
 table(
     "one id as number and text",
