@@ -534,7 +534,7 @@ def test_every_field_of_a_configuration_is_checked(five, tmp_path):
                 assert "config.json" in str(error), error
     assert built < len(config) * 2
     path.write_text(json.dumps(config | {"width": "16"}))
-    with pytest.raises(ValueError, match="config.json: Spec: width is '16', not int"):
+    with pytest.raises(ValueError, match="config.json: .*Spec"):  # and width: hostile/arguments
         Model.from_pretrained(tmp_path)
     path.write_text(json.dumps({key: value for key, value in config.items() if key != "stages"}))
     with pytest.raises(ValueError, match="config.json: .*stages"):

@@ -5,6 +5,7 @@ import json
 import sys
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -67,6 +68,7 @@ CALLS = {
     "devices 0: give a number from 1": lambda i: job(i, devices=0),
     "micro is None, not int": lambda i: job(i, micro=None),
     "settings are such as width": lambda i: job(i, settings=(("wide", 8),)),
+    "Spec: width is '16', not int": lambda i: replace(i.model.spec, width="16"),
     "settings or changes: TypeError": lambda i: job(i, changes=5),
     "workers 0: give a whole number from 1": lambda i: sweep("n.ipynb", {}, workers=0),
     "n.ipynb: fixed: TypeError": lambda i: sweep("n.ipynb", {}, 5),
