@@ -246,6 +246,8 @@ def real(results: Path) -> tuple[list[str], pd.DataFrame]:
         best = max(known, key=lambda model: series(rows, model, given).mean())
         own = series(rows, best, given)
         lines.append(row("fashion", f"a network's pictures, {given}", pictures, "plain", plain))
+        words = series(rows, "real titles", given, DEFAULT)
+        lines.append(row("fashion", f"BERT's titles, {given}", words, "plain", plain))
         lines.append(
             row("fashion", f"BERT's titles too, {given}", titles, "plain titles", pictures)
         )
