@@ -6,11 +6,10 @@ import hashlib
 import inspect
 from collections.abc import Iterable
 from functools import cache, wraps
+from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
 from typing import get_args
-
-import numpy as np
 
 LIBRARY = Path(__file__).resolve().parents[1]
 #: Folders whose code a training run depends on (``""`` is the core), and all there are.
@@ -55,7 +54,7 @@ def _is_text(statement: ast.AST) -> bool:
 #: Whole numbers that may not be 0; below it none may be.
 FROM_ONE = ("top", "most", "batch_size", "workers", "count")
 #: What passes for an annotation beside itself, and what to give.
-NUMBERS = {int: (int, np.integer), float: (int, float, np.integer, np.floating)}
+NUMBERS = {int: (Integral,), float: (Real,)}  # numpy's too
 GIVE = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
 OURS = ("builtins", "pathlib", "m5lib")
 

@@ -204,6 +204,7 @@ def answers() -> dict:
     return json.loads(subprocess.run(ran, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.xdist_group("arguments")  # which are tried once, not once a worker
 @pytest.mark.parametrize("words", CALLS)
 def test_an_argument_of_the_wrong_kind_is_named_with_its_mend(words, answers):
     kind, said = answers[words]

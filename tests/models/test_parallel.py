@@ -181,12 +181,14 @@ def two(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)], str(fault.value)
 
 
+@pytest.mark.xdist_group("two processes")  # which are started once, not once a worker
 @pytest.mark.parametrize("case, micro", RANKED)
 def test_two_processes_have_the_gradient_of_one(two, case, micro):
     for found in two[0]:
         same(found[str((case, micro))], whole(case))
 
 
+@pytest.mark.xdist_group("two processes")
 def test_a_fault_of_one_process_is_said_in_a_line(two):
     said = "number 1 of 2 processes failed: ValueError: no such shelf; the others were ended"
     assert two[1].startswith(said) and "\n" not in two[1]
