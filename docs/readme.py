@@ -166,6 +166,7 @@ def paces(path: Path) -> str:
                     shown[f"million weights{whose}"] = (table["weights", of] / 1e6).round(0)
         if "authors" in table["seconds"]:
             shown["ratio"] = table["ratio", "authors"].round(1)
+            shown["of processor seconds"] = table["processor_ratio", "authors"].round(1)
         for column, words in STEP.items():
             shown[words] = (100 * table[column, "this"]).round(0)
         shown = pd.DataFrame(shown).astype(object).map(lambda x: "" if pd.isna(x) else f"{x:g}")
