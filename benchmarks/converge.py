@@ -61,13 +61,19 @@ def one(form: str, epochs: float, asked, size, catalogue, streams) -> tuple[list
     return [named | line for line in lines], end
 
 
+def parser_of(doc: str) -> argparse.ArgumentParser:
+    """A parser that asks which products, and the profile."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--data", default="shop", help="shop, or a folder of products")
+    parser.add_argument("--profile", default="small", choices=list(runs.PROFILES))
+    parser.add_argument("--products", type=int, default=0, help="at most so many; 0: the profile's")
+    return parser
+
+
 def main() -> None:
     """Train, and write after each length."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     option = parser.add_argument
-    option("--data", default="shop", help="shop, or a folder of products")
-    option("--profile", default="small", choices=list(runs.PROFILES))
-    option("--products", type=int, default=0, help="at most so many; 0: the profile's")
     option("--epochs", type=float, nargs="+", default=[5.0, 10.0, 20.0, 40.0])
     option("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     option("--seed", type=int, default=0)

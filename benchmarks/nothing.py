@@ -9,10 +9,10 @@ decided; the same seeds put together anew, ``--again`` times, say how often it h
 share their trainings). Finished runs are loaded: an interrupted call goes on.
 """
 
-import argparse
 import time
 
 import numpy as np
+from converge import parser_of
 
 from m5lib import ROOT
 from m5lib.data import write_json
@@ -42,11 +42,8 @@ def decided(verdicts: list[dict]) -> int:
 
 def main() -> None:
     """Train, judge, count, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     option = parser.add_argument
-    option("--data", default="shop", help="shop, or a folder of products")
-    option("--profile", default="small", choices=list(runs.PROFILES))
-    option("--products", type=int, default=0, help="at most so many; 0: the profile's")
     option("--epochs", type=float, default=0.0, help="of pre-training; 0: the profile's")
     option("--seeds", type=int, default=12, help="six for each test")
     option("--again", type=int, default=50, help="further ways to put the seeds together")

@@ -1,7 +1,9 @@
-"""Everything in ``results/``, hours of it::
+"""Everything in ``results/``, hours of it.
 
-python docs/results.py --seeds 10 --data FOLDER --fair
-python docs/results.py --seeds 10 --data FOLDER --dry-run  # only says how long it takes
+    python docs/results.py --seeds 10 --data FOLDER --fair
+    python docs/results.py --seeds 10 --data FOLDER --dry-run  # only says how long it takes
+
+The same call goes on where it was stopped.
 """
 
 import argparse

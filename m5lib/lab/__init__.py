@@ -92,7 +92,7 @@ def _fault(name: str, value: object, hint: object) -> str:
     least = int(name in FROM_ONE)
     fits = isinstance(value, tuple(kind for o in options for kind in NUMBERS.get(o, (o,))))
     fits &= bool in options or not isinstance(value, bool)
-    fits &= not isinstance(value, float) or value == value
+    fits &= not isinstance(value, Real) or value == value  # NaN
     if fits and (int not in options or str in options or value >= least):
         return ""
     kinds = [GIVE.get(o, f"a {o.__name__}") for o in options if o is not type(None)]

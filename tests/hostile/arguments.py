@@ -39,6 +39,7 @@ CALLS = {
     "readout []: give text": lambda i: i.encode(HOT, readout=[]),
     "threshold '0.9': give a number": lambda i: i.duplicates("0.9"),
     "threshold nan: give a number": lambda i: i.duplicates(float("nan")),
+    "threshold np.float32(nan): give": lambda i: i.duplicates(np.float32("nan")),
     "most 0: give a whole number from 1": lambda i: i.duplicates(0.5, most=0),
     "most None": lambda i: i.duplicates(0.5, most=None),
     "precision None": lambda i: i.near(None),

@@ -300,6 +300,8 @@ def test_the_strongest_control_stands_in_a_tables_columns(folder, monkeypatch, t
     }
     (best,) = [name for name in values if values[name] == max(values.values())]
     assert list(row.index) == [f"control ({best})"]
+    wordless = study.control(names, str(folder), "tiny", [0], 0, "I")
+    assert list(wordless.index) == ["control (pca_pixels)"]
     numbers = evaluate.evaluate(catalogue, several[best][1])
     of = {(n["metric"], n["convention"]): f"{100 * n['value']:.1f}" for n in numbers}
     assert row["accuracy", "ours"].iloc[0] == of["accuracy", "linear probe"]
