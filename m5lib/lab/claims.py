@@ -43,8 +43,10 @@ def tested(
 ) -> dict:
     """What the first of two sides, each a label and its number, has more than the second: the
     difference over all seeds, its 95 % interval and the verdict. Both are compared query by query
-    where both have the same queries, else seed by seed (:mod:`m5lib.evaluation.stats`)."""
+    where both have the same queries, else seed by seed (:mod:`m5lib.evaluation.stats`). Seeds that
+    one of them lacks are left out."""
     seeds = list(dict.fromkeys(seed for _, seed in studies))
+    seeds = [seed for seed in seeds if {(better[0], seed), (worse[0], seed)} <= studies.keys()]
     sides = [[(studies[label, seed], own) for seed in seeds] for label, own in (better, worse)]
     task = better[1]["task"]
     shared = len({one.data for one, _ in sides[0]}) == 1
@@ -87,9 +89,9 @@ def differences(
     scale: float = 100.0,
 ) -> pd.DataFrame:
     """What the first of two labels has more than the second, in per cent, with its 95 % interval: a
-    row per pair and number."""
-    rows = []
-    for one, other in pairs:
+    row per pair and number. A pair of which a side was not run is left out."""
+    rows, run = [], {label for label, _ in studies}
+    for one, other in (pair for pair in pairs if run.issuperset(pair)):
         for name in names:
             wanted = number(name, state) if isinstance(name, str) else name
             test = tested(studies, (one, wanted), (other, wanted))

@@ -192,7 +192,7 @@ def studies(
 
     Args:
         grid: label -> ``modalities`` (codes; all, if not given) and fields of
-            :class:`m5lib.lab.runs.Job`.
+            :class:`m5lib.lab.runs.Job`; ``seeds``: the row is run with seeds below it only.
         seeds: of weights, order and masks; with ``data="shop"`` of the shop too.
         products: at most so many, evenly over the splits, if not of the shop; 0: the profile's.
         more: fields of all jobs where the grid does not say, such as ``bert``.
@@ -202,7 +202,8 @@ def studies(
     size, result = sized(profile, products), {}
     for seed in seeds:
         catalogue, features = runs.load(data, size, seed, extractors)
-        several = jobs(grid, catalogue, features, size, seed, extractors, **more)
+        rows = {label: row for label, row in grid.items() if seed < row.get("seeds", seed + 1)}
+        several = jobs(rows, catalogue, features, size, seed, extractors, **more)
         for label, (job, streams) in several.items():
             begun, plain = time.monotonic(), (job.model, grid[label].get("modalities", ""))
             name = job.model if label in plain else f"{job.model}, {label}"
@@ -238,7 +239,7 @@ def jobs(
         if lacking:
             print(f"{said} {catalogue.name} has no {', '.join(ordered(lacking))}")
             continue
-        if unknown := set(settings) - fields - {"modalities", "state"}:
+        if unknown := set(settings) - fields - {"modalities", "state", "seeds"}:
             names, known = ", ".join(sorted(unknown)), ", ".join(sorted(fields))
             raise ValueError(f"{label}: a job has no {names}; it has {known}")
         own = {name: value for name, value in settings.items() if name in fields}

@@ -84,6 +84,17 @@ def test_verdicts_follow_the_interval(gap, expected):
     )
 
 
+def test_seeds_that_one_side_lacks_do_not_count():
+    whole, fewer = two(0.1, 3), two(0.1, 5)
+    for seed in (3, 4):
+        del fewer["MLM", seed]
+    assert claims.tested(fewer, ("MEM", FINE), ("MLM", FINE)) == claims.tested(
+        whole, ("MEM", FINE), ("MLM", FINE)
+    )
+    pairs = [("MEM", "MLM"), ("MEM", "absent")]
+    assert list(claims.differences(whole, pairs, ["accuracy"]).index) == [("MEM - MLM", "accuracy")]
+
+
 @pytest.mark.parametrize(
     "low, high, expected",
     [

@@ -173,6 +173,18 @@ def test_a_grid_leaves_out_what_the_products_cannot_tell(stream_set, capsys):
     assert list(study.jobs(grid, lacking, features, size, 0)) == ["all", "complete", "zeros", "T"]
 
 
+def test_a_row_of_the_first_seeds_only(monkeypatch, stream_set):
+    nothing = study.Study("run", "data", pd.DataFrame(), pd.DataFrame(), [], 1)
+    monkeypatch.setattr(study, "study", lambda *given: nothing)
+    monkeypatch.setattr(
+        study.runs, "load", lambda *given: (stream_set.catalogue, stream_set.features)
+    )
+    found = study.studies(
+        {"all": {}, "T": {"modalities": "T", "seeds": 2}}, "x", "tiny", [1, 2], "t"
+    )
+    assert list(found) == [("all", 1), ("T", 1), ("all", 2)]
+
+
 def test_looks_are_those_before_and_after_each_quarter():
     history = [{"step": step} for step in range(8)]
     history[0]["before"] = {"validation": 1}
