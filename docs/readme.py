@@ -162,11 +162,12 @@ def paces(path: Path) -> str:
             if of in table["seconds"]:
                 shown[f"seconds{whose}"] = table["seconds", of].round(2)
                 shown[f"GiB{whose}"] = table["memory_gib", of].round(1)
-                if "weights" in table:  # not said by recordings of before
+                if "weights" in table and of != "float32":
                     shown[f"million weights{whose}"] = (table["weights", of] / 1e6).round(0)
-        if "authors" in table["seconds"]:
-            shown["ratio"] = table["ratio", "authors"].round(1)
-            shown["of processor seconds"] = table["processor_ratio", "authors"].round(1)
+        for of, whose in (("authors", "the authors'"), ("before", "before")):
+            if of in table["seconds"]:
+                shown[f"times as fast as {whose}"] = table["ratio", of].round(1)
+                shown[f"by processor seconds, {whose}"] = table["processor_ratio", of].round(1)
         for column, words in STEP.items():
             shown[words] = (100 * table[column, "this"]).round(0)
         shown = pd.DataFrame(shown).astype(object).map(lambda x: "" if pd.isna(x) else f"{x:g}")
