@@ -56,7 +56,7 @@ calibrated anywhere | lab/test_claims.py::test_calibrated_orders_are_counted_apa
 a study reports validation | test_a_study_reports_the_query_split
     hidden, by_query, predicted=labels) ==> hidden, by_query, "validation", predicted=labels)
 choices made on queries | test_a_study_reports_the_query_split
-    (catalogue, vectors, "validation") ==> (catalogue, vectors)
+    evaluate.quality(catalogue, vectors) ==> evaluate.quality(catalogue, vectors, "query")
 the worst rate | test_rivals_take_what_validation_products_find_best
     values.argmax() ==> values.argmin()
 rates tried with a table's seed | test_rivals_take_what_validation_products_find_best
@@ -86,7 +86,7 @@ clusters of the gallery | test_clustering_is_the_mean_of_three_starts
 queries of one model only | test_two_models_are_compared_query_by_query
     axis=1, join="inner") ==> axis=1).fillna(0.0)
 weights fitted on queries | test_a_modality_counts_as_much_as_helps_validation_products
-    matrix, "validation") ==> matrix, "query")
+    return quality(catalogue, matrix) ==> return quality(catalogue, matrix, "query")
 the worst weight | test_a_modality_counts_as_much_as_helps_validation_products
     count = max(tried, ==> count = min(tried,
 # m5lib/evaluation/metrics.py evaluation/test_clusters.py

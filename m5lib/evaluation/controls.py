@@ -71,9 +71,9 @@ def strongest(
     those that read no more than these modalities; none, where there is none."""
     found = controls(catalogue, pixels, seed)
     values = {
-        name: evaluate.value(numbers)
+        name: value
         for name, (own, vectors) in found.items()
-        if set(own) <= reads and (numbers := evaluate.retrieval(catalogue, vectors, "validation"))
+        if set(own) <= reads and (value := evaluate.quality(catalogue, vectors)) == value
     }
     best = max(values, key=values.get, default=None)
     return best and (best, found[best][1])

@@ -141,11 +141,11 @@ def per_query(
     return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
-def _means(queries: pd.DataFrame) -> list[dict]:
-    """The numbers that queries contribute to."""
-    groups = queries.groupby(["task", "metric", "convention"], sort=False)["value"]
-    means = [(*name, float(values.to_numpy().mean())) for name, values in groups]
-    return [dict(zip(PER_QUERY[1:], row, strict=True)) for row in means]
+def means(queries: pd.DataFrame) -> list[dict]:
+    """The numbers of :func:`evaluate` from what :func:`per_query` found."""
+    groups = queries.groupby(list(PER_QUERY[1:-1]), sort=False)["value"]
+    found = [(*name, float(values.to_numpy().mean())) for name, values in groups]
+    return [dict(zip(PER_QUERY[1:], row, strict=True)) for row in found]
 
 
 def evaluate(
@@ -170,7 +170,7 @@ def evaluate(
         if task == "clustering":
             numbers += clustering(catalogue, vectors, split)
         else:
-            numbers += _means(per_query(catalogue, vectors, [task], *how))
+            numbers += means(per_query(catalogue, vectors, [task], *how))
     return numbers
 
 
@@ -198,7 +198,7 @@ def retrieval(
     task = "fine retrieval" if split == "fine_query" else "retrieval"
     how = {"protocols": [protocol], "gallery": gallery, "given": given}
     asked = per_query(catalogue, vectors, [task], split, **how)
-    numbers = _means(asked)
+    numbers = means(asked)
     if given is not None and numbers:
         left_out = len(queries(catalogue, split)[0]) - asked["id"].nunique()
         name = (task, "queries left out", "none of the modalities asked with", float(left_out))
@@ -210,6 +210,21 @@ def value(numbers: Iterable[dict], metric: str = "mAP@10", convention: str = "mi
     """One of the numbers above; ``StopIteration``: it is not among them."""
     named = ((n["metric"], n["convention"], n["value"]) for n in numbers)
     return next(v for m, c, v in named if (m, c) == (metric, convention))
+
+
+def quality(catalogue: Catalogue, vectors, split: str = "validation") -> float:
+    """mAP@10 (min(K, R)) of :func:`retrieval`, nothing else: what choices are made by. NaN where no
+    product of the split has anything to find."""
+    (asking, _), (offered, same) = queries(catalogue, split), sought(catalogue, split)
+    if not len(asking):
+        return float("nan")
+    sides = (
+        vectors[asking],
+        vectors,
+        same[asking],
+        same[offered],
+    )  # splits share no product: no ids
+    return float(metrics.retrieval(*sides, rows=offered, cuts=(10,))["mAP@10", "min_k_r"].mean())
 
 
 def clustering(catalogue: Catalogue, vectors, split: str = "query") -> list[dict]:
@@ -313,19 +328,19 @@ def fit_readouts(model: Model, streams: Streams) -> None:
     width = sum(x.shape[1] for x in parts["layered"].values()) + model.spec.width
     matrix = np.zeros((len(streams), width), np.float32)
 
-    def quality(weights: dict[str, float]) -> float:
+    def reached(weights: dict[str, float]) -> float:
         sides = [F.normalize(joined(p, side, weights), dim=-1) for side, p in parts.items()]
         matrix[rows] = torch.cat(sides, dim=-1).numpy()
-        return value(retrieval(catalogue, matrix, "validation"))
+        return quality(catalogue, matrix)
 
     weights = dict.fromkeys(model.spec.modalities, 1.0)
-    best, before = quality(weights), None
+    best, before = reached(weights), None
     for _ in range(2 if len(weights) > 1 else 0):
         if weights == before:
             break
         before = dict(weights)
         for name in weights:
-            tried = {count: quality({**weights, name: count}) for count in COUNTS}
+            tried = {count: reached({**weights, name: count}) for count in COUNTS}
             count = max(tried, key=tried.get)
             if tried[count] > best + MARGIN:
                 best, weights[name] = tried[count], count

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from m5lib import simcl
 from m5lib.catalogue import Rows
 from m5lib.embeddings import embeddings, in_batches
-from m5lib.evaluation.evaluate import fit_readouts, queries, retrieval, spread, value
+from m5lib.evaluation.evaluate import fit_readouts, quality, queries, spread
 from m5lib.evaluation.metrics import rank
 from m5lib.model import Model
 from m5lib.objectives import stacked
@@ -183,9 +183,8 @@ def glance(model: Model, streams: Streams) -> dict:
     rows = np.concatenate([asking, catalogue.split("gallery")])
     measured, seen = {}, {"harmony": mean_harmony(model, streams, asking).tolist()}
     for readout, part in embeddings(model, streams, rows).items():
-        numbers = retrieval(catalogue, spread(part, rows, len(streams), np.nan), "validation")
-        if numbers:  # none, where products have no labels
-            measured[readout] = value(numbers)
+        if len(asking):  # none, where products have no labels
+            measured[readout] = quality(catalogue, spread(part, rows, len(streams), np.nan))
     pair = model.spec.modalities[:2]
     if len(pair) == 2 and len(asking):
         _, own, others = modality_cosines(model, streams, asking, pair)

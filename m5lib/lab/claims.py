@@ -227,17 +227,11 @@ def read_asked(path: str | Path) -> dict[tuple[str, int], study.Study]:
             own = dict(zip(study.KEYS, name.split(", ", 4), strict=True))
             parts.append(values.reset_index().assign(**own))
         queries = pd.concat(parts, ignore_index=True)
-        clusters = queries["task"] == "clustering"
-        rows = (
-            queries[~clusters].groupby(list(study.KEYS), sort=False)["value"].mean().reset_index()
-        )
-        several = queries[clusters].groupby(["state", "variant"], sort=False)
-        several = [
-            pd.DataFrame(evaluate.clustering_of(own)).assign(state=state, variant=variant)
-            for (state, variant), own in several
-        ]
-        rows = pd.concat([rows, *several]).assign(
-            seed=seed, **dict(zip(known[3:], more, strict=True))
-        )
+        rows = []
+        for (state, variant), own in queries.groupby(["state", "variant"], sort=False):
+            clusters = own["task"] == "clustering"
+            numbers = evaluate.means(own[~clusters]) + evaluate.clustering_of(own[clusters])
+            rows.append(pd.DataFrame(numbers).assign(state=state, variant=variant))
+        rows = pd.concat(rows).assign(seed=seed, **dict(zip(known[3:], more, strict=True)))
         found[label, seed] = study.Study(f"{label}, {seed}", products, rows, queries, [], 0)
     return found

@@ -95,10 +95,10 @@ Studies = Mapping[tuple[str, int], Study]
 
 
 def choosing(catalogue: Catalogue, vectors: np.ndarray) -> list[dict]:
-    """mAP@10 (min(K, R)) of validation products: what choices are made by."""
-    numbers = evaluate.retrieval(catalogue, vectors, "validation")
-    number = {"task": "retrieval", "metric": "mAP@10", "convention": VALIDATION}
-    return [number | {"value": evaluate.value(numbers)}] if numbers else []
+    """What choices are made by, as a number: :func:`.evaluate.quality`; none without labels."""
+    value = evaluate.quality(catalogue, vectors)
+    number = {"task": "retrieval", "metric": "mAP@10", "convention": VALIDATION, "value": value}
+    return [number] * (value == value)
 
 
 def looks(history: Sequence[dict]) -> list[tuple[float, dict]]:
@@ -143,9 +143,7 @@ def _measure(run: runs.Run, job: runs.Job, streams: Streams) -> tuple[list[dict]
 
     def add(queries: pd.DataFrame, more: list[dict], state: str, variant: str) -> None:
         named = {"state": state, "variant": variant}
-        means = queries.groupby(["task", "metric", "convention"], sort=False)["value"].mean()
-        means = means.reset_index().to_dict("records")
-        numbers.extend(number | named for number in means + more)
+        numbers.extend(number | named for number in evaluate.means(queries) + more)
         parts.append(queries.assign(**named))
 
     def clustered(vectors: np.ndarray, state: str, variant: str) -> list[dict]:
@@ -305,39 +303,39 @@ def fair(
     return found, pd.DataFrame(tried).drop_duplicates(ignore_index=True)
 
 
-def control(
-    names: Iterable[str],
-    data: str,
-    profile: str,
-    seeds: Iterable[int],
-    products: int = 0,
-    modalities: str = "",
-    state: str = "finetuned",
-) -> pd.DataFrame:
+def controls(
+    data: str, profile: str, seeds: Iterable[int], products: int = 0, modalities: str = ""
+) -> dict[tuple[str, int], Study]:
     """The strongest control (:func:`.controls.strongest`) of those that read no more than these
-    modalities (codes; all, if not given), as a row of :func:`beside`. There is one retrieval,
-    before fine-tuning and after; the accuracy is a linear probe's."""
-    size, values, chosen = sized(profile, products), {}, {}
-    for seed in seeds if data == "shop" else list(seeds)[:1]:  # the same products, the same control
-        catalogue, _ = runs.load(data, size, seed)
-        reads = set(from_codes(modalities)) if modalities else set(catalogue.modalities)
-        pixels = runs.pixels(catalogue) if "image" in reads else {}
-        if not (best := strongest(catalogue, pixels, reads, seed)):
-            continue
-        chosen[best[0]] = None
-        numbers = evaluate.evaluate(catalogue, best[1], seed=seed)
-        for name in names:
-            wanted = list(number(name, state).values())[2:]
-            if wanted[0] != "retrieval" and "fine" not in wanted[0]:
-                wanted = wanted[:2]  # by a linear probe; k-means with whatever k
-            same = [n for n in numbers if [n[key] for key in KEYS[2:]][: len(wanted)] == wanted]
-            values[name, seed] = same[0]["value"] if same else np.nan
-    if not values:
-        return pd.DataFrame()  # to be put below another
-    ours = said(pd.Series(values).unstack().loc[list(names)])
-    row = {(name, side): "" for name in names for side in ("paper", "ours")}
-    row |= {(name, "ours"): ours[name] for name in names}
-    return pd.DataFrame(row, index=[f"control ({', '.join(chosen)})"])
+    modalities (codes; all, if not given), to stand among studies as ``control (its name)``: its one
+    vector in the place of the paper's read-out, the default one and fine-tuned features, its
+    accuracy a linear probe's. Nothing, where the products allow none."""
+    size, found, probe = (
+        sized(profile, products),
+        {},
+        {"linear probe": number("accuracy")[KEYS[-1]]},
+    )
+    for seed in seeds:
+        if data == "shop" or not found:  # the same products, the same control
+            catalogue, _ = runs.load(data, size, seed)
+            reads = set(from_codes(modalities)) if modalities else set(catalogue.modalities)
+            pixels = runs.pixels(catalogue) if "image" in reads else {}
+            if not (best := strongest(catalogue, pixels, reads, seed)):
+                return {}
+            queries = evaluate.per_query(catalogue, best[1], evaluate.TASKS[:3], seed=seed)
+            queries, clusters = queries.replace(probe), evaluate.clusters(catalogue, best[1])
+            means = evaluate.means(queries) + evaluate.clustering_of(clusters)
+            context = {"notebook": "", "run": "", "data": catalogue.name, "profile": profile}
+            context |= {"model": best[0], "modalities": codes(reads)}
+        rows, parts = [], []
+        for place in (("pretrained", PAPER), ("pretrained", DEFAULT), ("finetuned", HIDDEN)):
+            own = dict(zip(KEYS, place, strict=False))
+            rows += recording.rows(means, context, seed=seed, **own)
+            parts.append(pd.concat([queries, clusters]).assign(**own))
+        own = (catalogue.fingerprint, pd.DataFrame(rows), pd.concat(parts)[list(COLUMNS)])
+        found[seed] = Study(best[0], *own, [], 0)
+    label = f"control ({', '.join(dict.fromkeys(one.run for one in found.values()))})"
+    return {(label, seed): one for seed, one in found.items()}
 
 
 # --- tables of studies

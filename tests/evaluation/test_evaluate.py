@@ -107,6 +107,22 @@ def test_per_query_values_average_to_the_numbers(catalogue):
     assert evaluate.per_query(catalogue, vectors, ["clustering"]).empty
 
 
+@pytest.mark.parametrize("split", ["validation", "query", "fine_query"])
+def test_what_choices_are_made_by_is_the_retrieval_of_that_name(catalogue, split):
+    """Dense and sparse vectors, with labels and without, of products and of their listings."""
+    products = [replace(p, instance=str(n % 7)) for n, p in enumerate(catalogue.products)]
+    for n, product in enumerate(products):  # some look for the other listings
+        if catalogue.splits[n] == "query" and n % 3:
+            products[n] = replace(product, split="fine_query" if n % 3 == 1 else "fine_gallery")
+    listed = replace(catalogue, products=tuple(products))
+    bare = replace(listed, products=tuple(replace(p, label=None, instance=None) for p in products))
+    vectors = np.random.default_rng(0).standard_normal((len(listed), 6))
+    for every in (vectors, controls.tfidf(listed, ("text",))):
+        numbers = evaluate.retrieval(listed, every, split)
+        assert evaluate.quality(listed, every, split) == evaluate.value(numbers)
+        assert np.isnan(evaluate.quality(bare, every, split))
+
+
 def test_clustering_is_the_mean_of_three_starts(catalogue):
     vectors = np.random.default_rng(0).normal(size=(len(catalogue), 6))
     rows = [r for r in catalogue.split("query") if catalogue.labels[r] is not None]
