@@ -236,6 +236,29 @@ def fused(results: Path) -> tuple[list[str], pd.DataFrame]:
     return text, pd.DataFrame(lines)
 
 
+def best(results: Path) -> tuple[list[str], pd.DataFrame]:
+    """Which model and read-out is best given picture and title, by validation products, and what it
+    has more than its rivals on the queries (notebook 10)."""
+    lines, text = [], []
+    for data, name in NAMES.items():
+        path = results / f"baselines{f'_{data}' * (data != 'shop')}_best.csv"
+        if not path.exists():
+            continue
+        own = []
+        for line in pd.read_csv(path).itertuples():
+            model, rival = (
+                ", `".join(side.rsplit(", ", 1)) + "`" for side in (line.best, line.rival)
+            )
+            mean, low, high = (points(x / 100) for x in (line.difference, line.low, line.high))
+            interval = f" [{low}, {high}]" if np.isfinite(line.low) else ""
+            own.append({"data": name, "best": model, "against": rival})
+            own[-1] |= {"difference": f"{mean}{interval}", "the first is": WORDS[line.verdict]}
+        said = f"On {name}, best on validation products: {own[0]['best']}. Against its rivals"
+        text.append(f"{said}, {counted(own)}")
+        lines += [line | {"the best is": line.pop("the first is")} for line in own]
+    return text or ["Not recorded yet: `make results`."], pd.DataFrame(lines)
+
+
 def real(results: Path) -> tuple[list[str], pd.DataFrame]:
     """What real features change, on all the real products."""
     rows, lines = recording.load_results(results / "weights.json"), []
@@ -330,6 +353,7 @@ PARTS = {
     "What SIMCL's scores do, and what they do not": scores,
     "What each loss teaches": losses,
     "What the fused vector is worth against its parts": fused,
+    "Which model is best, given picture and title": best,
     "What real features change": real,
     "What to take for products of your own": take,
     "How long is enough": converged,
