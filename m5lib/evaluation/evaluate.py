@@ -124,8 +124,7 @@ def per_query(
     value per product, products without a label and queries with nothing to find. Arguments as in
     :func:`evaluate` and :func:`retrieval`.
     """
-    frames = [pd.DataFrame(columns=list(PER_QUERY))]
-    asked = {"retrieval": split, "fine retrieval": "fine_query"}
+    parts, asked = [], {"retrieval": split, "fine retrieval": "fine_query"}
     for task in which:
         values = []
         if task == "classification":
@@ -134,11 +133,13 @@ def per_query(
             sides = (catalogue, vectors, asked[task])
             values = [_retrieved(*sides, protocol, gallery, given) for protocol in protocols]
         for rows, by_metric in values:
-            for (metric, convention), value in by_metric.items():
-                named = {"id": catalogue.ids[rows], "task": task, "metric": metric}
-                named |= {"convention": convention, "value": np.asarray(value, dtype=float)}
-                frames.append(pd.DataFrame(named))
-    return pd.concat(frames[1:] or frames, ignore_index=True)
+            parts += [(rows, (task, *name), own) for name, own in by_metric.items()]
+    if not parts:
+        return pd.DataFrame(columns=list(PER_QUERY))
+    rows, names, values = zip(*parts, strict=True)  # one frame: many small ones take their time
+    named = np.repeat(np.array(names), [len(own) for own in rows], axis=0).T
+    columns = [catalogue.ids[np.concatenate(rows)], *named, np.concatenate(values).astype(float)]
+    return pd.DataFrame(dict(zip(PER_QUERY, columns, strict=True)))
 
 
 def means(queries: pd.DataFrame) -> list[dict]:
