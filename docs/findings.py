@@ -246,9 +246,8 @@ def best(results: Path) -> tuple[list[str], pd.DataFrame]:
             continue
         own = []
         for line in pd.read_csv(path).itertuples():
-            model, rival = (
-                ", `".join(side.rsplit(", ", 1)) + "`" for side in (line.best, line.rival)
-            )
+            sides = [side.rsplit(", ", 1) for side in (line.best, line.rival)]
+            model, rival = (x if "control" in x else f"{x}, `{by}`" for x, by in sides)
             mean, low, high = (points(x / 100) for x in (line.difference, line.low, line.high))
             interval = f" [{low}, {high}]" if np.isfinite(line.low) else ""
             own.append({"data": name, "best": model, "against": rival})

@@ -219,12 +219,7 @@ def quality(catalogue: Catalogue, vectors, split: str = "validation") -> float:
     (asking, _), (offered, same) = queries(catalogue, split), sought(catalogue, split)
     if not len(asking):
         return float("nan")
-    sides = (
-        vectors[asking],
-        vectors,
-        same[asking],
-        same[offered],
-    )  # splits share no product: no ids
+    sides = vectors[asking], vectors, same[asking], same[offered]  # no ids: splits share none
     return float(metrics.retrieval(*sides, rows=offered, cuts=(10,))["mAP@10", "min_k_r"].mean())
 
 

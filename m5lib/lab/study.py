@@ -310,11 +310,8 @@ def controls(
     modalities (codes; all, if not given), to stand among studies as ``control (its name)``: its one
     vector in the place of the paper's read-out, the default one and fine-tuned features, its
     accuracy a linear probe's. Nothing, where the products allow none."""
-    size, found, probe = (
-        sized(profile, products),
-        {},
-        {"linear probe": number("accuracy")[KEYS[-1]]},
-    )
+    size, found = sized(profile, products), {}
+    probe = {"linear probe": number("accuracy")["convention"]}
     for seed in seeds:
         if data == "shop" or not found:  # the same products, the same control
             catalogue, _ = runs.load(data, size, seed)
