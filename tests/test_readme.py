@@ -182,7 +182,7 @@ def test_no_number_in_the_findings_was_typed():
 def recorded(tmp_path):
     """A copy of the recorded results, to change."""
     (tmp_path / "results").mkdir()
-    for path in (ROOT / "results").glob("*.json"):
+    for path in (*(ROOT / "results").glob("*.json"), *(ROOT / "results").glob("*_best.csv")):
         shutil.copy(path, tmp_path / "results")
     return tmp_path / "results"
 
@@ -199,6 +199,10 @@ def test_findings_follow_what_was_recorded(recorded):
     text, table = findings.scores(recorded)
     none = table[(table["second"] == "no scores") & (table["data"] == "the shop")]
     assert list(none["the first is"]) == ["ahead", "ahead"] and "ahead in 2" in text[0]
+    best = recorded / "baselines_fashion_best.csv"
+    best.write_text(best.read_text().replace("not confirmed", "contradicted"))
+    text, table = findings.best(recorded)
+    assert "behind in 0" not in text[0] and "behind" in set(table["the best is"])
     content = recording.read_results(recorded / "claims.json", "claims")
     for row in content["claims"]:
         if row["verdict"] != "not testable":
