@@ -113,6 +113,8 @@ harmony over all products | test_mean_harmony_is_over_the_products_that_have_bot
     total / count.clamp(min=1) ==> total / len(rows)
 similarity less its own | test_similarity_takes_off_the_mean_over_the_other_products
     (cosines.sum(dim=1) - own) / max(1, len(one) - 1) ==> cosines.mean(dim=1)
+a look at queries | evaluation/test_evaluate.py::test_a_look_is_at_validation_products
+    len(streams), np.nan)) ==> len(streams), np.nan), "query")
 # m5lib/evaluation/controls.py evaluation/test_evaluate.py
 idf of all products | test_controls_are_fitted_on_training_products_only
     [texts[row] for row in catalogue.split("train")] ==> texts

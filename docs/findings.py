@@ -250,11 +250,11 @@ def best(results: Path) -> tuple[list[str], pd.DataFrame]:
             model, rival = (x if "control" in x else f"{x}, `{by}`" for x, by in sides)
             mean, low, high = (points(x / 100) for x in (line.difference, line.low, line.high))
             interval = f" [{low}, {high}]" if np.isfinite(line.low) else ""
-            own.append({"data": name, "best": model, "against": rival})
+            own.append({"data": name, "first": model, "second": rival})
             own[-1] |= {"difference": f"{mean}{interval}", "the first is": WORDS[line.verdict]}
-        said = f"On {name}, best on validation products: {own[0]['best']}. Against its rivals"
+        said = f"On {name}, best on validation products: {own[0]['first']}. Against its rivals"
         text.append(f"{said}, {counted(own)}")
-        lines += [line | {"the best is": line.pop("the first is")} for line in own]
+        lines += own
     return text or ["Not recorded yet: `make results`."], pd.DataFrame(lines)
 
 

@@ -202,7 +202,7 @@ def test_findings_follow_what_was_recorded(recorded):
     best = recorded / "baselines_fashion_best.csv"
     best.write_text(best.read_text().replace("not confirmed", "contradicted"))
     text, table = findings.best(recorded)
-    assert "behind in 0" not in text[0] and "behind" in set(table["the best is"])
+    assert "behind in 0" not in text[0] and "behind" in set(table["the first is"])
     content = recording.read_results(recorded / "claims.json", "claims")
     for row in content["claims"]:
         if row["verdict"] != "not testable":

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from m5lib.catalogue import Catalogue, Product
-from m5lib.evaluation import controls, evaluate, stats
+from m5lib.embeddings import READOUTS
+from m5lib.evaluation import controls, evaluate, separation, stats
 from m5lib.lab import runs
 from m5lib.model import Model
 from m5lib.models import zoo
@@ -274,3 +275,17 @@ def test_without_labels_every_modality_counts_alike(stream_set):
     model.importance.fill_(3.0)
     evaluate.fit_readouts(model, streams)
     assert model.importance.tolist() == [1.0, 1.0]
+    assert separation.glance(model, streams)["validation"] == {}
+
+
+def test_a_look_is_at_validation_products(stream_set):
+    """By every read-out, against the retrieval of that split; rates are chosen by it."""
+    torch.manual_seed(1)
+    model = Model(zoo.build("scale", width=32).fit(stream_set))
+    seen = separation.glance(model, stream_set)["validation"]
+    vectors = runs.vectors(model, stream_set, range(len(stream_set)))
+    slow = {
+        name: evaluate.value(evaluate.retrieval(stream_set.catalogue, x, "validation"))
+        for name, x in vectors.items()
+    }
+    assert set(seen) == set(READOUTS) and seen == pytest.approx(slow)
