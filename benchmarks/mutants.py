@@ -41,7 +41,11 @@ sides of a difference swapped | test_a_difference_is_the_first_label_less_the_se
 one side not measured | test_a_side_that_was_not_measured_is_not_testable
     elif any(np.isnan( ==> elif all(np.isnan(
 uncorrected verdicts | test_verdicts_are_corrected_for_their_number
-    claims["verdict"].where(decided | ~tested, "not confirmed") ==> claims["verdict"]
+    differs & (low > 0), differs & (high < 0) ==> low > 0, high < 0
+equivalent by chance | test_verdicts_are_corrected_for_their_number
+    within = same & ( ==> within = (
+as sure of the shop as of real products | test_an_interval_between_the_margins_is_equivalent
+    0.05 if data == "shop" else 0.03 ==> 0.05
 # m5lib/lab/recording.py test_readme.py
 seeds compared by their best | test_compact_and_ladder_tables
     "variant"], sort=False)["value"].mean() ==> "variant"], sort=False)["value"].max()

@@ -36,8 +36,8 @@ def rivals(studies: list[study.Study], order: list[int]) -> list[dict]:
 
 
 def decided(verdicts: list[dict]) -> int:
-    """How many are not ``not confirmed``."""
-    return sum(row["verdict"] != "not confirmed" for row in verdicts)
+    """How many say that one side is ahead."""
+    return sum(row["verdict"] in ("confirmed", "contradicted") for row in verdicts)
 
 
 def main() -> None:

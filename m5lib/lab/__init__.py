@@ -19,14 +19,15 @@ ROOMS = (*TRAINING, "shop", "evaluation", "explain", "figures", "lab", "search")
 
 @cache
 def code_version(*rooms: str) -> str:
-    """12 hex digits of what the code in some folders of the library does; of those that a training
-    run depends on, if none is named.
+    """12 hex digits of what the code in some folders or files of the library does; of those that a
+    training run depends on, if none is named.
 
     Every definition counts as its syntax tree, without docstrings, in any order: comments, layout,
     imports and the file that a definition stands in do not, so that they cost no finished run. The
     synthetic shop has a ``VERSION`` of its own, in its catalogue's fingerprint.
     """
-    paths = [path for room in rooms or TRAINING for path in (LIBRARY / room).glob("*.py")]
+    places = [LIBRARY / room for room in rooms or TRAINING]
+    paths = [path for x in places for path in ([x] if x.suffix else x.glob("*.py"))]
     sources = [path.read_text("utf-8") for path in paths]
     return hashlib.blake2b("\n".join(_meaning(sources)).encode(), digest_size=6).hexdigest()
 

@@ -121,7 +121,8 @@ def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> St
     the model, by default its row in the zoo.
     """
     run = runs.pretrained(job, streams)
-    measured_by = code_version("evaluation", "lab")  # the run's name only says what trained it
+    # the run's name only says what trained it
+    measured_by = code_version("evaluation", "lab/study.py", "lab/runs.py")
     kept = run.folder / f"metrics-{measured_by}.json"
     by_query = run.folder / f"queries-{measured_by}.parquet"
     if not (kept.exists() and by_query.exists()):
