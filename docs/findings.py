@@ -332,6 +332,32 @@ def converged(results: Path) -> tuple[list[str], pd.DataFrame]:
     return text, ends.rename(columns={"gained": "gained in the last quarter"})
 
 
+def more(results: Path) -> tuple[list[str], pd.DataFrame]:
+    """What ``benchmarks/more.py`` recorded: quality by training products, mean over seeds."""
+    path = results.parent / "benchmarks" / "more.json"
+    if not path.exists():
+        return ["Not recorded yet: `python benchmarks/more.py`."], pd.DataFrame()
+    rows = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["rows"])
+    numbers, text, tables = [DEFAULT, PAPER, "accuracy"], [], []
+    for data, own in rows.groupby("data", sort=False):
+        means = own.groupby("training")[numbers].mean()
+        first, last = means.index[0], means.index[-1]
+        half = means.index[means.index <= 0.6 * last].max()
+        gains = [means[DEFAULT][last] - means[DEFAULT][few] for few in (first, half)]
+        text.append(
+            f"On {NAMES.get(data, data)} (asked by {own['queries'].iloc[0]} queries, "
+            f"{own['steps'].iloc[0]} steps each), {last} training products instead of {first} "
+            f"bring {points(gains[0])} points by `{DEFAULT}`, instead of {half} {points(gains[1])}."
+        )
+        shown = (own.set_index("training")[name].rename("value") for name in numbers)
+        frames = [x.groupby(level=0).apply(lambda v: pd.Series([*v])).unstack() for x in shown]
+        said = {n: recording.said(x) for n, x in zip(numbers, frames, strict=True)}
+        named = {"data": NAMES.get(data, data), "seeds": own["seed"].nunique()}
+        tables.append(pd.DataFrame(said).reset_index().assign(**named))
+    table = pd.concat(tables)
+    return text, table[["data", "training", "seeds", *numbers]]
+
+
 def nothing(results: Path) -> tuple[list[str], pd.DataFrame]:
     """What ``benchmarks/nothing.py`` recorded."""
     path = results.parent / "benchmarks" / "nothing.json"
@@ -356,6 +382,7 @@ PARTS = {
     "What real features change": real,
     "What to take for products of your own": take,
     "How long is enough": converged,
+    "What more training products bring": more,
     "Seeds of nothing": nothing,
 }
 HEAD = (

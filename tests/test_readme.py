@@ -217,7 +217,8 @@ def test_findings_follow_what_was_recorded(recorded):
 
 
 def test_findings_say_what_is_not_recorded_and_what_is(recorded):
-    for part, script in ((findings.converged, "converge"), (findings.nothing, "nothing")):
+    parts = {"converge": findings.converged, "more": findings.more, "nothing": findings.nothing}
+    for script, part in parts.items():
         text, table = part(recorded)
         assert text == [f"Not recorded yet: `python benchmarks/{script}.py`."] and table.empty
     folder = recorded.parent / "benchmarks"
@@ -235,6 +236,19 @@ def test_findings_say_what_is_not_recorded_and_what_is(recorded):
         "The shop, clip: no length that was tried is enough.",
         "The shop, bert: 20 epochs (200 steps) do.",
     ]
+    rows = [
+        {"data": "shop", "training": n, "seed": seed, "queries": 90, "steps": 15}
+        | {"weighted": value + 0.01 * seed, "fused_first": 0.3, "accuracy": 0.5}
+        for n, value in ((250, 0.4), (500, 0.5), (1000, 0.55)) for seed in (0, 1)
+    ]  # fmt: skip
+    write_json(folder / "more.json", {"rows": rows})
+    text, table = findings.more(recorded)
+    assert text == [
+        "On the shop (asked by 90 queries, 15 steps each), 1000 training products instead of 250 "
+        "bring +15.0 points by `weighted`, instead of 500 +5.0."
+    ]
+    assert list(table["weighted"]) == ["40.5 ± 0.7", "50.5 ± 0.7", "55.5 ± 0.7"]
+    assert list(table["seeds"]) == [2, 2, 2] and list(table["training"]) == [250, 500, 1000]
     again = {"verdicts": 300, "decided": 12}
     known = {"seeds": 12, "data": "d", "training": 9, "queries": 8, "verdicts": 12, "decided": 1}
     write_json(folder / "nothing.json", known | {"put together anew": again})

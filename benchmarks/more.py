@@ -1,0 +1,74 @@
+"""How much more training products bring: one model, the same steps, the same products to find.
+
+    python benchmarks/more.py --data FOLDER --train 500 1000 2000 4000 8000
+    python benchmarks/more.py --data shop --listings 10000 --train 600 1200 2500 5000
+
+Of a catalogue's training products the first so many, in an order drawn once, are kept; validation,
+gallery and query products are all there each time. Small or large, a set trains the profile's model
+for few products, so that nothing but the products changes. Adds to ``benchmarks/more.json``, by
+data; finished runs are loaded.
+"""
+
+import json
+import time
+
+import numpy as np
+from converge import parser_of
+
+from m5lib import ROOT
+from m5lib.data import columns, write_json
+from m5lib.data.extractors import PLAIN
+from m5lib.data.store import extract
+from m5lib.lab import recording, runs, study
+from m5lib.shop import listings
+
+FILE = ROOT / "benchmarks" / "more.json"
+#: What is measured of every model, by its read-out where it has several.
+NUMBERS = {
+    "weighted": study.number("mAP@10_pretrain") | {"variant": "weighted"},
+    "fused_first": study.number("mAP@10_pretrain"),
+    "accuracy": study.number("accuracy"),
+}
+
+
+def products_of(asked):
+    """The catalogue with its features; of the shop as many listings as asked."""
+    if asked.data == "shop" and asked.listings:
+        catalogue = listings.make(size=asked.listings)
+        return extract(catalogue, PLAIN, listings.folder_of(asked.listings) / "features")
+    return runs.load(asked.data, study.sized(asked.profile, asked.products))
+
+
+def main() -> None:
+    """Train, measure, and write after each."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--train", type=int, nargs="+", required=True, help="training products")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--listings", type=int, default=0, help="of the shop; 0: the profile's")
+    asked, begun = parser.parse_args(), time.monotonic()
+    size = runs.PROFILES[asked.profile]
+    runs.PROFILES[asked.profile] = size = size.few[1] if size.few else size
+    catalogue, features = products_of(asked)
+    order = np.random.default_rng(0).permutation(catalogue.split("train"))
+    others = np.setdiff1d(np.arange(len(catalogue)), order)
+    for seed in asked.seeds:
+        for count in asked.train:
+            rows = np.sort(np.concatenate([others, order[:count]]))
+            part = catalogue.take(rows)
+            streams = runs.streams_of(part, columns.some(features, rows), size)
+            found = study.study(runs.Job(profile=asked.profile, seed=seed), streams, "more")
+            same = {"data": catalogue.name, "listings": len(catalogue), "seed": seed}
+            same |= {"training": len(part.split("train"))}
+            more = {"queries": len(part.split("query")), "steps": len(found.history)}
+            row = same | more | {name: found.value(x) for name, x in NUMBERS.items()}
+            kept = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+            kept["rows"] = [r for r in kept.get("rows", []) if not same.items() <= r.items()]
+            kept["rows"] += [row]
+            made = recording.provenance(asked.profile, seed, time.monotonic() - begun)
+            kept["provenance"] = kept.get("provenance", {}) | {catalogue.name: made}
+            write_json(FILE, kept)
+            print(f"{row}, {time.monotonic() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
