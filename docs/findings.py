@@ -81,10 +81,12 @@ def judged(results: Path) -> pd.DataFrame:
     content = json.loads((results / "claims.json").read_text(encoding="utf-8"))
     frame = pd.DataFrame(content["claims"])
     known = pd.read_csv(claims.CLAIMS, index_col="id", keep_default_na=False)
-    for column in ("source", "statement", "metric", "calibrated"):
+    for column in ("source", "statement", "metric", "calibrated", "unaffordable"):
         frame[column] = frame["id"].map(known[column])
     frame["verdict"] = claims.corrected(frame)
     frame["calibrated"] = frame["calibrated"] == frame["data"]
+    pairs = zip(frame["data"], frame["unaffordable"], strict=True)
+    frame["unaffordable"] = [data in several.split() for data, several in pairs]
     frame["detectable"] = (frame["high"] - frame["low"]).astype(float) * 2.8 / 3.92
     frame["paper"] = pd.to_numeric(frame["published_difference"], errors="coerce").abs() / 100
     table = frame["source"].str.replace(r"( \(subset)?(, .*)?\)?$", "", regex=True)
@@ -103,6 +105,10 @@ def held(results: Path) -> tuple[list[str], pd.DataFrame]:
         said += f"equivalent within {100 * claims.margin(data):.0f} points and "
         said += f"{count['undecided']} left undecided, corrected for their number"
         said += f"; {built} of the confirmed are orders that it was made to show" if built else ""
+        fair = part[~(part["calibrated"] | part["unaffordable"])]
+        share = (fair["verdict"] == "undecided").mean()
+        said += ". Without what it was made to show, and what was marked beforehand as beyond any "
+        said += f"affordable number of seeds, {100 * share:.0f} % of {len(fair)} are undecided"
         text.append(f"{said}.")
         for (table, statement), own in part.groupby(["table", "statement"], sort=False):
             n = own["verdict"].value_counts().reindex(claims.VERDICTS, fill_value=0)
@@ -111,7 +117,8 @@ def held(results: Path) -> tuple[list[str], pd.DataFrame]:
             line["median difference, ours"] = points(own["difference"].median())
             paper = own["paper"].median()
             line["paper"] = points(paper) if paper == paper else ""
-            lines.append(line | {"built in": "yes" if own["calibrated"].all() else ""})
+            mark = "built in" if own["calibrated"].all() else ""
+            lines.append(line | {"mark": "beyond us" if own["unaffordable"].all() else mark})
     return text, pd.DataFrame(lines)
 
 

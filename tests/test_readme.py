@@ -17,7 +17,7 @@ from conftest import ROOT
 
 from m5lib.data import write_json
 from m5lib.embeddings import DEFAULT
-from m5lib.lab import recording, study
+from m5lib.lab import claims, recording, study
 
 CONTEXT = {
     **{"notebook": "n", "run": "r", "data": "shop", "profile": "tiny"},
@@ -213,6 +213,13 @@ def test_findings_follow_what_was_recorded(recorded):
     (said, _), (_, against) = findings.held(recorded), findings.failed(recorded)
     tested = sum(row["verdict"] != "not testable" for row in content["claims"])
     assert "0 are confirmed" in said[0] and len(against) == tested
+    known = pd.read_csv(claims.CLAIMS, index_col="id", keep_default_na=False)
+    for text, data in zip(said, ("fashion", "shop"), strict=True):
+        own = [known.loc[r["id"]] for r in content["claims"]
+               if r["data"] == data and r["verdict"] != "not testable"]  # fmt: skip
+        fair = [k for k in own if k["calibrated"] != data and data not in k["unaffordable"]]
+        assert not any(k["source"].startswith(("Table 6", "Table 8")) for k in fair)
+        assert text.endswith(f", 0 % of {len(fair)} are undecided.") and len(fair) < len(own)
     assert findings.page(recorded, readme.markdown) != before
 
 
