@@ -62,9 +62,11 @@ a study reports validation | test_a_study_reports_the_query_split
 choices made on queries | test_a_study_reports_the_query_split
     evaluate.quality(catalogue, vectors) ==> evaluate.quality(catalogue, vectors, "query")
 the worst rate | test_rivals_take_what_validation_products_find_best
-    values.argmax() ==> values.argmin()
+    np.argmax(means) ==> np.argmin(means)
 rates tried with a table's seed | test_rivals_take_what_validation_products_find_best
-    given = (catalogue, features, size, CHOOSING, ==> given = (catalogue, features, size, 0,
+    1001, 1002) ==> 0, 1)
+rates decided by one seed | test_rivals_take_what_validation_products_find_best
+    seeds = CHOOSING[1:] if len(close) ==> seeds = () if len(close)
 a look one step early | test_looks_are_those_before_and_after_each_quarter
     (line["step"] + 1) / len(history) ==> line["step"] / len(history)
 conventions averaged | test_tables_beside_the_papers
