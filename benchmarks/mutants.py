@@ -103,11 +103,19 @@ AP over the list's hits | evaluation/test_metrics.py::test_average_precision_equ
 NMI by the larger entropy | evaluation/test_stats.py::test_scores_of_drawn_products
     mean = (one + other) / 2 ==> mean = np.maximum(one, other)
 # m5lib/evaluation/stats.py evaluation/test_stats.py
-few seeds as they are | test_few_seeds_that_disagree_prove_nothing
-    return float(np.sqrt(seeds / (seeds - 1)) * t / z) ==> return 1.0
-what a bootstrap lifts stays | test_clusters_are_compared_as_the_slow_bootstrap_does
-    drawn += means - drawn.mean(axis=0) ==> pass
-one start of several | test_clusters_are_compared_as_the_slow_bootstrap_does
+few seeds as if many | test_chance_alone_is_called_a_difference_once_in_twenty_or_less
+    t = stats.t.isf(p / 2, seeds - 1) ==> t = stats.norm.isf(p / 2)
+queries that all seeds share are forgotten | test_queries_are_compared_as_written
+    common = _common(np.stack(gains, axis=1)) / len(gains[0]) ==> common = 0.0
+a seed's own luck with its queries counts twice | test_queries_are_compared_as_written
+    - (seeds > 1) * np.trace(covariance) ==> - 0 * np.trace(covariance)
+own queries taken for the same | test_queries_are_compared_as_written
+    isinstance(a, np.ndarray) and isinstance(b, np.ndarray) ==> True
+products of one seed drawn for each | test_clusters_are_compared_as_by_loops
+    if shared or len(pairs) == 1: ==> if True:
+p of one side | test_p_is_where_the_interval_ends_at_zero
+    stats.norm.isf(p / 2) ** 2 ==> stats.norm.isf(p) ** 2
+one start of several | test_clusters_are_compared_as_by_loops
     ours, theirs = np.mean(each, axis=1) ==> ours, theirs = each[0][0], each[1][0]
 the last half | test_what_a_curve_gains_over_its_last_quarter
     np.interp(0.75 * seen[-1] ==> np.interp(0.5 * seen[-1]

@@ -349,11 +349,9 @@ def paired(ours: pd.Series, theirs: pd.Series) -> pd.DataFrame:
     return pd.concat({"ours": ours, "theirs": theirs}, axis=1, join="inner")
 
 
-def difference(
-    pairs: Sequence[pd.DataFrame], shared: bool, draws: int = 10_000
-) -> stats.Difference:
+def difference(pairs: Sequence[pd.DataFrame], shared: bool) -> stats.Difference:
     """One metric of two models compared query by query over seeds
-    (:func:`m5lib.evaluation.stats.paired_bootstrap`), by what :func:`paired` says of each seed.
+    (:func:`m5lib.evaluation.stats.paired_queries`), by what :func:`paired` says of each seed.
 
     Args:
         shared: whether all seeds ask the same queries, which are then one sample. False where each
@@ -367,7 +365,7 @@ def difference(
         [p[side].loc[pairs[0].index if shared else p.index].to_numpy(float) for p in pairs]
         for side in ("ours", "theirs")
     ]
-    return stats.paired_bootstrap(*(np.stack(side) if shared else side for side in sides), draws)
+    return stats.paired_queries(*(np.stack(side) if shared else side for side in sides))
 
 
 def spread(part: np.ndarray, rows: Rows, count: int, rest) -> np.ndarray:

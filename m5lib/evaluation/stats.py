@@ -1,12 +1,12 @@
 """What a difference between two models is worth: paired tests over queries and seeds."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
+from scipy.optimize import brentq
 
 from m5lib.evaluation.metrics import scores_drawn
 
@@ -21,42 +21,37 @@ class Difference(NamedTuple):
     seeds: int
 
 
-def paired_bootstrap(
+def paired_queries(
     a: Float[np.ndarray, "_ _"] | Sequence[np.ndarray],
     b: Float[np.ndarray, "_ _"] | Sequence[np.ndarray],
-    draws: int = 10_000,
-    seed: int = 0,
 ) -> Difference:
-    """What one model scores more than another on the same queries, over several seeds: a
-    hierarchical bootstrap.
+    """What one model scores more than another on the same queries, over several seeds.
 
-    1. d[s, q] = a[s, q] - b[s, q]; m[s] = mean over the queries of seed s; m = mean over the
+    1. d[s, q] = a[s, q] - b[s, q]; m[s] = mean over the queries of seed s; m = mean over the S
        seeds: the difference reported.
-    2. Each draw takes queries with replacement, as many as there are, and means d over them:
-       m*[s]. An array (S, Q) says that column q is the same query in every seed: one sample serves
-       all seeds. Of a sequence of S arrays, queries of their own, each is sampled by itself.
-    3. With c = sqrt(S / (S - 1)) t / z, where t and z are the 0.975 quantiles of Student's t with
-       S - 1 degrees of freedom and of the normal: m*[s] + (c - 1) (m[s] - m). Few seeds resampled
-       as they are give too narrow intervals (of three that differ by chance alone one in four
-       leaves out 0); widened so (Hesterberg, 2015, the expanded percentile interval), one in
-       twenty does.
-    4. The draw takes S seeds with replacement; its value is the mean over them.
+    2. v = (sum over s of (m[s] - m)²) / ((S - 1) S): what seeds vary it, and with them each seed's
+       own luck with its queries.
+    3. An array (S, Q) says that column q is the same query in every seed. What all seeds find hard
+       or easy alike moves all m[s] together, unseen in v: w = the mean covariance over the queries
+       of d of one seed and of another, at least 0, / Q. A sequence of S arrays has queries of each
+       seed's own: w = 0.
+    4. The 95 % interval is m ± sqrt(t² v + z² w), with the 0.975 quantiles t of Student's t with
+       S - 1 degrees of freedom and z of the normal; p is where such an interval ends at 0. With one
+       seed it is that of the queries only: v = 0, w = the variance of d / Q.
 
-    The interval holds the middle 95 % of the draws; p is twice the smaller share of draws on one
-    side of 0 (0 included), one more counted on each side, at most 1. p is right about 0.05; with
-    fewer than ten seeds much smaller values do not mean more. With one seed the interval is that of
-    the queries only.
+    This is the test of two readings by the same readers of the same cases (Obuchowski and Rockette,
+    1995), seeds for readers. Of models that differ by chance alone it calls one in twenty
+    different, or fewer, whatever seeds, queries and both together bring.
 
     Raises ``ValueError``: seeds or queries of the two do not match, or there are none.
     """
     if not len(a) or [len(x) for x in a] != [len(y) for y in b] or not all(len(x) for x in a):
         what = "the two models must be measured on the same queries of the same seeds"
         raise ValueError(f"{what}, at least one of each")
-    shared = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
     gains = [np.asarray(x, float) - np.asarray(y, float) for x, y in zip(a, b, strict=True)]
-    means, sizes = np.array([gain.mean() for gain in gains]), [len(gain) for gain in gains]
-    several = [lambda taken, gain=gain: gain[taken].mean(axis=1) for gain in gains]
-    return _hierarchical(means, several, sizes, shared, draws, seed)
+    shared = len(gains) == 1 or isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+    common = _common(np.stack(gains, axis=1)) / len(gains[0]) if shared else 0.0
+    return _tested(np.array([gain.mean() for gain in gains]), common)
 
 
 def paired_clusters(
@@ -64,15 +59,14 @@ def paired_clusters(
     labels: Sequence[Int[np.ndarray, " _"]],
     metric: Literal["NMI", "purity"],
     shared: bool,
-    draws: int = 4_000,
+    draws: int = 2_000,
     seed: int = 0,
 ) -> Difference:
     """The same for NMI and purity, which have no value per product: of each seed the clusters of
     two models, k-means started K times, (2, K, P), and the classes of the P products; a score is
-    the mean over the K. In step 2 the products are drawn, and both models scored on them. Products
-    that are there twice agree with themselves, which lifts both scores: so the draws of each seed
-    are moved to have its own difference as their mean. ``shared``: all seeds have the same
-    products, in one order.
+    the mean over the K. w is the mean covariance of two seeds' differences over draws of the
+    products with replacement, the same for all seeds (a bootstrap). ``shared``: all seeds have the
+    same products, in one order.
     """
 
     def gain(taken: np.ndarray, own: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -80,67 +74,46 @@ def paired_clusters(
         ours, theirs = np.mean(each, axis=1)
         return ours - theirs
 
-    several = [partial(gain, own=x, classes=y) for x, y in zip(clusters, labels, strict=True)]
-    sizes = [len(classes) for classes in labels]
-    means = [of(np.arange(size)[None])[0] for of, size in zip(several, sizes, strict=True)]
-    return _hierarchical(np.array(means), several, sizes, shared, draws, seed, centred=True)
-
-
-def _hierarchical(
-    means: Float[np.ndarray, " S"],
-    several: Sequence[Callable[[np.ndarray], np.ndarray]],
-    sizes: Sequence[int],
-    shared: bool,
-    draws: int,
-    seed: int,
-    centred: bool = False,
-) -> Difference:
-    """Steps 2 to 4 of :func:`paired_bootstrap`; ``several``: of each seed, from what is drawn of
-    its queries (n, Q) to their differences (n,)."""
-    rng, drawn, seeds, step = np.random.default_rng(seed), [], [], max(1, 2**21 // max(sizes))
-    for start in range(0, draws, step):
-        n = min(step, draws - start)
-        taken = rng.integers(sizes[0], size=(n, sizes[0])) if shared else None
-        part = [
-            of(rng.integers(size, size=(n, size)) if taken is None else taken)
-            for of, size in zip(several, sizes, strict=True)
-        ]
-        drawn.append(np.stack(part, axis=1))
-        seeds.append(rng.integers(len(means), size=drawn[-1].shape))
-    drawn = np.concatenate(drawn)
-    if centred:
-        drawn += means - drawn.mean(axis=0)
-    drawn += (_widening(len(means)) - 1) * (means - means.mean())
-    values = np.take_along_axis(drawn, np.concatenate(seeds), axis=1).mean(axis=1)
-    low, high = np.quantile(values, [0.025, 0.975])
-    tail = min((values <= 0).sum(), (values >= 0).sum()) + 1
-    p = float(min(1.0, 2 * tail / (draws + 1)))
-    return Difference(float(means.mean()), float(low), float(high), p, len(means))
-
-
-def _widening(seeds: int) -> float:
-    """By what the deviations of seeds from their mean are multiplied; 1 for one seed."""
-    if seeds == 1:
-        return 1.0
-    t, z = stats.t.ppf(0.975, seeds - 1), stats.norm.ppf(0.975)
-    return float(np.sqrt(seeds / (seeds - 1)) * t / z)
+    pairs, common = list(zip(clusters, labels, strict=True)), 0.0
+    means = np.array([gain(np.arange(len(y))[None], x, y)[0] for x, y in pairs])
+    if shared or len(pairs) == 1:
+        size = len(labels[0])
+        taken = np.random.default_rng(seed).integers(size, size=(draws, size))
+        common = _common(np.stack([gain(taken, x, y) for x, y in pairs], axis=1))
+    return _tested(means, common)
 
 
 def paired_seeds(a: Float[np.ndarray, " _"], b: Float[np.ndarray, " _"]) -> Difference:
     """The same where the two were not measured on the same queries: a paired t-test over the seeds,
-    mean ± t s / sqrt(S), s the standard deviation (S - 1) of the differences. What the
-    choice of products adds is not in it. Equal differences have p 1 if they are 0, else 0. One seed
-    has no spread: interval and p are NaN. Raises ``ValueError``: not the same seeds, or none."""
+    w = 0. What the choice of products adds is not in it. One seed has no spread: interval and p are
+    NaN. Raises ``ValueError``: not the same seeds, or none."""
     if len(a) != len(b) or not len(a):
         raise ValueError("the two models must be measured with the same seeds, at least one")
-    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    mean, seeds = float(difference.mean()), len(difference)
-    if seeds == 1:
-        return Difference(mean, np.nan, np.nan, np.nan, 1)
-    error = float(difference.std(ddof=1) / np.sqrt(seeds))
-    half = float(stats.t.ppf(0.975, seeds - 1)) * error
-    p = float(mean == 0) if error == 0 else float(2 * stats.t.sf(abs(mean) / error, seeds - 1))
-    return Difference(mean, mean - half, mean + half, p, seeds)
+    return _tested(np.asarray(a, float) - np.asarray(b, float), 0.0 if len(a) > 1 else np.nan)
+
+
+def _common(values: Float[np.ndarray, "n S"]) -> float:
+    """The mean covariance of two columns, at least 0; of one column its variance."""
+    covariance, seeds = np.atleast_2d(np.cov(values.T)), values.shape[1]
+    others = covariance.sum() - (seeds > 1) * np.trace(covariance)
+    return max(0.0, float(others) / max(1, seeds * (seeds - 1)))
+
+
+def _tested(means: Float[np.ndarray, " S"], common: float) -> Difference:
+    """Step 4 of :func:`paired_queries`: differences of seeds, and w."""
+    mean, seeds = float(means.mean()), len(means)
+    spread = float(means.var(ddof=1) / seeds) if seeds > 1 else 0.0
+
+    def half(p: float) -> float:
+        t = stats.t.isf(p / 2, seeds - 1) if spread else 0.0
+        return float(np.sqrt(t**2 * spread + stats.norm.isf(p / 2) ** 2 * common))
+
+    least, outside = 1e-12, half(0.05)
+    if not outside > 0 or not mean:  # equal seeds, or NaN
+        p = float(mean == 0) if outside == outside else np.nan
+    else:
+        p = brentq(lambda p: half(p) - abs(mean), least, 1) if half(least) > abs(mean) else least
+    return Difference(mean, mean - outside, mean + outside, float(p), seeds)
 
 
 #: A training has converged where its validation curve gains less than this in the last quarter.

@@ -57,7 +57,7 @@ def tested(
         by_seed = [
             one.value(x) - other.value(y) for (one, x), (other, y) in zip(*sides, strict=True)
         ]
-        how = f"bootstrap over {len(seeds)} seeds and products"
+        how = f"over {len(seeds)} seeds and products"
     elif task == worse[1]["task"]:
         pairs = [
             evaluate.paired(*(one.values(own) for one, own in pair))
@@ -66,7 +66,7 @@ def tested(
         test = evaluate.difference(pairs, shared=shared)
         by_seed = [float(pair["ours"].mean() - pair["theirs"].mean()) for pair in pairs]
         products = ", ".join(str(len(pair)) for pair in pairs)
-        how = f"bootstrap over {len(seeds)} seeds and {products} products"
+        how = f"over {len(seeds)} seeds and {products} products"
     else:  # other queries
         means = [np.array([one.value(own) for one, own in side]) for side in sides]
         test, by_seed = stats.paired_seeds(*means), (means[0] - means[1]).tolist()

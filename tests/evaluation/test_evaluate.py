@@ -193,14 +193,12 @@ def test_two_models_are_compared_query_by_query():
         ours, theirs = (values + more + 0.01 * rng.normal(size=80) for more in (0.1, 0.0))
         pairs.append(evaluate.paired(ours.sample(frac=1, random_state=seed), theirs.iloc[:-5]))
     assert all(len(p) == 75 for p in pairs)
-    own = evaluate.difference(pairs, shared=False, draws=500)
+    own = evaluate.difference(pairs, shared=False)
     assert own.mean == pytest.approx(0.1, abs=0.005) and own.seeds == 3 and own.p < 0.01
-    together = evaluate.difference(pairs, shared=True, draws=500)
+    together = evaluate.difference(pairs, shared=True)
     assert together.mean == pytest.approx(own.mean)
     rows = [p.loc[pairs[0].index] for p in pairs]
-    slow = stats.paired_bootstrap(
-        np.stack([p["ours"] for p in rows]), np.stack([p["theirs"] for p in rows]), 500
-    )
+    slow = stats.paired_queries(*(np.stack([p[x] for p in rows]) for x in ("ours", "theirs")))
     assert together == slow
     with pytest.raises(ValueError, match="differ from seed to seed"):
         evaluate.difference([pairs[0], pairs[1].iloc[1:]], shared=True)

@@ -7,57 +7,98 @@ import scipy.stats
 from m5lib.evaluation import metrics, stats
 
 
-def test_bootstrap_at_its_limits():
+def slow_interval(means, common):
+    """From the spread of the seeds and what queries have in common, by loops."""
+    S, m = len(means), sum(means) / len(means)
+    v = sum((x - m) ** 2 for x in means) / ((S - 1) * S) if S > 1 else 0.0
+    t = scipy.stats.t.ppf(0.975, S - 1) if S > 1 else 0.0
+    half = (t**2 * v + scipy.stats.norm.ppf(0.975) ** 2 * common) ** 0.5
+    return m, m - half, m + half
+
+
+def slow_common(values):
+    """Mean covariance of the rows of two seeds; of one seed its variance."""
+    S, n = len(values), len(values[0])
+    pairs = [(s, r) for s in range(S) for r in range(S) if s != r or S == 1]
+    total = 0.0
+    for s, r in pairs:
+        one, other = sum(values[s]) / n, sum(values[r]) / n
+        total += sum((values[s][q] - one) * (values[r][q] - other) for q in range(n)) / (n - 1)
+    return max(0.0, total / len(pairs))
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_queries_are_compared_as_written(seeds):
+    rng = np.random.default_rng(seeds)
+    for common in (0.0, 0.5):
+        a = rng.normal(size=(seeds, 60)) + common * rng.normal(size=60) + 0.3
+        b = rng.normal(size=(seeds, 60))
+        d, means = a - b, (a - b).mean(axis=1)
+        found = stats.paired_queries(a, b)
+        assert found[:3] == pytest.approx(slow_interval(means, slow_common(d) / 60))
+        assert found.seeds == seeds
+        if seeds > 1:  # queries of each seed's own: the t-test over seeds
+            apart = stats.paired_queries(list(a), list(b))
+            assert apart[:3] == pytest.approx(slow_interval(means, 0.0))
+            assert apart.p == pytest.approx(scipy.stats.ttest_1samp(means, 0).pvalue)
+        else:
+            error = d.std(ddof=1) / np.sqrt(60)
+            assert found.p == pytest.approx(2 * scipy.stats.norm.sf(abs(d.mean()) / error))
+
+
+def test_p_is_where_the_interval_ends_at_zero():
+    """Of intervals of every level, by bisection; both parts of the variance are there."""
+    rng = np.random.default_rng(3)
+    d = rng.normal(0.1, 0.3, (4, 80)) + 0.5 * rng.normal(size=80) + rng.normal(0, 0.1, (4, 1))
+    found, v = stats.paired_queries(d, 0 * d), d.mean(axis=1).var(ddof=1) / 4
+    w, levels = slow_common(d) / 80, (0.0, 1.0)
+    for _ in range(60):
+        middle = sum(levels) / 2
+        t, z = scipy.stats.t.isf(middle / 2, 3), scipy.stats.norm.isf(middle / 2)
+        inside = (t**2 * v + z**2 * w) ** 0.5 > abs(found.mean)
+        levels = (middle, levels[1]) if inside else (levels[0], middle)
+    assert found.p == pytest.approx(levels[0], abs=1e-9) and 0.001 < found.p < 0.9
+
+
+def test_the_comparison_at_its_limits():
     rng = np.random.default_rng(0)
     a = rng.random((3, 200))
-    same = stats.paired_bootstrap(a, a.copy(), 500)
-    assert same == (0, 0, 0, 1, 3)
-    shift = stats.paired_bootstrap(a + 0.2 + 0.01 * rng.normal(size=a.shape), a, 2000)
-    assert (
-        shift.mean == pytest.approx(0.2, abs=0.01)
-        and shift.low > 0.18
-        and shift.high < 0.22
-        and shift.p < 0.002
-    )
-    back = stats.paired_bootstrap(a, a + 0.2, 500)
-    assert back.mean == pytest.approx(-0.2) and back.high < 0 and back.p < 0.01
-    assert stats.paired_bootstrap(a, a[::-1], 500, seed=4) == stats.paired_bootstrap(
-        a, a[::-1], 500, seed=4
-    )
+    assert stats.paired_queries(a, a.copy()) == (0, 0, 0, 1, 3)
+    shift = stats.paired_queries(a + 0.2 + 0.01 * rng.normal(size=a.shape), a)
+    assert shift.mean == pytest.approx(0.2, abs=0.01) and 0.18 < shift.low < shift.high < 0.22
+    assert shift.p < 0.002
+    back = stats.paired_queries(a, a + 0.2)
+    assert back.mean == pytest.approx(-0.2) and back.high < 0 and back.p < 1e-6
     with pytest.raises(ValueError, match="same queries of the same seeds"):
-        stats.paired_bootstrap([a[0], a[1]], [a[0], a[1, :9]])
+        stats.paired_queries([a[0], a[1]], [a[0], a[1, :9]])
     with pytest.raises(ValueError, match="same queries of the same seeds"):
-        stats.paired_bootstrap(a[:2], a)
-
-
-def test_bootstrap_of_one_seed_is_that_of_the_queries():
-    d = np.random.default_rng(0).normal(0.1, 1, (1, 400))
-    found = stats.paired_bootstrap(d, np.zeros_like(d))
-    half = 1.96 * d.std() / 20
-    assert (found.low, found.high) == pytest.approx(
-        (d.mean() - half, d.mean() + half), abs=0.1 * half
-    )
-    assert found.p == pytest.approx(2 * scipy.stats.norm.sf(d.mean() / (d.std() / 20)), abs=0.02)
+        stats.paired_queries(a[:2], a)
 
 
 def test_more_seeds_of_the_same_queries_are_not_more_queries():
     rng = np.random.default_rng(0)
     d = np.repeat(rng.normal(0, 1, (1, 100)), 8, 0) + 0.01 * rng.normal(size=(8, 100))
-    shared = stats.paired_bootstrap(d, np.zeros_like(d), 2000)
-    apart = stats.paired_bootstrap(list(d), list(np.zeros_like(d)), 2000)
+    shared = stats.paired_queries(d, np.zeros_like(d))
+    apart = stats.paired_queries(list(d), list(np.zeros_like(d)))
     assert shared.high - shared.low == pytest.approx(2 * 1.96 * d.std() / 10, rel=0.1)
-    assert apart.high - apart.low < 0.6 * (shared.high - shared.low)
+    assert apart.high - apart.low < 0.1 * (shared.high - shared.low)
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 6])
-def test_few_seeds_that_disagree_prove_nothing(seeds):
-    """Models that differ by the seed's luck alone: hundreds of queries do not help, and about one
-    in twenty is called different."""
-    rng, called = np.random.default_rng(seeds), 0
-    for _ in range(200):
-        luck = rng.normal(size=(seeds, 1)) + 0.01 * rng.normal(size=(seeds, 50))
-        called += stats.paired_bootstrap(luck, np.zeros_like(luck), 300).p < 0.05
-    assert called <= 22, called  # without the widening about 52, 26 and 14 of 100
+@pytest.mark.parametrize("seeds", [2, 3, 4, 10])
+@pytest.mark.parametrize("seed, query, both", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.1, 0.5, 1)])
+def test_chance_alone_is_called_a_difference_once_in_twenty_or_less(seeds, seed, query, both):
+    """Whatever varies it: the seed's luck (hundreds of queries do not help), queries that are alike
+    for all seeds (more seeds do not help), a seed's luck with a query, or all three."""
+    rng, called, tries = np.random.default_rng(seeds), {True: 0, False: 0}, 400
+    for shared in called:
+        for _ in range(tries):
+            shape = (1, 50) if shared else (seeds, 50)
+            d = seed * rng.normal(size=(seeds, 1)) + query * rng.normal(size=shape)
+            d = d + both * rng.normal(size=(seeds, 50)) + 1e-6 * rng.normal(size=(seeds, 50))
+            sides = (d, 0 * d) if shared else (list(d), list(0 * d))
+            called[shared] += stats.paired_queries(*sides).p < 0.05
+    assert max(called.values()) < 0.085 * tries  # 20 expected, 34 by chance once in a thousand
+    assert called[False] > 0.02 * tries  # of own queries it is exact
 
 
 def test_paired_seeds_is_the_paired_t_test():
@@ -65,10 +106,8 @@ def test_paired_seeds_is_the_paired_t_test():
     found, expected = stats.paired_seeds(a, b), scipy.stats.ttest_rel(a, b)
     low, high = expected.confidence_interval()
     assert found == pytest.approx((np.mean(a - b), low, high, expected.pvalue, 4))
-    assert (
-        stats.paired_seeds(a, a) == (0, 0, 0, 1, 4)
-        and stats.paired_seeds(np.full(3, 2.0), np.ones(3)).p == 0
-    )
+    assert stats.paired_seeds(a, a) == (0, 0, 0, 1, 4)
+    assert stats.paired_seeds(np.full(3, 2.0), np.ones(3)) == (1, 1, 1, 0, 3)
     one = stats.paired_seeds(a[:1], b[:1])
     assert one.mean == pytest.approx(0.05) and np.isnan(one.p)
     with pytest.raises(ValueError, match="same seeds"):
@@ -85,9 +124,17 @@ def test_scores_of_drawn_products(metric):
         assert metrics.scores_drawn(own, labels, taken, metric) == pytest.approx(slow, abs=1e-9)
 
 
-def slow_paired_clusters(clusters, labels, metric, shared, draws, seed):
-    """Loops over draws, seeds, models and starts."""
-    measure, rng, several = getattr(metrics, metric.lower()), np.random.default_rng(seed), []
+@pytest.mark.parametrize("metric, shared", [*product(["NMI", "purity"], [True, False])])
+def test_clusters_are_compared_as_by_loops(metric, shared):
+    """Products drawn again and again, the same for all seeds, each model scored on them."""
+    rng, measure = np.random.default_rng(1), getattr(metrics, metric.lower())
+    labels = [rng.integers(3, size=30 if shared else 25 + s) for s in range(3)]
+    labels = labels[:1] * 3 if shared else labels
+    easy = rng.random((2, 1, 30))  # for a model, whatever the seed
+    clusters = [
+        np.stack([np.where(rng.random((2, len(y))) < q[:, : len(y)], y, 3) for q in easy])
+        for y in labels
+    ]
 
     def gain(s, rows):
         one, other = (
@@ -95,37 +142,13 @@ def slow_paired_clusters(clusters, labels, metric, shared, draws, seed):
         )
         return one - other
 
-    means = np.array([gain(s, np.arange(len(own))) for s, own in enumerate(labels)])
-    rows = [rng.integers(len(own), size=(draws, len(own))) for own in labels[: 1 if shared else 9]]
-    for n in range(draws):
-        several.append([gain(s, rows[0 if shared else s][n]) for s in range(len(labels))])
-    several, S = np.array(several), len(labels)
-    t, z = scipy.stats.t.ppf(0.975, S - 1), scipy.stats.norm.ppf(0.975)
-    centre = several.mean(axis=0)
-    c = np.sqrt(S / (S - 1)) * t / z
-    chosen, values = rng.integers(S, size=(draws, S)), []
-    for n in range(draws):
-        value = [
-            several[n, s] - centre[s] + means[s] + (c - 1) * (means[s] - means.mean())
-            for s in chosen[n]
-        ]
-        values.append(np.mean(value))
-    return means.mean(), *np.quantile(values, [0.025, 0.975])
-
-
-@pytest.mark.parametrize("metric, shared", [*product(["NMI", "purity"], [True, False])])
-def test_clusters_are_compared_as_the_slow_bootstrap_does(metric, shared):
-    rng = np.random.default_rng(1)
-    labels = [rng.integers(3, size=30 if shared else 25 + s) for s in range(3)]
-    labels = labels[:1] * 3 if shared else labels
-    clusters = [
-        np.stack([np.where(rng.random((2, len(y))) < q, y, 3) for q in (0.8, 0.6)]) for y in labels
-    ]
-    found = stats.paired_clusters(clusters, labels, metric, shared, draws=200, seed=5)
-    assert found[:3] == pytest.approx(
-        slow_paired_clusters(clusters, labels, metric, shared, 200, 5), abs=1e-9
-    )
-    assert found.seeds == 3 and found.low < found.mean < found.high
+    means = [gain(s, np.arange(len(own))) for s, own in enumerate(labels)]
+    taken, common = np.random.default_rng(5).integers(30, size=(100, 30)), 0.0
+    if shared:
+        common = slow_common([[gain(s, rows) for rows in taken] for s in range(3)])
+    found = stats.paired_clusters(clusters, labels, metric, shared, draws=100, seed=5)
+    assert found[:3] == pytest.approx(slow_interval(means, common)) and found.seeds == 3
+    assert not shared or common > 0
 
 
 def test_the_choice_of_products_is_in_the_interval_of_clusters():
