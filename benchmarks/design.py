@@ -2,16 +2,16 @@
 
     python benchmarks/design.py    # from results/claims.json -> benchmarks/design.csv, and a table
 
-Of each tested difference, the spread of its seeds and its interval (a hierarchical bootstrap,
-:mod:`m5lib.evaluation.stats`) give two variances: between seeds, ``var``, and of the choice of
-queries, what the interval holds beside it:
+Of each tested difference, the spread of its seeds and its interval
+(:func:`m5lib.evaluation.stats.paired_queries`) give two variances: between seeds, ``var``, and of
+the choice of queries, what the interval holds beside it:
 
-    se² = c(S)² var (S - 1) / S² + query / N        c(S) = sqrt(S / (S - 1)) t / z
+    se² = (t / z)² var / S + query / N
 
 Put in other S and N, the smallest difference found in four of five cases is 2.8 se. Where the
-interval is over seeds alone (clustering, tables whose sides have other queries), ``query`` is 0.
-Every seed of the shop is another shop with other queries: there N is theirs together, S times those
-of one, and more seeds are more queries.
+interval is over seeds alone (the shop, of which each seed is another with queries of its own;
+tables whose sides have other queries), ``query`` is 0, and what more queries a seed would bring
+does not show.
 """
 
 import json
@@ -31,7 +31,7 @@ DESIGNS = {
 
 
 def wide(seeds: int) -> float:
-    """c(S)² (S - 1) / S² of the formula above."""
+    """(t / z)² / S of the formula above."""
     t, z = stats.t.ppf(0.975, seeds - 1), stats.norm.ppf(0.975)
     return (t / z) ** 2 / seeds
 
