@@ -37,7 +37,8 @@ def paired_queries(
        seed's own: w = 0.
     4. The 95 % interval is m ± sqrt(t² v + z² w), with the 0.975 quantiles t of Student's t with
        S - 1 degrees of freedom and z of the normal; p is where such an interval ends at 0. With one
-       seed it is that of the queries only: v = 0, w = the variance of d / Q.
+       seed it is that of the queries only: v = 0, w = the variance of d / Q. One query that all
+       seeds share says nothing of others: interval and p are NaN.
 
     This is the test of two readings by the same readers of the same cases (Obuchowski and Rockette,
     1995), seeds for readers. Of models that differ by chance alone it calls one in twenty
@@ -93,7 +94,9 @@ def paired_seeds(a: Float[np.ndarray, " _"], b: Float[np.ndarray, " _"]) -> Diff
 
 
 def _common(values: Float[np.ndarray, "n S"]) -> float:
-    """The mean covariance of two columns, at least 0; of one column its variance."""
+    """The mean covariance of two columns, at least 0; of one column its variance. NaN of a row."""
+    if len(values) < 2:
+        return float("nan")
     covariance, seeds = np.atleast_2d(np.cov(values.T)), values.shape[1]
     others = covariance.sum() - (seeds > 1) * np.trace(covariance)
     return max(0.0, float(others) / max(1, seeds * (seeds - 1)))

@@ -69,6 +69,9 @@ def test_the_comparison_at_its_limits():
     assert shift.p < 0.002
     back = stats.paired_queries(a, a + 0.2)
     assert back.mean == pytest.approx(-0.2) and back.high < 0 and back.p < 1e-6
+    for one in (a[:, :1], a[:1, :1]):  # a query says nothing of others
+        found = stats.paired_queries(one, 0 * one)
+        assert found.mean == one.mean() and np.isnan([found.low, found.high, found.p]).all()
     with pytest.raises(ValueError, match="same queries of the same seeds"):
         stats.paired_queries([a[0], a[1]], [a[0], a[1, :9]])
     with pytest.raises(ValueError, match="same queries of the same seeds"):
