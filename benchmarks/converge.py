@@ -14,6 +14,7 @@ show. Adds to ``benchmarks/converge.json``, by data and model; finished runs are
 import argparse
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -70,6 +71,16 @@ def parser_of(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def keep(file: Path, new: dict[str, list[dict]], same: dict, made: dict) -> None:
+    """Put rows into a record, by its lists, in the place of those that have the same; ``made``:
+    how, kept by data."""
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for name, rows in new.items():
+        kept[name] = [r for r in kept.get(name, []) if not same.items() <= r.items()] + rows
+    kept["provenance"] = kept.get("provenance", {}) | {same["data"]: made}
+    write_json(file, kept)
+
+
 def main() -> None:
     """Train, and write after each length."""
     parser = parser_of(__doc__)
@@ -84,14 +95,9 @@ def main() -> None:
     for epochs in asked.epochs:
         for form in asked.forms:
             lines, end = one(form, epochs, asked, size, catalogue, streams)
-            kept = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
-            same = {key: end[key] for key in ("data", "model", "epochs")}
-            for name, new in (("curves", lines), ("ends", [end])):
-                others = [r for r in kept.get(name, []) if {key: r[key] for key in same} != same]
-                kept[name] = others + new
             made = recording.provenance(asked.profile, asked.seed, time.monotonic() - begun)
-            kept["provenance"] = kept.get("provenance", {}) | {catalogue.name: made}
-            write_json(FILE, kept)
+            same = {key: end[key] for key in ("data", "model", "epochs")}
+            keep(FILE, {"curves": lines, "ends": [end]}, same, made)
             print(f"{form}, {epochs:g} epochs: {end[DEFAULT]:.3f}, gained {end['gained']:+.3f}")
 
 

@@ -9,14 +9,13 @@ for few products, so that nothing but the products changes. Adds to ``benchmarks
 data; finished runs are loaded.
 """
 
-import json
 import time
 
 import numpy as np
-from converge import parser_of
+from converge import keep, parser_of
 
-from m5lib import ROOT
-from m5lib.data import columns, write_json
+from m5lib import ROOT, home
+from m5lib.data import columns
 from m5lib.data.extractors import PLAIN
 from m5lib.data.store import extract
 from m5lib.lab import recording, runs, study
@@ -35,7 +34,7 @@ def products_of(asked):
     """The catalogue with its features; of the shop as many listings as asked."""
     if asked.data == "shop" and asked.listings:
         catalogue = listings.make(size=asked.listings)
-        return extract(catalogue, PLAIN, listings.folder_of(asked.listings) / "features")
+        return extract(catalogue, PLAIN, home("cache", f"shop-{catalogue.fingerprint}"))
     return runs.load(asked.data, study.sized(asked.profile, asked.products))
 
 
@@ -46,7 +45,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--listings", type=int, default=0, help="of the shop; 0: the profile's")
     asked, begun = parser.parse_args(), time.monotonic()
-    size = runs.PROFILES[asked.profile]
+    size = runs.PROFILES[asked.profile]  # in this process few and many train the same model
     runs.PROFILES[asked.profile] = size = size.few[1] if size.few else size
     catalogue, features = products_of(asked)
     order = np.random.default_rng(0).permutation(catalogue.split("train"))
@@ -61,12 +60,8 @@ def main() -> None:
             same |= {"training": len(part.split("train"))}
             more = {"queries": len(part.split("query")), "steps": len(found.history)}
             row = same | more | {name: found.value(x) for name, x in NUMBERS.items()}
-            kept = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
-            kept["rows"] = [r for r in kept.get("rows", []) if not same.items() <= r.items()]
-            kept["rows"] += [row]
             made = recording.provenance(asked.profile, seed, time.monotonic() - begun)
-            kept["provenance"] = kept.get("provenance", {}) | {catalogue.name: made}
-            write_json(FILE, kept)
+            keep(FILE, {"rows": [row]}, same, made)
             print(f"{row}, {time.monotonic() - begun:.0f} s", flush=True)
 
 

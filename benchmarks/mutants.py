@@ -44,6 +44,10 @@ uncorrected verdicts | test_verdicts_are_corrected_for_their_number
     differs & (low > 0), differs & (high < 0) ==> low > 0, high < 0
 equivalent by chance | test_verdicts_are_corrected_for_their_number
     within = same & ( ==> within = (
+few seeds equivalent as if many | test_verdicts_are_corrected_for_their_number
+    stats.level(inside, spread, common, seeds) ==> stats.level(inside, 0.0, spread + common, seeds)
+equivalence measured from zero | test_verdicts_are_corrected_for_their_number
+    inside = margin(row.data) - abs(row.difference) ==> inside = margin(row.data)
 as sure of the shop as of real products | test_an_interval_between_the_margins_is_equivalent
     0.05 if data == "shop" else 0.03 ==> 0.05
 # m5lib/lab/recording.py test_readme.py

@@ -6,6 +6,7 @@ and a test finds digits that were typed. ``python docs/readme.py`` writes the pa
 
 import json
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,7 @@ from m5lib.lab import claims, recording, study
 
 #: How data is called in sentences, by what result rows call it; and the verdicts of tables.
 NAMES = {"shop": "the shop", "fashion": "the real products"}
-WORDS = {"confirmed": "ahead", "contradicted": "behind", "equivalent": "level"}
-WORDS |= {"undecided": "undecided"}
+WORDS = dict(confirmed="ahead", contradicted="behind", equivalent="level", undecided="undecided")
 
 
 def series(frame: pd.DataFrame, model: str, given: str, variant: str = "") -> pd.Series:
@@ -107,8 +107,8 @@ def held(results: Path) -> tuple[list[str], pd.DataFrame]:
         said += f"; {built} of the confirmed are orders that it was made to show" if built else ""
         fair = part[~(part["calibrated"] | part["unaffordable"])]
         share = (fair["verdict"] == "undecided").mean()
-        said += ". Without what it was made to show, and what was marked beforehand as beyond any "
-        said += f"affordable number of seeds, {100 * share:.0f} % of {len(fair)} are undecided"
+        said += f". {100 * share:.0f} % of {len(fair)} are undecided, leaving out what it was made "
+        said += "to show and what no affordable number of seeds can decide (marked beforehand)"
         text.append(f"{said}.")
         for (table, statement), own in part.groupby(["table", "statement"], sort=False):
             n = own["verdict"].value_counts().reindex(claims.VERDICTS, fill_value=0)
@@ -118,7 +118,7 @@ def held(results: Path) -> tuple[list[str], pd.DataFrame]:
             paper = own["paper"].median()
             line["paper"] = points(paper) if paper == paper else ""
             mark = "built in" if own["calibrated"].all() else ""
-            lines.append(line | {"mark": "beyond us" if own["unaffordable"].all() else mark})
+            lines.append(line | {"mark": "not affordable" if own["unaffordable"].all() else mark})
     return text, pd.DataFrame(lines)
 
 
@@ -320,13 +320,27 @@ def take(results: Path) -> tuple[list[str], pd.DataFrame]:
 # --- the machinery
 
 
-def converged(results: Path) -> tuple[list[str], pd.DataFrame]:
+def of_benchmark(script: str) -> Callable:
+    """A part of the page about what a script of ``benchmarks/`` recorded, where it did."""
+
+    def told(part: Callable) -> Callable:
+        @wraps(part)
+        def of(results: Path) -> tuple[list[str], pd.DataFrame]:
+            path = results.parent / "benchmarks" / f"{script}.json"
+            if not path.exists():
+                return [f"Not recorded yet: `python benchmarks/{script}.py`."], pd.DataFrame()
+            return part(json.loads(path.read_text(encoding="utf-8")))
+
+        return of
+
+    return told
+
+
+@of_benchmark("converge")
+def converged(found: dict) -> tuple[list[str], pd.DataFrame]:
     """What ``benchmarks/converge.py`` recorded; enough is a length that has converged and is within
     a point of the best."""
-    path = results.parent / "benchmarks" / "converge.json"
-    if not path.exists():
-        return ["Not recorded yet: `python benchmarks/converge.py`."], pd.DataFrame()
-    ends, text = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["ends"]), []
+    ends, text = pd.DataFrame(found["ends"]), []
     for (data, model), own in ends.groupby(["data", "model"], sort=False):
         near = own[DEFAULT] >= own[DEFAULT].max() - stats.CONVERGED  # of the best length
         enough = own[own["converged"] & near].sort_values("epochs")
@@ -339,12 +353,10 @@ def converged(results: Path) -> tuple[list[str], pd.DataFrame]:
     return text, ends.rename(columns={"gained": "gained in the last quarter"})
 
 
-def more(results: Path) -> tuple[list[str], pd.DataFrame]:
+@of_benchmark("more")
+def more(found: dict) -> tuple[list[str], pd.DataFrame]:
     """What ``benchmarks/more.py`` recorded: quality by training products, mean over seeds."""
-    path = results.parent / "benchmarks" / "more.json"
-    if not path.exists():
-        return ["Not recorded yet: `python benchmarks/more.py`."], pd.DataFrame()
-    rows = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["rows"])
+    rows = pd.DataFrame(found["rows"])
     numbers, text, tables = [DEFAULT, PAPER, "accuracy"], [], []
     for data, own in rows.groupby("data", sort=False):
         means = own.groupby("training")[numbers].mean()
@@ -356,21 +368,17 @@ def more(results: Path) -> tuple[list[str], pd.DataFrame]:
             f"{own['steps'].iloc[0]} steps each), {last} training products instead of {first} "
             f"bring {points(gains[0])} points by `{DEFAULT}`, instead of {half} {points(gains[1])}."
         )
-        shown = (own.set_index("training")[name].rename("value") for name in numbers)
-        frames = [x.groupby(level=0).apply(lambda v: pd.Series([*v])).unstack() for x in shown]
-        said = {n: recording.said(x) for n, x in zip(numbers, frames, strict=True)}
+        wide = own.pivot(index="training", columns="seed", values=numbers)
+        said = {name: recording.said(wide[name]) for name in numbers}
         named = {"data": NAMES.get(data, data), "seeds": own["seed"].nunique()}
         tables.append(pd.DataFrame(said).reset_index().assign(**named))
     table = pd.concat(tables)
     return text, table[["data", "training", "seeds", *numbers]]
 
 
-def nothing(results: Path) -> tuple[list[str], pd.DataFrame]:
+@of_benchmark("nothing")
+def nothing(found: dict) -> tuple[list[str], pd.DataFrame]:
     """What ``benchmarks/nothing.py`` recorded."""
-    path = results.parent / "benchmarks" / "nothing.json"
-    if not path.exists():
-        return ["Not recorded yet: `python benchmarks/nothing.py`."], pd.DataFrame()
-    found = json.loads(path.read_text(encoding="utf-8"))
     again = found["put together anew"]
     said = f"{found['seeds']} seeds of one configuration ({found['data']}, {found['training']} "
     said += f"training products, {found['queries']} queries), judged as if they were rivals: "

@@ -1,6 +1,6 @@
 """Every recorded interval once more, from what is kept of every query.
 
-    python docs/intervals.py        # or: python docs/again.py results/baselines_queries.parquet
+    python docs/intervals.py        # or: python docs/intervals.py results/baselines_queries.parquet
 
 ``results/*_queries.parquet`` holds what each query contributed to the numbers of a table. From
 these files alone, without a model or products, the claims are judged again and compared with
@@ -24,7 +24,7 @@ ROUNDING = 2e-4
 
 
 def read_asked(path: str | Path) -> dict[tuple[str, int], study.Study]:
-    """The studies of a table again, from what :func:`asked` kept in ``results``: their numbers as
+    """The studies of a table again, from what :func:`m5lib.lab.claims.asked` kept: their numbers as
     means over their queries; no history."""
     found, frame = {}, pd.read_parquet(path)
     known = ["label", "seed", "products", "data", "notebook", "model"]

@@ -102,21 +102,35 @@ def _common(values: Float[np.ndarray, "n S"]) -> float:
     return max(0.0, float(others) / max(1, seeds * (seeds - 1)))
 
 
+def level(bound: float, spread: float, common: float, seeds: int) -> float:
+    """The p of the interval of step 4 of :func:`paired_queries`, from v and w, that ends ``bound``
+    from its mean: from 1, where that is 0, down to 1e-12; 0 where nothing varies."""
+    if bound == 0 or not spread + common:
+        return float(bound == 0)
+
+    def beyond(p: float) -> float:
+        return half_width(p, spread, common, seeds) - bound
+
+    return float(brentq(beyond, 1e-12, 1)) if beyond(1e-12) > 0 else 1e-12
+
+
+def half_width(p: float, spread: float, common: float, seeds: int) -> float:
+    """sqrt(t² v + z² w) of that interval, with the quantiles 1 - p / 2."""
+    t = stats.t.isf(p / 2, seeds - 1) if spread else 0.0
+    return float(np.sqrt(t**2 * spread + stats.norm.isf(p / 2) ** 2 * common))
+
+
 def _tested(means: Float[np.ndarray, " S"], common: float) -> Difference:
     """Step 4 of :func:`paired_queries`: differences of seeds, and w."""
-    mean, seeds = float(means.mean()), len(means)
-    spread = float(means.var(ddof=1) / seeds) if seeds > 1 else 0.0
+    mean, seeds, spread = float(means.mean()), len(means), spread_of(means)
+    half = half_width(0.05, spread, common, seeds)
+    p = level(abs(mean), spread, common, seeds) if half == half else np.nan
+    return Difference(mean, mean - half, mean + half, p, seeds)
 
-    def half(p: float) -> float:
-        t = stats.t.isf(p / 2, seeds - 1) if spread else 0.0
-        return float(np.sqrt(t**2 * spread + stats.norm.isf(p / 2) ** 2 * common))
 
-    least, outside = 1e-12, half(0.05)
-    if not outside > 0 or not mean:  # equal seeds, or NaN
-        p = float(mean == 0) if outside == outside else np.nan
-    else:
-        p = brentq(lambda p: half(p) - abs(mean), least, 1) if half(least) > abs(mean) else least
-    return Difference(mean, mean - outside, mean + outside, float(p), seeds)
+def spread_of(means: Float[np.ndarray, " S"]) -> float:
+    """v of step 2; 0 of one seed."""
+    return float(means.var(ddof=1) / len(means)) if len(means) > 1 else 0.0
 
 
 #: A training has converged where its validation curve gains less than this in the last quarter.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control, norm
+from scipy.stats import false_discovery_control
 
 from m5lib import ROOT
 from m5lib.data import write_json
@@ -167,17 +167,24 @@ def table(verdicts: Iterable[dict]) -> pd.DataFrame:
 def corrected(claims: pd.DataFrame) -> pd.Series:
     """The verdicts after the correction of Benjamini and Hochberg (1995) over every claim tested:
     of those that differ, and of those that are equivalent, at most 5 % are expected to be so by
-    chance. A p of equivalence is that of a normal distribution as wide as the interval, twice the
-    larger of the two sides' (0.05 where the interval just fits between the margins)."""
+    chance. The p of equivalence is that of the widest interval that fits between the margins."""
     rows = claims[claims["p"].notna() & (claims["verdict"] != "not testable")]
-    mean, low, high, p = (rows[x].astype(float) for x in ("difference", "low", "high", "p"))
-    matters = rows["data"].map(margin)
-    equal = pd.Series(2 * norm.sf((matters - mean.abs()) / ((high - low) / 3.92))).clip(0, 1)
-    differs, same = (false_discovery_control(x) <= 0.05 for x in (p, equal.fillna(1)))
-    within = same & (np.maximum(-low, high) < matters)
+    low, high, p = (rows[name].astype(float) for name in ("low", "high", "p"))
+    differs = false_discovery_control(p) <= 0.05
+    same = false_discovery_control([_p_equivalent(row) for row in rows.itertuples()]) <= 0.05
+    within = same & (np.maximum(-low, high) < rows["data"].map(margin))
     several = [differs & (low > 0), differs & (high < 0), within]
     found = pd.Series(np.select(several, VERDICTS[:3], "undecided"), rows.index, dtype=object)
     return found.reindex(claims.index).fillna(claims["verdict"])
+
+
+def _p_equivalent(row) -> float:
+    """Of a claim's row: v from its seeds, w from what its interval holds beside them."""
+    seeds, spread = len(row.each_seed), stats.spread_of(np.array(row.each_seed, float))
+    beside = ((row.high - row.low) / 2) ** 2 - stats.half_width(0.05, spread, 0.0, seeds) ** 2
+    common = max(0.0, beside) / stats.half_width(0.05, 0.0, 1.0, seeds) ** 2
+    inside = margin(row.data) - abs(row.difference)
+    return stats.level(inside, spread, common, seeds) if inside > 0 else 1.0
 
 
 def record(name: str, verdicts: list[dict], made: dict) -> Path | None:

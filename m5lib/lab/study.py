@@ -122,7 +122,7 @@ def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> St
     the model, by default its row in the zoo.
     """
     run = runs.pretrained(job, streams)
-    measured_by = code_version("evaluation", "lab/study.py", "lab/runs.py")  # more than its name
+    measured_by = code_version("evaluation", "lab/study.py", "lab/runs.py")
     kept = run.folder / f"metrics-{measured_by}.json"
     by_query = run.folder / f"queries-{measured_by}.parquet"
     if not (kept.exists() and by_query.exists()):
