@@ -34,6 +34,10 @@ FORMS = {
 }
 
 
+#: What settles a length: its rows take the place of earlier ones.
+SAME = ("data", "profile", "seed", "training", "model", "epochs")
+
+
 def curve(run: runs.Run, batch: int) -> list[dict]:
     """Quality after each quarter: products seen, seconds of training, mAP@10 by two read-outs."""
     seconds = np.cumsum([batch / line["products_per_second"] for line in run.history])
@@ -50,7 +54,8 @@ def one(form: str, epochs: float, asked, size, catalogue, streams) -> tuple[list
     """The curve of a length, and what is to be said of its end."""
     job = runs.Job(profile=asked.profile, seed=asked.seed, epochs=epochs, **FORMS[form])
     run, training = runs.pretrained(job, streams), job.plan(streams).training
-    named = {"data": catalogue.name, "model": form, "epochs": epochs}
+    named = {"data": catalogue.name, "profile": asked.profile, "seed": asked.seed}
+    named |= {"training": len(catalogue.split("train")), "model": form, "epochs": epochs}
     lines = curve(run, training.batch_size)
     gained = stats.last_quarter(*([line[key] for line in lines] for key in ("seen", DEFAULT)))
     needed = np.union1d(catalogue.split("validation"), evaluate.needed_rows(catalogue))
@@ -96,7 +101,7 @@ def main() -> None:
         for form in asked.forms:
             lines, end = one(form, epochs, asked, size, catalogue, streams)
             made = recording.provenance(asked.profile, asked.seed, time.monotonic() - begun)
-            same = {key: end[key] for key in ("data", "model", "epochs")}
+            same = {key: end[key] for key in SAME}
             keep(FILE, {"curves": lines, "ends": [end]}, same, made)
             print(f"{form}, {epochs:g} epochs: {end[DEFAULT]:.3f}, gained {end['gained']:+.3f}")
 

@@ -56,7 +56,8 @@ def main() -> None:
             part = catalogue.take(rows)
             streams = runs.streams_of(part, columns.some(features, rows), size)
             found = study.study(runs.Job(profile=asked.profile, seed=seed), streams, "more")
-            same = {"data": catalogue.name, "listings": len(catalogue), "seed": seed}
+            same = {"data": catalogue.name, "profile": asked.profile}
+            same |= {"listings": len(catalogue), "seed": seed}
             same |= {"training": len(part.split("train"))}
             more = {"queries": len(part.split("query")), "steps": len(found.history)}
             row = same | more | {name: found.value(x) for name, x in NUMBERS.items()}

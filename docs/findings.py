@@ -15,6 +15,7 @@ import pandas as pd
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.evaluation import stats
 from m5lib.lab import claims, recording, study
+from m5lib.modalities import from_codes
 
 #: How data is called in sentences, by what result rows call it; and the verdicts of tables.
 NAMES = {"shop": "the shop", "fashion": "the real products"}
@@ -30,13 +31,25 @@ def series(frame: pd.DataFrame, model: str, given: str, variant: str = "") -> pd
     return found.set_index("seed")["value"].sort_index()
 
 
+def control(frame: pd.DataFrame, given: str) -> tuple[str, pd.Series]:
+    """The best control that reads no more than these modalities, by validation products, and its
+    mAP@10 of queries by seed."""
+    allowed = set(from_codes(given))
+    own = frame[[set(from_codes(reads)) <= allowed for reads in frame["modalities"]]]
+    wanted = {"state": "control", "metric": "mAP@10", "convention": recording.VALIDATION}
+    seen = recording.pick(own, wanted).groupby(["model", "modalities"])["value"].mean()
+    model, reads = seen.idxmax()
+    return model, series(frame, model, reads)
+
+
 def points(value: float) -> str:
     """A difference in points, with its sign."""
     return f"{100 * value:+.1f}"
 
 
 def row(data: str, first: str, one: pd.Series, second: str, other: pd.Series) -> dict:
-    """A line of a comparison: both means in per cent, their difference over seeds, a verdict."""
+    """A line of a comparison: both means in per cent, their difference over seeds, a verdict, and
+    what the interval is over: each seed of the shop asks queries of its own."""
     both = pd.concat([one, other], axis=1, join="inner").to_numpy()
     test = stats.paired_seeds(both[:, 0], both[:, 1])
     interval = f" [{points(test.low)}, {points(test.high)}]" if np.isfinite(test.low) else ""
@@ -44,6 +57,7 @@ def row(data: str, first: str, one: pd.Series, second: str, other: pd.Series) ->
     for name, values in (("of the first", both[:, 0]), ("of the second", both[:, 1])):
         line[name] = f"{100 * values.mean():.1f}"
     line["difference"] = f"{points(test.mean)}{interval}"
+    line["over"] = "seeds and queries" if claims.kind(data) == "shop" else "seeds"
     return line | {"the first is": WORDS[claims.verdict(test, data)]}
 
 
@@ -76,27 +90,9 @@ def both(results: Path, name: str) -> list[tuple[str, pd.DataFrame]]:
 # --- the paper
 
 
-def judged(results: Path) -> pd.DataFrame:
-    """All claims with their corrected verdicts, published size and what could be seen."""
-    content = json.loads((results / "claims.json").read_text(encoding="utf-8"))
-    frame = pd.DataFrame(content["claims"])
-    known = pd.read_csv(claims.CLAIMS, index_col="id", keep_default_na=False)
-    for column in ("source", "statement", "metric", "calibrated", "unaffordable"):
-        frame[column] = frame["id"].map(known[column])
-    frame["verdict"] = claims.corrected(frame)
-    frame["calibrated"] = frame["calibrated"] == frame["data"]
-    pairs = zip(frame["data"], frame["unaffordable"], strict=True)
-    frame["unaffordable"] = [data in several.split() for data, several in pairs]
-    frame["detectable"] = (frame["high"] - frame["low"]).astype(float) * 2.8 / 3.92
-    frame["paper"] = pd.to_numeric(frame["published_difference"], errors="coerce").abs() / 100
-    table = frame["source"].str.replace(r"( \(subset)?(, .*)?\)?$", "", regex=True)
-    frame["table"] = table.where(~frame["source"].str.startswith("Table 6"), frame["source"])
-    return frame
-
-
 def held(results: Path) -> tuple[list[str], pd.DataFrame]:
     """What of the paper held: each statement on each data."""
-    frame, text, lines = judged(results), [], []
+    frame, text, lines = claims.judged(results / "claims.json"), [], []
     for data, part in frame[frame["verdict"] != "not testable"].groupby("data"):
         count = part["verdict"].value_counts().reindex(claims.VERDICTS, fill_value=0)
         built = int((part["calibrated"] & (part["verdict"] == "confirmed")).sum())
@@ -124,7 +120,7 @@ def held(results: Path) -> tuple[list[str], pd.DataFrame]:
 
 def failed(results: Path) -> tuple[list[str], pd.DataFrame]:
     """What did not hold, and why."""
-    frame = judged(results)
+    frame = claims.judged(results / "claims.json")
     undecided = frame[frame["verdict"] == "undecided"].dropna(subset=["paper", "detectable"])
     small = undecided[undecided["paper"] < undecided["detectable"]]
     middle = undecided[["paper", "detectable"]].median()
@@ -179,7 +175,7 @@ def scores(results: Path) -> tuple[list[str], pd.DataFrame]:
         "The released form lets training lower its loss by pulling a product's modalities apart "
         f"(notebook 09). SCALE's against it: {counted(released)} {' '.join(text)}",
     ]
-    frame = judged(results)
+    frame = claims.judged(results / "claims.json")
     for reading, what in (("scores", "acts on a loss"), ("losses", "is there at all")):
         part = frame[frame["source"] == f"Table 6 ({reading})"]
         n = part["verdict"].value_counts()
@@ -224,20 +220,17 @@ def fused(results: Path) -> tuple[list[str], pd.DataFrame]:
         for given in sorted({"I+T", "I+T+Tab"} & set(rows["modalities"])):
             paper, default = (series(rows, "scale_fused", given, v) for v in (PAPER, DEFAULT))
             before = series(rows, "scale_fused", given, "encoded_first")
-            known = {n: series(rows, n, m) for n, m in (("svd+pca", "I+T"), ("tfidf", "T"))}
-            best = max(known, key=lambda name: known[name].mean())
+            best, reference = control(rows, given)
             name = f"fused first tokens, {given}"
             lines.append(row(data, name, paper, "first tokens before the fusion", before))
             lines.append(row(data, f"`{DEFAULT}`, {given}", default, "fused first tokens", paper))
-            lines.append(
-                row(data, f"`{DEFAULT}`, {given}", default, f"control {best}", known[best])
-            )
-    parts, beside, control = (lines[n::3] for n in range(3))
+            lines.append(row(data, f"`{DEFAULT}`, {given}", default, f"control {best}", reference))
+    parts, beside, against = (lines[n::3] for n in range(3))
     text = [
         f"The fused vector against its own parts, `scale_fused`: {counted(parts)}",
         f"Both beside each other, decorrelated and weighted, against the fused alone: "
         f"{counted(beside)}",
-        f"Against the best control that reads picture and title: {counted(control)}",
+        f"Against the best control, by validation products, that reads no more: {counted(against)}",
         made(results, "fused", "fused_fashion"),
     ]
     return text, pd.DataFrame(lines)
@@ -258,11 +251,16 @@ def best(results: Path) -> tuple[list[str], pd.DataFrame]:
             mean, low, high = (points(x / 100) for x in (line.difference, line.low, line.high))
             interval = f" [{low}, {high}]" if np.isfinite(line.low) else ""
             own.append({"data": name, "first": model, "second": rival})
-            own[-1] |= {"difference": f"{mean}{interval}", "the first is": WORDS[line.verdict]}
+            own[-1] |= {"difference": f"{mean}{interval}", "over": "seeds and queries"}
+            own[-1] |= {"the first is": WORDS[line.verdict]}
         said = f"On {name}, best on validation products: {own[0]['first']}. Against its rivals"
         text.append(f"{said}, {counted(own)}")
         lines += own
     return text or ["Not recorded yet: `make results`."], pd.DataFrame(lines)
+
+
+#: What is real by itself, and how its rows are called.
+REAL = {"pictures": "real pictures", "titles": "real titles"}
 
 
 def real(results: Path) -> tuple[list[str], pd.DataFrame]:
@@ -271,9 +269,7 @@ def real(results: Path) -> tuple[list[str], pd.DataFrame]:
     models = ("plain", "real pictures", "real pictures and titles")
     for given in ("I+T", "I+T+Tab"):
         plain, pictures, titles = (series(rows, model, given, DEFAULT) for model in models)
-        known = [m for m in rows["model"].unique() if m.startswith("control")]
-        best = max(known, key=lambda model: series(rows, model, given).mean())
-        own = series(rows, best, given)
+        best, own = control(rows, given)
         lines.append(row("fashion", f"a network's pictures, {given}", pictures, "plain", plain))
         words = series(rows, "real titles", given, DEFAULT)
         lines.append(row("fashion", f"BERT's titles, {given}", words, "plain", plain))
@@ -283,16 +279,16 @@ def real(results: Path) -> tuple[list[str], pd.DataFrame]:
         lines.append(row("fashion", f"both, {given}", titles, best.replace(", ", " with "), own))
     pair, table = (series(rows, models[-1], given, DEFAULT) for given in ("I+T", "I+T+Tab"))
     lines.append(row("fashion", "both, the table too", table, "both, I+T", pair))
-    gain = 100 * (series(rows, models[-1], "I+T", DEFAULT) - series(rows, "plain", "I+T", DEFAULT))
+    each = {m: series(rows, m, "I+T", DEFAULT) for m in (*models, "real titles")}
+    gain = (each[models[-1]] - each["plain"]).dropna()
+    alone = {what: (each[m] - each["plain"]).mean() for what, m in REAL.items()}
+    most, less = sorted(alone, key=lambda what: -alone[what])
     text = [
-        f"Real weights for pictures and titles bring {gain.mean():.1f} points given both (mean of "
-        f"{len(gain)} seeds), more than any change of the model in the tables above does.",
+        f"Real weights for pictures and titles bring {points(gain.mean())} points given both (mean "
+        f"of {len(gain)} seeds); by themselves {most} bring {points(alone[most])}, {less} "
+        f"{points(alone[less])}.",
+        made(results, "weights"),
     ]
-    changes = [*scores(results)[1]["difference"], *fused(results)[1]["difference"][::3]]
-    largest = max(abs(float(said.split()[0])) for said in changes)
-    if largest >= gain.mean():
-        text[0] = text[0].partition(", more than")[0] + "."
-    text.append(made(results, "weights"))
     return text, pd.DataFrame(lines)
 
 
@@ -309,10 +305,10 @@ def take(results: Path) -> tuple[list[str], pd.DataFrame]:
     text = [
         f"By validation products the best recipe given picture and title is *{model}* read as "
         f"`{variant}` ({100 * means.loc[model, variant]:.1f} %{said}).",
-        "Put pictures through a real network before anything else (`EXTRAS=real`); compare with a "
-        "control on your own products (notebook 05); choose the read-out on validation products, "
-        "as it is what differs most from data to data. The table shows mAP@10 of validation "
-        "products in per cent, given picture and title.",
+        "Use real weights for pictures and titles (`EXTRAS=real`) before anything else; compare "
+        "with a control on your own products (notebook 05); choose the read-out on validation "
+        "products. The table shows mAP@10 of validation products in per cent, given picture and "
+        "title.",
     ]
     return text, (100 * means).round(1).map("{:.1f}".format).reset_index()
 
@@ -341,13 +337,15 @@ def converged(found: dict) -> tuple[list[str], pd.DataFrame]:
     """What ``benchmarks/converge.py`` recorded; enough is a length that has converged and is within
     a point of the best."""
     ends, text = pd.DataFrame(found["ends"]), []
-    for (data, model), own in ends.groupby(["data", "model"], sort=False):
+    for key, own in ends.groupby(["data", "training", "model", "seed"], sort=False):
+        data, training, model, seed = key
         near = own[DEFAULT] >= own[DEFAULT].max() - stats.CONVERGED  # of the best length
         enough = own[own["converged"] & near].sort_values("epochs")
         said = "no length that was tried is enough"
         if len(enough):
             said = f"{enough.iloc[0]['epochs']:g} epochs ({enough.iloc[0]['steps']} steps) do"
-        text.append(f"{NAMES.get(data, data).capitalize()}, {model}: {said}.")
+        where = f"{NAMES.get(data, data).capitalize()}, {training} training products"
+        text.append(f"{where}, {model}, seed {seed}: {said}.")
     for name in (DEFAULT, "gained", "accuracy"):
         ends[name] = (100 * ends[name]).round(1).map("{:.1f}".format)
     return text, ends.rename(columns={"gained": "gained in the last quarter"})
@@ -355,25 +353,33 @@ def converged(found: dict) -> tuple[list[str], pd.DataFrame]:
 
 @of_benchmark("more")
 def more(found: dict) -> tuple[list[str], pd.DataFrame]:
-    """What ``benchmarks/more.py`` recorded: quality by training products, mean over seeds."""
+    """What ``benchmarks/more.py`` recorded: quality by training products, over the seeds that have
+    them all; nothing of a catalogue where none has."""
     rows = pd.DataFrame(found["rows"])
     numbers, text, tables = [DEFAULT, PAPER, "accuracy"], [], []
-    for data, own in rows.groupby("data", sort=False):
-        means = own.groupby("training")[numbers].mean()
-        first, last = means.index[0], means.index[-1]
-        half = means.index[means.index <= 0.6 * last].max()
-        gains = [means[DEFAULT][last] - means[DEFAULT][few] for few in (first, half)]
-        text.append(
-            f"On {NAMES.get(data, data)} (asked by {own['queries'].iloc[0]} queries, "
-            f"{own['steps'].iloc[0]} steps each), {last} training products instead of {first} "
-            f"bring {points(gains[0])} points by `{DEFAULT}`, instead of {half} {points(gains[1])}."
-        )
+    for (data, listed), own in rows.groupby(["data", "listings"], sort=False):
         wide = own.pivot(index="training", columns="seed", values=numbers)
+        whole = wide.columns.levels[1][wide.notna().T.groupby("seed").all().all(axis=1)]
+        wide = wide.loc[:, (slice(None), whole)]
+        if not len(whole):
+            continue
+        values, sizes = wide[DEFAULT], wide.index
+        half = sizes[sizes <= 0.6 * sizes[-1]].max()
+        ends = (values.loc[few].to_numpy() for few in (sizes[0], half))
+        tests = [stats.paired_seeds(values.loc[sizes[-1]].to_numpy(), few) for few in ends]
+        gains = [f"{points(t.mean)} [{points(t.low)}, {points(t.high)}]" for t in tests]
+        text.append(
+            f"On {listed} of {NAMES.get(data, data)} ({own['queries'].iloc[0]} queries, "
+            f"{own['steps'].iloc[0]} steps each, {len(whole)} seeds), {sizes[-1]} training "
+            f"products instead of {sizes[0]} bring {gains[0]} points by `{DEFAULT}`, instead of "
+            f"{half} {gains[1]}."
+        )
         said = {name: recording.said(wide[name]) for name in numbers}
-        named = {"data": NAMES.get(data, data), "seeds": own["seed"].nunique()}
+        named = {"data": NAMES.get(data, data), "listings": listed, "seeds": len(whole)}
         tables.append(pd.DataFrame(said).reset_index().assign(**named))
-    table = pd.concat(tables)
-    return text, table[["data", "training", "seeds", *numbers]]
+    if not tables:
+        return ["No seed has been run with every number of products yet."], pd.DataFrame()
+    return text, pd.concat(tables)[["data", "listings", "training", "seeds", *numbers]]
 
 
 @of_benchmark("nothing")
@@ -403,11 +409,13 @@ PARTS = {
 HEAD = (
     "# Findings\n\nGenerated by `python docs/readme.py`: the words are written, every number and "
     "verdict among them is computed from `results/`. Numbers are per cent of mAP@10 where nothing "
-    "else is said, differences are points over the recorded seeds with a 95 % interval; "
-    "*level*: it holds zero and nothing as large as "
-    f"{100 * claims.margin('fashion'):.0f} points (on the shop {100 * claims.margin('shop'):.0f}); "
-    "*undecided*: it holds both. These comparisons are by themselves; only the paper's claims are "
-    "corrected for their number. How numbers are made: [numbers.md](numbers.md).\n"
+    "else is said, differences are points with a 95 % interval. *Level*: it holds zero and nothing "
+    f"as large as {100 * claims.margin('fashion'):.0f} points (on the shop "
+    f"{100 * claims.margin('shop'):.0f}); *undecided*: it holds both. *Over*: what the interval is "
+    "over. On the real products all seeds ask the same queries, so an interval over seeds alone "
+    "says what another training would bring, and nothing of other queries. These comparisons are "
+    "by themselves; only the paper's claims are corrected for their number. How numbers are made: "
+    "[numbers.md](numbers.md).\n"
 )
 
 

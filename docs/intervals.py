@@ -61,10 +61,16 @@ def judged(path: Path, content: list[dict]) -> Iterator[tuple[dict, dict]]:
 
 
 def differs(row: dict, test: dict) -> list[str]:
-    """Which numbers of a claim came out otherwise."""
-    names = ("difference", "low", "high")
-    pairs = {name: np.array([row[name], test[name]], dtype=float) for name in names}
-    return [name for name, pair in pairs.items() if not np.ptp(pair) < ROUNDING]
+    """What of a claim came out otherwise: its numbers, each seed's, p, or the verdict."""
+    names = ("difference", "low", "high", "each_seed")
+    sides = {name: [np.array(x[name], dtype=float) for x in (row, test)] for name in names}
+    bad = [
+        name
+        for name, (one, other) in sides.items()
+        if one.shape != other.shape or not (np.abs(one - other) < ROUNDING).all()
+    ]
+    bad += ["p"] * (not np.isclose(row["p"], test["p"], rtol=0.05, atol=1e-4))
+    return bad + ["verdict"] * (row["verdict"] != test["verdict"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -191,14 +191,9 @@ def planted(path: Path) -> pd.DataFrame:
 def counted(path: Path) -> str:
     """How many of the paper's claims got which verdict, corrected for their number
     (:func:`m5lib.lab.claims.corrected`), and a line for each contradicted one."""
-    claims = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["claims"])
-    known, before = pd.read_csv(verdicts.CLAIMS, index_col="id"), claims["verdict"].value_counts()
-    claims["source"] = claims["id"].map(known["source"])  # which names Table 6's two readings
-    table = r"^(\w+ [0-9.]+(?: \((?:scores|losses)\))?)"
-    claims["table"] = claims["source"].str.extract(table, expand=False)
-    claims["verdict"] = verdicts.corrected(claims)
-    built_in = claims["id"].map(known["calibrated"]) == claims["data"]
-    built_in = claims[built_in & (claims["verdict"] == "confirmed")]
+    claims = verdicts.judged(path)
+    before = claims["alone"].value_counts()
+    built_in = claims[claims["calibrated"] & (claims["verdict"] == "confirmed")]
     by = ["data", "table"]
     counts = claims.groupby([*by, "verdict"]).size().unstack(fill_value=0)
     counts = counts.reindex(columns=verdicts.VERDICTS, fill_value=0)
@@ -213,7 +208,7 @@ def counted(path: Path) -> str:
     for row in claims.query("verdict == 'contradicted'").itertuples():
         paper = f" (paper {row.published_difference})" if row.published_difference != "" else ""
         ours, low, high = (f"{100 * value:+.1f}" for value in (row.difference, row.low, row.high))
-        claim = f"{row.source}, {known.metric[row.id]}: {row.better} over {row.worse}{paper}"
+        claim = f"{row.source}, {row.metric}: {row.better} over {row.worse}{paper}"
         lines.append(f"- {row.data}, {claim}: ours {ours} [{low}, {high}]")
     lines = lines if lines[2:] else ["None is contradicted."]
     return "\n".join([text, "", markdown(counts.loc[order]), "", *lines])
@@ -326,10 +321,8 @@ def gallery(results: Path) -> str:
                 figures.append(f"![{title}]({file}){vector}")
         lines += [*figures, ""]
     if (path := results / "claims.json").exists():
-        frame = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["claims"])
-        frame["metric"] = frame["id"].map(pd.read_csv(verdicts.CLAIMS, index_col="id")["metric"])
-        frame["verdict"], lines = verdicts.corrected(frame), [*lines, "## claims", ""]
-        for data, part in frame.groupby("data"):
+        lines += ["## claims", ""]
+        for data, part in verdicts.judged(path).groupby("data"):
             lines += [f"**{data}**", "", markdown(verdicts.table(part.to_dict("records"))), ""]
     return "\n".join(lines)
 

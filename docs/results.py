@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fine = all(p.ended()["status"] != "failed" for p in points[record][first:last])
             given = given | {"seeds": last, "record": record}
             done.append(fine and recorded(path, given))
-            _timed(record, sum(p.ended()["seconds"] for p in part[record]), len(part[record]))
+            took = [x for p in part[record] if (x := p.ended()["seconds"]) == x]  # NaN: lost
+            _timed(record, sum(took), len(took))
         for record, ways in single.items() if not first else ():
             start = time.monotonic()
             done += [recorded(path, given | {"record": record}) for path, given in ways]

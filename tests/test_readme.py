@@ -233,8 +233,9 @@ def test_findings_say_what_is_not_recorded_and_what_is(recorded):
         assert text == [f"Not recorded yet: `python benchmarks/{script}.py`."] and table.empty
     folder = recorded.parent / "benchmarks"
     ends = [
-        {"data": "shop", "model": "scale", "epochs": n, "steps": 10 * n, "gained": gained,
-         "accuracy": 0.5, "weighted": 0.25, "converged": gained < 0.01}
+        {"data": "shop", "training": 90, "seed": 0, "model": "scale", "epochs": n,
+         "steps": 10 * n, "gained": gained, "accuracy": 0.5, "weighted": 0.25,
+         "converged": gained < 0.01}
         for n, gained in ((5, 0.03), (10, 0.009), (20, 0.001))
     ]  # fmt: skip
     ends += [ends[0] | {"model": "clip"}, ends[1] | {"model": "bert"}]
@@ -242,28 +243,51 @@ def test_findings_say_what_is_not_recorded_and_what_is(recorded):
     write_json(folder / "converge.json", {"curves": [], "ends": ends})
     text, _ = findings.converged(recorded)
     assert text == [
-        "The shop, scale: 10 epochs (100 steps) do.",
-        "The shop, clip: no length that was tried is enough.",
-        "The shop, bert: 20 epochs (200 steps) do.",
+        "The shop, 90 training products, scale, seed 0: 10 epochs (100 steps) do.",
+        "The shop, 90 training products, clip, seed 0: no length that was tried is enough.",
+        "The shop, 90 training products, bert, seed 0: 20 epochs (200 steps) do.",
     ]
     rows = [
-        {"data": "shop", "training": n, "seed": seed, "queries": 90, "steps": 15}
-        | {"weighted": value + 0.01 * seed, "fused_first": 0.3, "accuracy": 0.5}
+        {"data": "shop", "listings": 2000, "training": n, "seed": seed, "queries": 90}
+        | {"weighted": value + 0.01 * seed, "fused_first": 0.3, "accuracy": 0.5, "steps": 15}
         for n, value in ((250, 0.4), (500, 0.5), (1000, 0.55)) for seed in (0, 1)
     ]  # fmt: skip
-    write_json(folder / "more.json", {"rows": rows})
+    begun = [rows[0] | {"seed": 2, "weighted": 0.9}]  # a seed that was interrupted
+    other = [row | {"listings": 4000, "queries": 180, "weighted": 0.1} for row in rows]
+    write_json(folder / "more.json", {"rows": rows + begun + other})
     text, table = findings.more(recorded)
-    assert text == [
-        "On the shop (asked by 90 queries, 15 steps each), 1000 training products instead of 250 "
-        "bring +15.0 points by `weighted`, instead of 500 +5.0."
-    ]
-    assert list(table["weighted"]) == ["40.5 ± 0.7", "50.5 ± 0.7", "55.5 ± 0.7"]
-    assert list(table["seeds"]) == [2, 2, 2] and list(table["training"]) == [250, 500, 1000]
+    assert text[0] == (
+        "On 2000 of the shop (90 queries, 15 steps each, 2 seeds), 1000 training products instead "
+        "of 250 bring +15.0 [+15.0, +15.0] points by `weighted`, instead of 500 +5.0 [+5.0, +5.0]."
+    )
+    assert text[1].startswith("On 4000 of the shop (180 queries,") and len(text) == 2
+    of = table[table["listings"] == 2000]
+    assert list(of["weighted"]) == ["40.5 ± 0.7", "50.5 ± 0.7", "55.5 ± 0.7"]
+    assert list(of["seeds"]) == [2, 2, 2] and list(of["training"]) == [250, 500, 1000]
+    write_json(folder / "more.json", {"rows": [rows[0], rows[3]]})
+    text, table = findings.more(recorded)
+    assert text == ["No seed has been run with every number of products yet."] and table.empty
     again = {"verdicts": 300, "decided": 12}
     known = {"seeds": 12, "data": "d", "training": 9, "queries": 8, "verdicts": 12, "decided": 1}
     write_json(folder / "nothing.json", known | {"put together anew": again})
     said = findings.nothing(recorded)[0][0]
     assert "1 of 12 verdicts" in said and said.endswith("anew: 12 of 300.")
+
+
+def test_the_best_control_is_that_of_validation_products_and_reads_no_more():
+    """Not what queries would choose, nor one that is given more."""
+    seen = {("tfidf", "T"): 0.3, ("svd+pca", "I+T"): 0.5, ("with table", "T+Tab"): 0.9}
+    rows = [
+        {"model": model, "modalities": reads, "state": "control", "task": "retrieval", "seed": seed}
+        | {"metric": "mAP@10", "variant": model, "convention": convention}
+        | {"value": value + 0.01 * seed if "validation" in convention else 1 - value}
+        for (model, reads), value in seen.items()
+        for convention in ("min_k_r", recording.VALIDATION) for seed in (0, 1)
+    ]  # fmt: skip
+    for given, best in (("T", "tfidf"), ("I+T", "svd+pca"), ("I+T+Tab", "with table")):
+        name, values = findings.control(pd.DataFrame(rows), given)
+        assert name == best and values.to_dict() == dict.fromkeys((0, 1), 1 - max(
+            value for (_, reads), value in seen.items() if set(reads) <= set(given)))  # fmt: skip
 
 
 def test_a_comparison_is_the_first_less_the_second_over_their_seeds():
@@ -291,4 +315,7 @@ def test_what_is_kept_of_the_queries_is_small_and_makes_the_recorded_intervals_a
             assert not intervals.differs(row, test), (path.name, row["id"])
             assert intervals.differs(row, test | {"low": row["low"] - 0.001}) == ["low"]
             assert intervals.differs(row, test | {"high": None}) == ["high"]
+            assert intervals.differs(row | {"p": (row["p"] + 0.3) % 1}, test) == ["p"]
+            assert intervals.differs(row | {"verdict": "?"}, test) == ["verdict"]
+            assert intervals.differs(row | {"each_seed": [0.1, 0.2]}, test) == ["each_seed"]
         assert made, path.name

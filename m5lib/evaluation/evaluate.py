@@ -7,6 +7,7 @@ made. Every number comes with the convention that it follows.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -73,19 +74,25 @@ def having(catalogue: Catalogue, names: Iterable[str]) -> np.ndarray:
 
 
 def _retrieved(catalogue, vectors, split, protocol, gallery, given):
-    """Rows of the queries that can ask, and their values."""
+    """Rows of the queries that can ask, and their values. Prec@K of fine retrieval asks those whose
+    product is in the gallery K times: of ten found, all can be right."""
     asking, findable = queries(catalogue, split)[0], None
     offered, same = sought(catalogue, split)
     if given is not None:
         asks, findable = having(catalogue, given[0]), having(catalogue, given[1])[offered]
         asking = asking[asks[asking]]
     if not len(asking):
-        return asking, {}
+        return []
     ids, gallery = catalogue.ids, vectors if gallery is None else gallery
-    return asking, metrics.retrieval(
+    values = metrics.retrieval(
         *(vectors[asking], gallery, same[asking], same[offered], ids[asking], ids[offered]),
         *(protocol, offered, findable, CUTS),
     )
+    able = dict.fromkeys(values, np.full(len(asking), True))
+    if split == "fine_query":
+        listed = pd.Series(same[asking]).map(pd.Series(same[offered]).value_counts()).to_numpy()
+        able |= {(f"Prec@{k}", "k"): listed >= k for k in CUTS if protocol == "usual"}
+    return [(asking[able[name]], {name: own[able[name]]}) for name, own in values.items()]
 
 
 def _classified(catalogue, vectors, split, seed, predicted):
@@ -131,7 +138,8 @@ def per_query(
             values = [_classified(catalogue, vectors, split, seed, predicted)]
         elif task in asked:
             sides = (catalogue, vectors, asked[task])
-            values = [_retrieved(*sides, protocol, gallery, given) for protocol in protocols]
+            several = (_retrieved(*sides, protocol, gallery, given) for protocol in protocols)
+            values = list(chain.from_iterable(several))
         for rows, by_metric in values:
             parts += [(rows, (task, *name), own) for name, own in by_metric.items()]
     if not parts:

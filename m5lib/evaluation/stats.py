@@ -38,7 +38,9 @@ def paired_queries(
     4. The 95 % interval is m ± sqrt(t² v + z² w), with the 0.975 quantiles t of Student's t with
        S - 1 degrees of freedom and z of the normal; p is where such an interval ends at 0. With one
        seed it is that of the queries only: v = 0, w = the variance of d / Q. One query that all
-       seeds share says nothing of others: interval and p are NaN.
+       seeds share says nothing of others: interval and p are NaN. Where all m[s] of other queries
+       are equal, as hits and misses of few can be, v is what such queries vary a mean: the mean
+       over the seeds of the variance of d[s] / Q, / S.
 
     This is the test of two readings by the same readers of the same cases (Obuchowski and Rockette,
     1995), seeds for readers. Of models that differ by chance alone it calls one in twenty
@@ -52,7 +54,8 @@ def paired_queries(
     gains = [np.asarray(x, float) - np.asarray(y, float) for x, y in zip(a, b, strict=True)]
     shared = len(gains) == 1 or isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
     common = _common(np.stack(gains, axis=1)) / len(gains[0]) if shared else 0.0
-    return _tested(np.array([gain.mean() for gain in gains]), common)
+    alike = 0.0 if shared else np.mean([gain.var() / len(gain) for gain in gains]) / len(gains)
+    return _tested(np.array([gain.mean() for gain in gains]), common, alike)
 
 
 def paired_clusters(
@@ -120,9 +123,10 @@ def half_width(p: float, spread: float, common: float, seeds: int) -> float:
     return float(np.sqrt(t**2 * spread + stats.norm.isf(p / 2) ** 2 * common))
 
 
-def _tested(means: Float[np.ndarray, " S"], common: float) -> Difference:
-    """Step 4 of :func:`paired_queries`: differences of seeds, and w."""
+def _tested(means: Float[np.ndarray, " S"], common: float, alike: float = 0.0) -> Difference:
+    """Step 4 of :func:`paired_queries`: differences of seeds, w, and v where they are equal."""
     mean, seeds, spread = float(means.mean()), len(means), spread_of(means)
+    spread = spread if np.ptp(means) > 1e-12 else float(alike)
     half = half_width(0.05, spread, common, seeds)
     p = level(abs(mean), spread, common, seeds) if half == half else np.nan
     return Difference(mean, mean - half, mean + half, p, seeds)

@@ -32,11 +32,12 @@ ENDINGS = {
     " coarse": number("Prec@10_coarse"),
 }
 #: Claims that no study of ours can test.
-NOT_TESTABLE = {
-    "C39": "needs products with ten listings or more: ours have a few, and ten found cannot all be "
-    "right",
-    "C91": "needs products of two sizes, the smaller a part of the larger",
-}
+NOT_TESTABLE = {"C91": "needs products of two sizes, the smaller a part of the larger"}
+#: Table 6 stands twice among the sources, by how its ticks are read.
+TABLE = r"^(\w+ [0-9.]+(?: \((?:scores|losses)\))?)"
+#: Of the width of a 95 % interval: the difference that such a test finds in four of five cases, 2.8
+#: standard errors, 1.96 + 0.84.
+DETECTABLE = 2.8 / 3.92
 
 
 def tested(
@@ -57,7 +58,7 @@ def tested(
         by_seed = [
             one.value(x) - other.value(y) for (one, x), (other, y) in zip(*sides, strict=True)
         ]
-        how = f"over {len(seeds)} seeds and products"
+        sizes = [pair[0]["id"].nunique() for pair in pairs]
     elif task == worse[1]["task"]:
         pairs = [
             evaluate.paired(*(one.values(own) for one, own in pair))
@@ -65,12 +66,12 @@ def tested(
         ]
         test = evaluate.difference(pairs, shared=shared)
         by_seed = [float(pair["ours"].mean() - pair["theirs"].mean()) for pair in pairs]
-        products = ", ".join(str(len(pair)) for pair in pairs)
-        how = f"over {len(seeds)} seeds and {products} products"
+        sizes = [len(pair) for pair in pairs]
     else:  # other queries
         means = [np.array([one.value(own) for one, own in side]) for side in sides]
-        test, by_seed = stats.paired_seeds(*means), (means[0] - means[1]).tolist()
-        how = f"t over {len(seeds)} seeds"
+        test, by_seed, sizes = stats.paired_seeds(*means), (means[0] - means[1]).tolist(), []
+    products = f" and {', '.join(map(str, sizes))} products"
+    how = f"over {len(seeds)} seeds{products}" if sizes else f"t over {len(seeds)} seeds"
     numbers = {"difference": test.mean, "each_seed": by_seed, "low": test.low, "high": test.high}
     for name, value in (numbers | {"p": test.p}).items():
         numbers[name] = value if name == "each_seed" or np.isfinite(value) else None
@@ -78,10 +79,15 @@ def tested(
     return numbers | {"how": how, "verdict": verdict(test, data), "reason": ""}
 
 
+def kind(data: str) -> str:
+    """Whose products: ``shop (text=bert:…)``, with other features, is the shop."""
+    return data.partition(" (")[0]
+
+
 def margin(data: str) -> float:
     """Smaller differences do not matter: 3 points, on the shop 5 (``LOG.md``, before it was
     recorded)."""
-    return 0.05 if data == "shop" else 0.03
+    return 0.05 if kind(data) == "shop" else 0.03
 
 
 def verdict(test: stats.Difference, data: str) -> str:
@@ -127,7 +133,7 @@ def side_of(claim, side: str) -> tuple[str, dict[str, str]]:
 def judge(studies: Studies, sources: Iterable[str]) -> list[dict]:
     """The verdict on every claim of the given tables and figures (beginnings of ``source``), by
     studies whose labels are the paper's names of its rows."""
-    verdicts, seeds = [], {seed for _, seed in studies}
+    verdicts, seeds = [], dict.fromkeys(seed for _, seed in studies)
     first = next(iter(studies.values())).rows.iloc[0]
     for claim in pd.read_csv(CLAIMS, keep_default_na=False).itertuples(index=False):
         if not claim.source.startswith(tuple(sources)):
@@ -141,10 +147,12 @@ def judge(studies: Studies, sources: Iterable[str]) -> list[dict]:
             continue
         sides = [side_of(claim, claim.better), side_of(claim, claim.worse)]
         row["ours"] = " - ".join(dict.fromkeys(", ".join(own.values()) for _, own in sides))
-        missing = [label for label, _ in sides if any((label, s) not in studies for s in seeds)]
-        if missing:
+        there = [{s for s in seeds if (label, s) in studies} for label, _ in sides]
+        if missing := [label for (label, _), own in zip(sides, there, strict=True) if not own]:
             untested["reason"] = f"no run of {' or '.join(missing)} on these products"
-        elif any(np.isnan(studies[label, s].value(own)) for label, own in sides for s in seeds):
+        elif not (common := set.intersection(*there)):
+            untested["reason"] = "no seed that both were run with"
+        elif any(np.isnan(studies[label, s].value(own)) for label, own in sides for s in common):
             untested["reason"] = "these products do not have what it takes to measure it"
         verdicts.append(row | (untested if untested["reason"] else tested(studies, *sides)))
     return verdicts
@@ -152,11 +160,10 @@ def judge(studies: Studies, sources: Iterable[str]) -> list[dict]:
 
 def table(verdicts: Iterable[dict]) -> pd.DataFrame:
     """The verdicts for people: differences in per cent, as the paper prints them, with their 95 %
-    interval, p, and the smallest difference that such a test finds in four of five cases: 2.8
-    standard errors, (1.96 + 0.84) (high - low) / (2 x 1.96)."""
+    interval, p, and what such a test detects (:data:`DETECTABLE`)."""
     shown = "id source metric better worse published_difference difference low high detectable p"
     frame = pd.DataFrame(list(verdicts)).reindex(columns=[*shown.split(), "verdict", "reason"])
-    frame["detectable"] = (frame["high"] - frame["low"]).astype(float) * 2.8 / 3.92
+    frame["detectable"] = (frame["high"] - frame["low"]).astype(float) * DETECTABLE
     for column in ("difference", "low", "high", "detectable"):
         frame[column] = (100 * frame[column].astype(float)).round(1)
     frame["p"] = frame["p"].astype(float).round(4)
@@ -168,6 +175,8 @@ def corrected(claims: pd.DataFrame) -> pd.Series:
     """The verdicts after the correction of Benjamini and Hochberg (1995) over every claim tested:
     of those that differ, and of those that are equivalent, at most 5 % are expected to be so by
     chance. The p of equivalence is that of the widest interval that fits between the margins."""
+    if (claims["verdict"] == "not testable").all():
+        return claims["verdict"]
     rows = claims[claims["p"].notna() & (claims["verdict"] != "not testable")]
     low, high, p = (rows[name].astype(float) for name in ("low", "high", "p"))
     differs = false_discovery_control(p) <= 0.05
@@ -181,10 +190,30 @@ def corrected(claims: pd.DataFrame) -> pd.Series:
 def _p_equivalent(row) -> float:
     """Of a claim's row: v from its seeds, w from what its interval holds beside them."""
     seeds, spread = len(row.each_seed), stats.spread_of(np.array(row.each_seed, float))
+    if seeds > 1 and np.ptp(row.each_seed) < 1e-12:  # all of it is what seeds may differ by
+        spread = ((row.high - row.low) / 2 / stats.half_width(0.05, 1.0, 0.0, seeds)) ** 2
     beside = ((row.high - row.low) / 2) ** 2 - stats.half_width(0.05, spread, 0.0, seeds) ** 2
     common = max(0.0, beside) / stats.half_width(0.05, 0.0, 1.0, seeds) ** 2
     inside = margin(row.data) - abs(row.difference)
     return stats.level(inside, spread, common, seeds) if inside > 0 else 1.0
+
+
+def judged(path: str | Path) -> pd.DataFrame:
+    """The claims of a ``claims.json``, their verdicts corrected (``alone``: each by itself), with
+    what ``paper/claims.csv`` knows: source, statement, metric, ``table``; whether these products
+    were ``calibrated`` for it or no seeds suffice (``unaffordable``); as fractions the published
+    difference, ``paper``, and the ``detectable`` one."""
+    frame = pd.DataFrame(recording.read_results(path, "claims")["claims"])
+    known = pd.read_csv(CLAIMS, index_col="id", keep_default_na=False)
+    for column in ("source", "statement", "metric", "calibrated", "unaffordable"):
+        frame[column] = frame["id"].map(known[column])
+    for mark in ("calibrated", "unaffordable"):
+        pairs = zip(frame["data"].map(kind), frame[mark], strict=True)
+        frame[mark] = [data in several.split() for data, several in pairs]
+    frame["alone"], frame["verdict"] = frame["verdict"], corrected(frame)
+    frame["detectable"] = (frame["high"] - frame["low"]).astype(float) * DETECTABLE
+    frame["paper"] = pd.to_numeric(frame["published_difference"], errors="coerce").abs() / 100
+    return frame.assign(table=frame["source"].str.extract(TABLE, expand=False))
 
 
 def record(name: str, verdicts: list[dict], made: dict) -> Path | None:

@@ -130,10 +130,11 @@ def run(
 
     Raises:
         ParameterError: before anything starts.
-        NotebookError: a cell raised.
+        NotebookError: a cell raised, or the kernel was killed.
         KeyboardInterrupt: the kernel was interrupted.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     checked, output, name = check(notebook, parameters or {}), Path(output), Path(notebook).name
@@ -157,6 +158,9 @@ def run(
             raise KeyboardInterrupt(f"{name}: {error.evalue or 'interrupted'}") from None
         says = (error.exec_count, error.ename, error.evalue)
         raise NotebookError(name, *says, output) from None
+    except DeadKernelError as error:
+        says = f"{error} (killed: out of memory?)"
+        raise NotebookError(name, "?", "DeadKernelError", says, output) from None
     return output
 
 

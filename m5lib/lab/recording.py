@@ -142,6 +142,9 @@ def _flat(names: pd.Index) -> list:
 
 # --- provenance
 
+#: What numbers come from.
+CODE = ("m5lib", "notebooks", "benchmarks/*.py", "paper")
+
 
 def _git(*words: str) -> str:
     command = ["git", "-C", str(ROOT), *words]
@@ -166,11 +169,11 @@ def device_name(device: torch.device) -> str:
 def provenance(
     profile: str, seed: int, seconds: float, extractors: str = "", bert: str = ""
 ) -> dict:
-    """How numbers came to be: commit (``+`` where files were changed since), versions, device,
+    """How numbers came to be: commit (``+`` where code was changed since), versions, device,
     profile, seed, the choice of extractors, the weights of the BERT that titles started from, wall
     time in seconds."""
     packages = ("torch", "transformers", "scikit-learn", "numpy")
-    changed = "+" if _git("status", "--porcelain", "--", "m5lib", "notebooks") else ""
+    changed = "+" if _git("status", "--porcelain", "--", *CODE) else ""
     return {
         "commit": _git("rev-parse", "--short=12", "HEAD") + changed,
         "code": code_version(),

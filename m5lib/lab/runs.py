@@ -53,6 +53,7 @@ class Profile:
     tuning: Training  # of fine-tuning
     vocabulary: int
     products: int = 0  # at most so many are read, evenly over the splits; 0: all
+    asked: int = 0  # the shop has so many listings more, for evaluation only
     #: Of catalogues of fewer than so many training products: smaller, in larger steps (LOG.md).
     few: tuple[int, "Profile"] | None = None
 
@@ -118,7 +119,7 @@ def load(
     chosen = choose(extractors)
     stored = any(not getattr(extractor, "decodes", True) for extractor in chosen.values())
     if data == "shop":
-        catalogue = listings.make(size=profile.name, seed=seed)
+        catalogue = listings.make(size=profile.name, seed=seed, asked=profile.asked)
     else:
         bare = stored and Path(data).is_dir() and not readers.annotated(Path(data))
         whole = m5features.listed(data, chosen) if bare else readers.read(data)
@@ -224,10 +225,13 @@ class Job:
         form = simcl.FORMS.get(spec.objective.contrast)
         if form and not form.__module__.startswith("m5lib."):  # a notebook's own: by its lines
             settled["form"] = inspect.getsource(form)
-        text = json.dumps(settled, sort_keys=True)
-        digest = hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
-        folder = home("runs", f"{self.model}-{codes(spec.modalities)}-{digest}")
+        folder = home("runs", f"{self.model}-{codes(spec.modalities)}-{_digest(settled)}")
         return Plan(spec, training, replace(size.tuning, seed=self.seed), rows, folder)
+
+
+def _digest(settled: Mapping) -> str:
+    text = json.dumps(settled, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -355,13 +359,15 @@ def _tidy(folder: Path) -> None:
 
 
 def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
-    """The run's model fine-tuned, in ``finetuned`` of its folder, as by :func:`pretrained`."""
-    folder = run.folder / "finetuned"
+    """The run's model fine-tuned, in ``finetuned-<hash of how>`` of its folder, as by
+    :func:`pretrained`."""
+    tuning = job.plan(streams).tuning
+    folder = run.folder / f"finetuned-{_digest(asdict(tuning))}"
     with locked(folder / ".lock"):
         if not (folder / "classifier.safetensors").exists():
             torch.manual_seed(job.seed)
             classifier = Classifier(copy.deepcopy(run.model), labels_of(streams)).to(best_device())
-            finetune(classifier, streams, job.plan(streams).tuning, folder)
+            finetune(classifier, streams, tuning, folder)
             classifier.save_pretrained(folder)
         _tidy(folder)
     return Classifier.from_pretrained(folder).to(best_device())

@@ -28,6 +28,8 @@ from m5lib.streams import Ragged, Streams
 #: Task, metric and convention of Figure 5; and of the plain cosine, which the paper shows.
 SIMILARITY = ("similarity", "image-text cosine", "own less other products'")
 PLAIN = (*SIMILARITY[:2], "own")
+#: By profile: listings that studies add to the shop to be measured by, not trained on (``LOG.md``).
+ASKED = {"small": 2400}
 #: Columns of :attr:`Study.queries`.
 COLUMNS = ("state", "variant", *evaluate.PER_QUERY)
 KEYS = ("state", "variant", "task", "metric", "convention")
@@ -106,11 +108,8 @@ def looks(history: Sequence[dict]) -> list[tuple[float, dict]]:
     """What :func:`.separation.glance` saw before training and after each quarter, each with its
     share of the steps; nothing of a run that was not pre-trained."""
     start = [(0.0, line["before"]) for line in history[:1] if "before" in line]
-    return start + [
-        (round((line["step"] + 1) / len(history), 2), line)
-        for line in history
-        if "validation" in line
-    ]
+    told = [line for line in history if "validation" in line]
+    return start + [(round((line["step"] + 1) / len(history), 2), line) for line in told]
 
 
 def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> Study:
@@ -200,10 +199,9 @@ def studies(
     """
     size, result = sized(profile, products), {}
     for seed in seeds:
-        catalogue, features = runs.load(data, size, seed, extractors)
+        loaded = runs.load(data, size, seed, extractors)
         rows = {label: row for label, row in grid.items() if seed < row.get("seeds", seed + 1)}
-        several = jobs(rows, catalogue, features, size, seed, extractors, **more)
-        for label, (job, streams) in several.items():
+        for label, (job, streams) in jobs(rows, *loaded, size, seed, extractors, **more).items():
             begun, plain = time.monotonic(), (job.model, grid[label].get("modalities", ""))
             name = job.model if label in plain else f"{job.model}, {label}"
             result[label, seed] = one = study(job, streams, notebook, name)
@@ -212,9 +210,9 @@ def studies(
 
 
 def sized(profile: str, products: int = 0) -> runs.Profile:
-    """A profile that reads at most so many products; 0: as many as it says itself."""
+    """A profile that reads at most so many products, 0: as many as it says; with :data:`ASKED`."""
     size = runs.profile_of(profile)
-    return replace(size, products=products or size.products)
+    return replace(size, products=products or size.products, asked=ASKED.get(profile, 0))
 
 
 def jobs(
@@ -255,7 +253,7 @@ def jobs(
 
 #: What :func:`fair` tries, times a row's own rate and temperature, its seeds, and how far behind
 #: the best of the first seed the others are not asked.
-TRIED, CHOOSING, CLOSE = (1 / 3, 1.0, 3.0), (1000, 1001, 1002), 0.02
+TRIED, CHOOSING, CLOSE = (1.0, 1 / 3, 3.0), (1000, 1001, 1002), 0.02
 
 
 def fair(
@@ -299,7 +297,7 @@ def fair(
         usual = {name: value for name, value in row.items() if name != "learning_rate"}
         rate = size.for_products(len(training)).training.learning_rate
         ways = [usual | ({"learning_rate": rate * x} if x != 1 else {}) for x in TRIED]
-        row = best(label, [*ways, *([row] if row not in ways else [])])
+        row = best(label, ways if row in ways else [row, *ways])
         if objective.contrast != "none" and len(streams.modalities) > 1:
             start = ("objective.temperature",)
             changed = [((*start, objective.temperature * x),) if x != 1 else () for x in TRIED]
@@ -369,8 +367,8 @@ def ordered_codes(text: str) -> str:
 
 
 def values(studies: Studies, wanted: str | Mapping[str, str]) -> pd.DataFrame:
-    """A number of every study, a column of the paper's tables (:func:`number`) or values of the
-    columns of result rows: label against seed, in the order of the grid; NaN where not measured."""
+    """A number of every study (:func:`number`, or values of the columns of result rows): label
+    against seed, in the order of the grid; NaN where not measured."""
     wanted = number(wanted) if isinstance(wanted, str) else wanted
     series = pd.Series({key: study.value(wanted) for key, study in studies.items()})
     return series.unstack().loc[list(dict.fromkeys(label for label, _ in studies))]
@@ -379,22 +377,24 @@ def values(studies: Studies, wanted: str | Mapping[str, str]) -> pd.DataFrame:
 def beside(
     studies: Studies, paper: pd.DataFrame, names: Iterable[str], state: str = "finetuned"
 ) -> pd.DataFrame:
-    """The paper's numbers and ours, in per cent: a row per label, and for each of the table's
-    columns ``paper`` and ``ours``."""
-    columns = {}
+    """The paper's numbers and ours, in per cent: a row per label, for each of the table's columns
+    ``paper`` and ``ours``; and how many seeds each has, where some have fewer."""
+    columns, seeds = {}, pd.Series([label for label, _ in studies]).value_counts(sort=False)
     for name in names:
         ours = said(values(studies, number(name, state)))
-        theirs = (f"{paper[name][key]:.1f}" if key in paper.index else "" for key in ours.index)
-        columns |= {(name, "paper"): list(theirs), (name, "ours"): ours.to_numpy()}
+        theirs = [f"{paper[name][key]:.1f}" if key in paper.index else "" for key in ours.index]
+        columns |= {(name, "paper"): theirs, (name, "ours"): ours.to_numpy()}
+    if seeds.nunique() > 1:
+        columns["seeds", ""] = seeds[ours.index].to_numpy()
     return pd.DataFrame(columns, index=ours.index)
 
 
 def readouts(studies: Studies, convention: str = "min_k_r") -> pd.DataFrame:
     """mAP@10 of retrieval by category before fine-tuning, by every read-out: label against
-    read-out, mean over seeds."""
-    rows = tidy(studies).query(
-        "task == 'retrieval' and state == 'pretrained' and metric == 'mAP@10'"
-        " and convention == @convention"
-    )
+    read-out, mean over the seeds that all labels have."""
+    wanted = {"task": "retrieval", "state": "pretrained", "metric": "mAP@10"}
+    rows = pick(tidy(studies), wanted | {"convention": convention})
+    whole = rows.groupby("seed")["label"].nunique() == rows["label"].nunique()
+    rows = rows[rows["seed"].map(whole)]
     table = rows.pivot_table(index="label", columns="variant", values="value", sort=False)
     return table.rename_axis(columns="read-out")

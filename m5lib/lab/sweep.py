@@ -301,7 +301,8 @@ def collect(frame: pd.DataFrame) -> pd.DataFrame:
     for run in frame[frame["status"] != "failed"].to_dict("records"):
         own = {name: run[name] for name in [*more, "point"]}
         for path in sorted(Path(run["output"]).with_suffix("").glob("*.json")):
-            parts.append(load_results(path).assign(**own))
+            if path.name != "claims.json":  # verdicts, no rows
+                parts.append(load_results(path).assign(**own))
     empty = [pd.DataFrame(columns=[*COLUMNS, *more, "point"])]
     return pd.concat(parts or empty, ignore_index=True)
 

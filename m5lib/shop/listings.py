@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, count, islice
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,11 @@ SOUND_IN_VIDEO_ONLY = 0.2
 LISTED = {1: 0.74, 2: 0.13, 3: 0.07, 4: 0.04, 5: 0.02}
 SHARES = {"train": 0.54, "validation": 0.11, "gallery": 0.24, "query": 0.11}
 FINE = {True: 0.35, False: 0.06}  # of the instances listed several times, and once (distractors)
+#: Listings of every instance with a ``fine_query`` in a shop that is asked more: one asks, and all
+#: of the first ten found can be right (Prec@10).
+FINE_LISTED = 11
+#: What else is listed in such a shop, by the split it was drawn for.
+FURTHER = {"gallery": "gallery", "query": "query", "validation": "query"}
 #: Every so many categories one is never asked for: its products in the gallery are distractors.
 UNASKED = 6
 
@@ -81,22 +87,53 @@ def _instance(instance: int, seed: int, weights: np.ndarray) -> tuple[int, str, 
     return category, split, listings
 
 
-def listings(products: int, kinds: int, seed: int) -> Iterator[tuple[Listing, int]]:
-    """The listings of a shop, each with its category, in the order of their numbers."""
-    weights, number, instance = shelf.shares(kinds, seed), 0, 0
-    while number < products:
+def _merchants(instance: int, seed: int, products: int) -> Iterator[int]:
+    """Who lists an instance, without end: few merchants list much, most a little."""
+    rng = np.random.default_rng([seed, 2, instance])
+    while True:
+        yield int(products**0.8 * rng.power(0.5))
+
+
+def _listed(products: int, kinds: int, seed: int) -> Iterator[tuple[tuple[int, int, str], int]]:
+    """Instance, merchant, split and category of one listing after another, without end."""
+    weights = shelf.shares(kinds, seed)
+    for instance in count():
         category, split, times = _instance(instance, seed, weights)
-        rng = np.random.default_rng([seed, 2, instance])
-        # few merchants list much, most a little; the same merchant does not list a product twice
-        merchants = dict.fromkeys(int(products**0.8 * rng.power(0.5)) for _ in range(times))
+        # the same merchant does not list an instance twice
+        merchants = dict.fromkeys(islice(_merchants(instance, seed, products), times))
         for place, merchant in enumerate(merchants):
-            asking = place == 0 and len(merchants) > 1
-            fine = "fine_query" if asking else "fine_gallery"
-            role = fine if split == "fine" else split
-            if number < products:
-                yield Listing(number, instance, merchant, role), category
-                number += 1
-        instance += 1
+            fine = "fine_query" if place == 0 and len(merchants) > 1 else "fine_gallery"
+            yield (instance, merchant, fine if split == "fine" else split), category
+
+
+def _again(shop: list, seed: int) -> Iterator[tuple[tuple[int, int, str], int]]:
+    """More listings of the instances with a ``fine_query``, till each has :data:`FINE_LISTED`."""
+    merchants: dict[int, set] = {}
+    for (instance, merchant, _), _ in shop:
+        merchants.setdefault(instance, set()).add(merchant)
+    for (instance, _, split), category in shop:
+        if split == "fine_query":
+            own, drawn = merchants[instance], _merchants(instance, seed, len(shop))
+            while len(own) < FINE_LISTED:
+                if (merchant := next(drawn)) not in own:
+                    own.add(merchant)
+                    yield (instance, merchant, "fine_gallery"), category
+
+
+def listings(products: int, kinds: int, seed: int, asked: int = 0) -> Iterator[tuple[Listing, int]]:
+    """The listings of a shop, each with its category, in the order of their numbers. Then ``asked``
+    more, on which nothing is trained: of the fine-grained instances (:data:`FINE_LISTED`), then of
+    further ones those that :data:`FURTHER` names."""
+    stream = _listed(products, kinds, seed)
+    shop = list(islice(stream, products))
+    further = (
+        ((instance, merchant, FURTHER[split]), category)
+        for (instance, merchant, split), category in stream
+        if split in FURTHER
+    )
+    more = islice(chain(_again(shop, seed), further), asked)
+    for number, (listing, category) in enumerate(chain(shop, more)):
+        yield Listing(number, *listing), category
 
 
 def _presence(rng: np.random.Generator) -> tuple[str, bool]:
@@ -184,9 +221,11 @@ def size_of(size: str | int) -> tuple[int, int]:
     return size, int(np.clip(size // 50, 12 if size >= 240 else 6, SIZES["full"][1]))
 
 
-def folder_of(size: str | int, seed: int = 0) -> Path:
-    """Where the shop of a size and seed is kept: ``cache/shop-<listings>-<seed>``."""
-    return home("cache", f"shop-{size_of(size)[0]}-{seed}")
+def folder_of(size: str | int, seed: int = 0, asked: int = 0) -> Path:
+    """Where the shop of a size and seed is kept: ``cache/shop-<listings>-<seed>``, the number of
+    listings with ``+<asked>`` where more are asked."""
+    more = f"+{asked}" if asked else ""
+    return home("cache", f"shop-{size_of(size)[0]}{more}-{seed}")
 
 
 def make(
@@ -194,20 +233,23 @@ def make(
     seed: int = 0,
     folder: str | Path | None = None,
     workers: int | None = None,
+    asked: int = 0,
 ) -> Catalogue:
     """The shop of a size (:data:`SIZES`, or a number of listings), written on first use by all
-    cores into a folder (by default :func:`folder_of` size and seed), then read. What was begun is
+    cores into a folder (by default :func:`folder_of`), then read. With ``asked`` so many listings
+    more, for evaluation only (:func:`listings`); the others stay what they are. What was begun is
     gone on with; a second process waits. The same size and seed give the same files, whatever the
     number of workers (``benchmarks/shop.json``: times and disk space). Raises ``DataError``: the
     size is not known, or the folder holds something else."""
-    products, count = size_of(size)
-    folder = Path(folder) if folder is not None else folder_of(size, seed)
-    what = {"version": VERSION, "products": products, "categories": count, "seed": seed}
+    products, kinds = size_of(size)
+    folder = Path(folder) if folder is not None else folder_of(size, seed, asked)
+    what = {"version": VERSION, "products": products, "categories": kinds, "seed": seed}
+    what |= {"asked": asked} if asked else {}
     # beside it: a shop's folder must be empty, or a shop
     with locked(folder.absolute().with_name(f".{folder.name}.lock")):
         _prepare(folder, what)
         if not (folder / "truth.parquet").exists():
-            _write(folder, products, count, seed, workers)
+            _write(folder, list(listings(products, kinds, seed, asked)), kinds, seed, workers)
         shutil.rmtree(folder / "parts", ignore_errors=True)
     return read(folder)
 
@@ -230,16 +272,15 @@ def _prepare(folder: Path, what: dict) -> None:
         (folder / place).mkdir(parents=True, exist_ok=True)
 
 
-def _write(folder: Path, products: int, count: int, seed: int, workers: int | None) -> None:
+def _write(folder: Path, plan: list, kinds: int, seed: int, workers: int | None) -> None:
     from joblib import Parallel, delayed  # its processes need no main guard in the caller's script
 
     for half in folder.rglob("*.tmp"):  # left by a process that was killed
         half.unlink()
-    plan = list(listings(products, count, seed))
     chunks = [plan[start : start + CHUNK] for start in range(0, len(plan), CHUNK)]
     left = [place for place in range(len(chunks)) if not _part(folder, place).exists()]
     work = Parallel(n_jobs=workers or -1, return_as="generator_unordered")
-    jobs = (delayed(_write_chunk)(str(folder), place, chunks[place], count, seed) for place in left)
+    jobs = (delayed(_write_chunk)(str(folder), place, chunks[place], kinds, seed) for place in left)
     done = len(chunks) - len(left)
     for _ in tqdm(work(jobs), "shop", len(chunks), initial=done, unit=f" x {CHUNK} products"):
         pass

@@ -108,6 +108,28 @@ def test_per_query_values_average_to_the_numbers(catalogue):
     assert evaluate.per_query(catalogue, vectors, ["clustering"]).empty
 
 
+def test_precision_of_fine_retrieval_asks_whose_product_is_listed_so_often(catalogue):
+    """Of K found, K can be right; a product listed four times says nothing of Prec@10."""
+    splits, owners = ["fine_query"] * 3 + ["fine_gallery"] * 17, [1, 2, 3, *[1] * 10, *[2] * 6, 3]
+    products = [
+        replace(product, split=split, instance=str(owner))
+        for product, split, owner in zip(catalogue.products, splits, owners, strict=False)
+    ]
+    listed = replace(catalogue, products=tuple(products))
+    vectors = np.eye(4)[owners] + 0.01 * np.random.default_rng(0).standard_normal((20, 4))
+    asked = evaluate.per_query(listed, vectors, ["fine retrieval"], protocols=("usual", "released"))
+    usual = asked[asked["convention"] != "released"]
+    per = {metric: part["id"].tolist() for metric, part in usual.groupby("metric")}
+    ids = listed.ids[:3].tolist()
+    assert per["Prec@1"] == ids and per["Prec@5"] == ids[:2] and per["Prec@10"] == ids[:1]
+    assert asked.query("convention == 'released'").groupby("metric")["id"].count().eq(3).all()
+    assert asked.query("convention == 'min_k_r' and metric == 'mAP@10'")["id"].tolist() == ids
+    assert evaluate.value(evaluate.means(usual), "Prec@10", "k") == 1
+    few = replace(listed, products=tuple(products[1:]))
+    found = evaluate.retrieval(few, vectors[1:], "fine_query")
+    assert "Prec@10" not in {number["metric"] for number in found}
+
+
 @pytest.mark.parametrize("split", ["validation", "query", "fine_query"])
 def test_what_choices_are_made_by_is_the_retrieval_of_that_name(catalogue, split):
     """Dense and sparse vectors, with labels and without, of products and of their listings."""

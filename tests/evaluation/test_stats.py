@@ -78,6 +78,24 @@ def test_the_comparison_at_its_limits():
         stats.paired_queries(a[:2], a)
 
 
+def test_seeds_that_differ_alike_by_chance_are_not_sure():
+    """Hits and misses are few values: each seed one query more of 200 is no proof."""
+    d = np.zeros((3, 200))
+    d[[0, 1, 2], [5, 60, 7]] = 1
+    found = stats.paired_queries(list(d), list(0 * d))
+    slow = (
+        scipy.stats.t.ppf(0.975, 2)
+        * (np.mean([(x**2).mean() - x.mean() ** 2 for x in d]) / 600) ** 0.5
+    )
+    assert found[:3] == pytest.approx((0.005, 0.005 - slow, 0.005 + slow)) and found.p > 0.1
+    assert stats.paired_queries(list(d), list(d)) == (0, 0, 0, 1, 3)
+    called, rng = 0, np.random.default_rng(0)
+    for _ in range(400):  # no difference: a query in twenty goes one way or the other
+        d = rng.choice([-1.0, 0.0, 1.0], size=(2, 60), p=[0.025, 0.95, 0.025])
+        called += stats.paired_queries(list(d), list(0 * d)).p < 0.05
+    assert called < 34
+
+
 def test_more_seeds_of_the_same_queries_are_not_more_queries():
     rng = np.random.default_rng(0)
     d = np.repeat(rng.normal(0, 1, (1, 100)), 8, 0) + 0.01 * rng.normal(size=(8, 100))

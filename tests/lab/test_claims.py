@@ -93,6 +93,39 @@ def test_verdicts_follow_the_interval(gap, expected):
     )
 
 
+def test_a_claim_is_judged_by_the_seeds_that_both_sides_have():
+    fewer = two(0.1, 5)
+    for seed in (3, 4):
+        del fewer["MLM", seed]
+    found, whole = (claims.judge(studies, ["Table 7"]) for studies in (fewer, two(0.1, 3)))
+    assert found == whole and {row["verdict"] for row in found} == {"confirmed"}
+    for seed in range(3):
+        del fewer["MEM", seed]
+    (reason,) = {row["reason"] for row in claims.judge(fewer, ["Table 7"])}
+    assert reason == "no seed that both were run with"
+    lone = {key: one for key, one in fewer.items() if key[0] == "MEM"}
+    (reason,) = {row["reason"] for row in claims.judge(lone, ["Table 7"])}
+    assert reason == "no run of MLM on these products"
+
+
+def test_the_shop_with_other_features_is_the_shop(tmp_path):
+    """Margin, calibrated orders and what no seeds can decide are those of its products."""
+    row = {"source": "", "notebook": "n", "published_difference": "+2.00", "p": 1e-4, "reason": ""}
+    row |= {"difference": 0.1, "low": 0.05, "high": 0.15, "each_seed": [0.09, 0.11]}
+    ids, several = ("C01", "C13", "C72"), ("shop (text=bert:1234)", "shop", "fashion (image=lite0)")
+    rows = [row | {"id": id, "data": data, "verdict": "alone"} for id in ids for data in several]
+    (tmp_path / "claims.json").write_text(json.dumps({"provenance": {}, "claims": rows}))
+    frame = claims.judged(tmp_path / "claims.json").set_index(["id", "data"])
+    assert frame.loc["C01", "calibrated"].tolist() == [True, True, False]
+    assert not frame.loc["C13", "calibrated"].any() and frame.loc["C72", "unaffordable"].all()
+    assert set(frame["alone"]) == {"alone"} and set(frame["verdict"]) == {"confirmed"}
+    assert frame["table"].unique().tolist() == ["Table 3", "Table 6 (scores)"]
+    assert frame["paper"].eq(0.02).all() and np.allclose(frame["detectable"], 0.1 * 2.8 / 3.92)
+    assert [claims.margin(data) for data in several] == [0.05, 0.05, 0.03]
+    untested = pd.DataFrame({"id": ids, "verdict": "not testable"})
+    assert claims.corrected(untested).tolist() == ["not testable"] * 3
+
+
 def test_seeds_that_one_side_lacks_do_not_count():
     whole, fewer = two(0.1, 3), two(0.1, 5)
     for seed in (3, 4):
@@ -183,7 +216,7 @@ def test_clusters_are_compared_by_their_products(name, shared):
     by_seed = [studies["MEM", s].value(wanted) - studies["MLM", s].value(wanted) for s in range(3)]
     assert test["each_seed"] == pytest.approx(by_seed)
     assert test["difference"] == pytest.approx(expected.mean) == pytest.approx(np.mean(by_seed))
-    assert test["how"] == "over 3 seeds and products"
+    assert test["how"] == "over 3 seeds and 200, 200, 200 products"
     other = stats.paired_clusters(own, labels, name, not shared)
     assert other.low != expected.low, "the flag changes the interval"
 
@@ -317,6 +350,24 @@ def test_a_side_that_was_not_measured_is_not_testable(label):
     assert np.isnan(studies[label, 1].value(wanted))
     row = next(row for row in claims.judge(studies, ["Table 7"]) if row["metric"] == "accuracy")
     assert row["verdict"] == "not testable" and "do not have what it takes" in row["reason"]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_fine_and_coarse_are_compared_where_products_are_listed_ten_times(listed):
+    """C39: one model, two kinds of queries, so seed by seed; else there is no Prec@10."""
+    label, studies, gaps = "I+T+Tab+V+A", {}, (0.2, 0.25, 0.3)
+    ends = {" fine": 0.2, " coarse": 0.0} if listed else {" coarse": 0.0}
+    for seed, gap in enumerate(gaps):
+        rows = [claims.ENDINGS[end] | {"value": 0.5 + (own and gap)} for end, own in ends.items()]
+        frame = pd.DataFrame([CONTEXT | row for row in rows])
+        studies[label, seed] = dataclasses.replace(fake(seed, 0.3), rows=frame)
+    (row,) = (row for row in claims.judge(studies, ["Table 4"]) if row["id"] == "C39")
+    if not listed:
+        assert row["verdict"] == "not testable" and "do not have what it takes" in row["reason"]
+        return
+    slow = student.ppf(0.975, 2) * np.std(gaps, ddof=1) / np.sqrt(3)
+    assert (row["low"], row["high"]) == pytest.approx((0.25 - slow, 0.25 + slow))
+    assert row["verdict"] == "confirmed" and row["how"] == "t over 3 seeds"
 
 
 def test_verdicts_of_other_products_stay(tmp_path, monkeypatch):

@@ -228,6 +228,10 @@ def test_a_failing_notebook_is_named_and_kept(tmp_path):
     ):
         notebooks.run(tmp_path / "bad.ipynb", tmp_path / "out.ipynb", quiet=True)
     assert (tmp_path / "out.ipynb").exists()
+    cells[1] = new_code_cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    nbformat.write(new_notebook(cells=cells, metadata=meta), tmp_path / "bad.ipynb")
+    with pytest.raises(notebooks.NotebookError, match=r"bad\.ipynb: .*died.*out of memory\?"):
+        notebooks.run(tmp_path / "bad.ipynb", tmp_path / "out.ipynb", quiet=True)
 
 
 def test_neighbours_are_framed_by_being_right(catalogue):

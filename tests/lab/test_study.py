@@ -128,6 +128,15 @@ def test_tables_beside_the_papers(found):
     read = study.readouts(found)
     assert list(read.columns) == list(READOUTS)
     assert read.loc["I+T", PAPER] == found["I+T", 0].value(study.number("mAP@10_pretrain"))
+    assert "seeds" not in table
+    uneven = found | {
+        ("I+T", 1): replace(found["I+T", 0], rows=found["I+T", 0].rows.assign(seed=1))
+    }
+    more = study.beside(uneven, paper, ["accuracy"])["seeds", ""]
+    assert more.to_dict() == {"I+T": 2, "random": 1}
+    higher = uneven["I+T", 1].rows.assign(value=lambda rows: rows["value"] + 1)
+    uneven["I+T", 1] = replace(uneven["I+T", 1], rows=higher)
+    assert study.readouts(uneven).equals(read)  # by the seeds that all have
     both = claims.differences(found, [("I+T", "random")], ["accuracy", "mAP@1_pretrain"])
     expected = found["I+T", 0].value(study.number("accuracy")) - found["random", 0].value(
         study.number("accuracy")
@@ -305,6 +314,10 @@ def test_rivals_take_what_validation_products_find_best(stream_set, monkeypatch)
         row, tried = study.fair(grid, "d", "tiny")
         assert row["one"].get("learning_rate") == (rate and pytest.approx(rate))
         assert tried["seed"].value_counts().to_dict() == {1000: 3, 1001: 2, 1002: 2}
+    nothing = SimpleNamespace(history=[{"validation": {}}])  # no validation product has a label
+    monkeypatch.setattr(runs, "pretrained", lambda job, streams: nothing)
+    own = {"own": {"model": "image_based", "learning_rate": 1e-4, "modalities": "I"}}
+    assert study.fair(own, "d", "tiny")[0] == own
 
 
 def test_the_strongest_control_stands_in_a_tables_columns(folder, monkeypatch, tmp_path):

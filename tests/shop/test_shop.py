@@ -95,6 +95,41 @@ def test_presence_splits_and_instances(made):
     assert len(rows) and all(same[row] in set(same[gallery]) for row in rows)
 
 
+def test_a_shop_that_is_asked_more_trains_on_the_same_products(made, tmp_path):
+    """What is added is for evaluation only: ten listings to find of each fine-grained product, then
+    queries and gallery. The rest is as it was, file by file."""
+    shop = list(listings.listings(600, 12, 0))
+    more = list(listings.listings(600, 12, 0, asked=600))
+    assert more[:600] == shop and [one.number for one, _ in more] == list(range(1200))
+    assert {one.split for one, _ in more[600:]} == {"fine_gallery", "query", "gallery"}
+    merchants: dict = {}
+    for one, category in more:
+        merchants.setdefault((one.instance, category), []).append(one.merchant)
+    asked = {(one.instance, category) for one, category in shop if one.split == "fine_query"}
+    again = {key: own for key, own in merchants.items() if key in asked}
+    assert len(again) > 20 and {len(own) for own in again.values()} == {11}
+    assert all(len(set(own)) == len(own) for own in merchants.values())
+    old = {one.instance for one, _ in shop}
+    further = [
+        (one, category) for one, category in more[600:] if (one.instance, category) not in asked
+    ]
+    assert further and {one.split for one, _ in further} == {"query", "gallery"}
+    # the last instance of the shop may have been cut off
+    assert {one.instance for one, _ in further} & old <= {shop[-1][0].instance}
+    assert not {category for one, category in further if one.split == "query"} & {5, 11}
+    few = list(listings.listings(600, 12, 0, asked=7))
+    assert few == more[:607]
+    folder, *_ = made
+    catalogue = listings.make(96, 0, tmp_path / "shop", workers=2, asked=10)
+    files, there = digest(tmp_path / "shop"), digest(folder)
+    media = {name for name in there if name.startswith(("images", "videos", "audios"))}
+    assert len(catalogue) == 106 and all(files[name] == there[name] for name in media)
+    with pytest.raises(DataError, match="holds .*'asked': 10"):
+        listings.make(96, 0, tmp_path / "shop")
+    assert listings.folder_of(96, 3, 10).name == "shop-96+10-3"
+    assert listings.folder_of("small", 3).name == "shop-2400-3"
+
+
 def test_the_truth_points_at_what_is_there(made):
     folder, catalogue, truth = made
     for product in store.with_sound(catalogue).products:
