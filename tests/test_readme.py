@@ -211,7 +211,7 @@ def test_findings_follow_what_was_recorded(recorded):
     content = recording.read_results(recorded / "claims.json", "claims")
     for row in content["claims"]:
         if row["verdict"] != "not testable":
-            row |= {"low": -0.2, "high": -0.1, "p": 1e-6}
+            row |= {"low": -0.2, "high": -0.1, "p": 1e-6, "verdict": "contradicted"}
     write_json(recorded / "claims.json", content)
     (said, _), (_, against) = findings.held(recorded), findings.failed(recorded)
     tested = sum(row["verdict"] != "not testable" for row in content["claims"])
@@ -319,3 +319,22 @@ def test_what_is_kept_of_the_queries_is_small_and_makes_the_recorded_intervals_a
             assert intervals.differs(row | {"verdict": "?"}, test) == ["verdict"]
             assert intervals.differs(row | {"each_seed": [0.1, 0.2]}, test) == ["each_seed"]
         assert made, path.name
+
+
+def test_what_is_recorded_again_leaves_the_list_of_older_files(recorded):
+    """And the claims that it is about; Tables 4 and 10 of the shop may be of another recording."""
+    before = findings.old(recorded)
+    assert {"simcl", "maps"} <= set(before) and not {"demo", "baselines_fashion"} & set(before)
+    content = recording.read_results(recorded / "simcl.json")
+    for made in content["provenance"].values():
+        made["commit"] = "fd4bb20fc37c"
+    write_json(recorded / "simcl.json", content)
+    assert findings.old(recorded) == [name for name in before if name != "simcl"]
+    made = {
+        "commit": "c69bbbbba2c8",
+        "note": "Table 3; Tables 4 and 10 of the shop: commit 071899f43fe3",
+    }
+    forms = {table: findings.form(made, table) for table in ("Table 3", "Table 4", "Table 10")}
+    assert forms == {"Table 3": "fixed", "Table 4": "before", "Table 10": "before"}
+    assert findings.form(made) == findings.form({"commit": "a and b"}) == "fixed"
+    assert findings.form({"commit": "a and 071899f43fe3"}) == "before"
