@@ -137,7 +137,8 @@ def record(
 
 
 def _flat(names: pd.Index) -> list:
-    return [", ".join(map(str, key)) if isinstance(key, tuple) else key for key in names]
+    several = ([str(part) for part in key if part != ""] for key in names if type(key) is tuple)
+    return [", ".join(next(several)) if type(key) is tuple else key for key in names]
 
 
 # --- provenance

@@ -254,7 +254,9 @@ def test_tables_and_pictures_are_kept_as_they_can_be_read_again(tmp_path, monkey
         pd.MultiIndex.from_tuples([("image", "rollout")], names=["modality", "method"]),
     )
     plain = pd.DataFrame(
-        [[1.0]], [("silhouette", "t-SNE")], pd.MultiIndex.from_tuples([("mAP", "ours")])
+        [[1.0, 3]],
+        [("silhouette", "t-SNE")],
+        pd.MultiIndex.from_tuples([("mAP", "ours"), ("seeds", "")]),
     )
     plain.index = pd.MultiIndex.from_tuples(plain.index)
     matrix, photograph = Figure(), Figure()
@@ -265,7 +267,8 @@ def test_tables_and_pictures_are_kept_as_they_can_be_read_again(tmp_path, monkey
     )
     assert pd.read_csv(tmp_path / "n_named.csv")["modality"].tolist() == ["image"]
     again = pd.read_csv(tmp_path / "n_plain.csv", index_col=0)
-    assert again.index.tolist() == ["silhouette, t-SNE"] and again.columns.tolist() == ["mAP, ours"]
+    assert again.index.tolist() == ["silhouette, t-SNE"]
+    assert again.columns.tolist() == ["mAP, ours", "seeds"]
     assert (
         sorted(path.name for path in tmp_path.glob("*.svg")) == ["n_matrix.svg"]
         and len(list(tmp_path.glob("*.png"))) == 2
