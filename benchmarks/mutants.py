@@ -53,7 +53,7 @@ as sure of the shop as of real products | test_an_interval_between_the_margins_i
 the shop with other features as real products | test_the_shop_with_other_features_is_the_shop
     return data.partition(" (")[0] ==> return data
 a seed that one side lacks ends a claim | test_a_claim_is_judged_by_the_seeds_that_both_sides_have
-    set.intersection(*there) ==> set.intersection(*there) - {0}
+    set.intersection(*there)): ==> set.union(*there)):
 orders built in, in all products | test_the_shop_with_other_features_is_the_shop
     data in several.split() for ==> bool(several) for
 # m5lib/lab/recording.py test_readme.py
