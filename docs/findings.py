@@ -39,16 +39,9 @@ def form(made: dict, table: str = "") -> str:
 
 def old(results: Path) -> list[str]:
     """The results that are from before."""
-    every = {path.stem: recording.read_results(path, rows) for path, rows in files(results)}
-    return [
-        n for n, x in every.items() if {form(m) for m in x["provenance"].values()} == {"before"}
-    ]
-
-
-def files(results: Path) -> list[tuple[Path, str]]:
-    """The recorded tables, and what their rows are called."""
-    paths = sorted(results.glob("*.json"))
-    return [(path, "rows") for path in paths if path.stem not in ("times", "claims")]
+    paths = [p for p in sorted(results.glob("*.json")) if p.stem not in ("times", "claims")]
+    several = {path.stem: recording.read_results(path)["provenance"].values() for path in paths}
+    return [name for name, made in several.items() if {*map(form, made)} == {"before"}]
 
 
 def series(frame: pd.DataFrame, model: str, given: str, variant: str = "") -> pd.Series:
@@ -121,11 +114,8 @@ def both(results: Path, name: str) -> list[tuple[str, pd.DataFrame]]:
 
 def held(results: Path) -> tuple[list[str], pd.DataFrame]:
     """What of the paper held: each statement on each data."""
-    text, lines = [], []
-    frame, made = (
-        claims.judged(results / "claims.json"),
-        recording.read_results(results / "claims.json", "claims")["provenance"],
-    )
+    path, text, lines = results / "claims.json", [], []
+    frame, made = claims.judged(path), recording.read_results(path, "claims")["provenance"]
     keys = zip(frame["notebook"] + ", " + frame["data"], frame["table"], strict=True)
     frame["scores"] = [form(made[key], table) if key in made else "" for key, table in keys]
     for data, part in frame[frame["verdict"] != "not testable"].groupby("data"):
