@@ -129,10 +129,9 @@ def held(results: Path) -> tuple[list[str], pd.DataFrame]:
         fair = part[~(part["calibrated"] | part["unaffordable"])]
         share = (fair["verdict"] == "undecided").mean()
         shown = "orders that it was made to show and " * bool(part["calibrated"].any())
-        said += (
-            f". {100 * share:.0f} % of {len(fair)} are undecided, leaving out {shown}differences "
-        )
-        said += "too small for any number of seeds that can be trained here (marked beforehand)"
+        said += f". {100 * share:.0f} % of {len(fair)} are undecided, leaving out {shown}"
+        said += "differences too small for any number of seeds that can be trained here (marked "
+        said += "beforehand)"
         text.append(f"{said}.")
         for (table, statement), own in part.groupby(["table", "statement"], sort=False):
             n = own["verdict"].value_counts().reindex(claims.VERDICTS, fill_value=0)

@@ -137,8 +137,7 @@ def record(
 
 
 def _flat(names: pd.Index) -> list:
-    several = ([str(part) for part in key if part != ""] for key in names if type(key) is tuple)
-    return [", ".join(next(several)) if type(key) is tuple else key for key in names]
+    return [", ".join(str(x) for x in n if x != "") if isinstance(n, tuple) else n for n in names]
 
 
 # --- provenance

@@ -443,6 +443,16 @@ def test_verdicts_are_corrected_for_their_number():
     assert set(seen) == set(claims.VERDICTS[:4])
 
 
+def test_equal_seeds_are_as_few_as_others():
+    """Their interval is of what seeds may differ by: Student's t, also for equivalence."""
+    half, each = 0.02, [0.005] * 3
+    row = {"difference": 0.005, "low": 0.005 - half, "high": 0.005 + half, "each_seed": each}
+    frame = pd.DataFrame([row | {"data": "shop", "p": 0.5}])
+    found = claims._p_equivalent(next(frame.itertuples()))
+    slow = 2 * student.sf(0.045 / half * student.ppf(0.975, 2), 2)
+    assert found == pytest.approx(slow, rel=1e-3) and found > norm.sf(0.045 / half * 1.96)
+
+
 def test_calibrated_orders_are_counted_apart(tmp_path, monkeypatch):
     monkeypatch.setenv("M5_RESULTS", str(tmp_path))
     row = {"source": "Table 3 (subset)", "notebook": "n", "published_difference": "", "p": 1e-4}

@@ -164,6 +164,11 @@ def test_a_run_is_tuned_once_and_then_loaded(stream_set, tmp_path, monkeypatch):
     )
     (folder,) = run.folder.glob("finetuned-*")
     assert not (folder / "checkpoint.pt").exists()
+    tiny = runs.PROFILES["tiny"]
+    longer = replace(tiny, tuning=replace(tiny.tuning, epochs=9))
+    monkeypatch.setitem(runs.PROFILES, "tiny", longer)
+    with pytest.raises(TypeError, match="not callable"):  # tuned otherwise: it is another
+        runs.finetuned(run, job, stream_set)
 
 
 # --- what travels with a model
