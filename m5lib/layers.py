@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from m5lib.spec import Block
 
@@ -20,6 +21,7 @@ Readable = Bool[Tensor, "B K"] | None
 #: On processors rows come in blocks, filled up with zeros: oneDNN plans each shape of a product of
 #: matrices anew, which takes longer than a small product itself.
 BLOCK, SIDE = 64, 8
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def _rounded_up(count: int, block: int, x: Tensor) -> int:
@@ -45,7 +47,8 @@ class Places:
     them, ``put`` them back with zeros elsewhere."""
 
     def __init__(self, index: Int[Tensor, " N"], rows: int):
-        size, numbers = _rounded_up(len(index), BLOCK, index), torch.arange(len(index)).to(index)
+        size = _rounded_up(len(index), BLOCK, index)
+        numbers = torch.arange(len(index), device=index.device)
         self.same = len(index) == rows == size
         self.back = torch.full((rows,), size, device=index.device).scatter_(0, index, numbers)
         self.index = F.pad(index, (0, size - len(index)), value=rows)
@@ -75,8 +78,8 @@ class Packed:
         self.places = Places(index, self.shape.numel())
         counts, column, longest = row.bincount(minlength=rows), index % self.shape[1], self.shape[1]
         if not self.whole:
-            longest, numbers = max(counts.tolist(), default=0), torch.arange(len(row)).to(row)
-            column = numbers - (counts.cumsum(0) - counts)[row]
+            longest = max(counts.tolist(), default=0)
+            column = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
             if len(row) < rows * longest:
                 longest = min(_rounded_up(longest, SIDE, row), self.shape[1])
         self.row, self.sides = row, (rows, longest)
@@ -136,12 +139,14 @@ def attention_weights(q: Queries, k: Keys, readable: Readable) -> Float[Tensor, 
 def attention(q: Queries, k: Keys, v: Keys, readable: Readable, rate: float = 0.0) -> Queries:
     """softmax(q kᵀ / √E) v over the readable keys, with dropout on the weights.
 
-    Fused where that pays. On processors it does not: torch's fused kernel takes five times as long
-    backwards in bf16 (``benchmarks/attention.json``), and streams are short.
+    Fused where that pays: not on processors, where torch's kernel takes five times as long
+    backwards in bf16 (``benchmarks/attention.json``); and not by cuDNN, which plans each new shape
+    for some 30 ms (``benchmarks/cuda_step.json``), and every batch has its own.
     """
     if q.device.type != "cpu" and q.numel():
         there = None if readable is None else readable[:, None, None]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=there, dropout_p=rate)
+        with sdpa_kernel(FUSED):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=there, dropout_p=rate)
     return dropout(attention_weights(q, k, readable), rate).to(v.dtype) @ v
 
 

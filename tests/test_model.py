@@ -303,6 +303,20 @@ def test_bad_specs_and_batches_are_errors(five):
         )
 
 
+def test_attention_on_other_devices_is_not_left_to_cudnn(monkeypatch):
+    """cuDNN plans every new shape, and each batch has its own: seven times the step."""
+    allowed = []
+
+    def fused(q, k, v, **_):
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return torch.empty_like(q)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fused)
+    x = torch.empty(3, 2, 5, 8, device="meta")
+    attention(x, x, x, None)
+    assert allowed == [False]
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_plain_attention_is_the_fused_one(dropout):
     """Forward and backward; with dropout, the same share of weights is dropped and the mean
