@@ -1,61 +1,61 @@
-"""A small training step, every batch of another shape: on a CUDA device, there with cuDNN's
-attention allowed too, and on one core of its host.
+"""A small training step, every batch of another shape, as training has them: on a CUDA device,
+there with cuDNN's attention allowed too, and on one core of its host.
 
     python benchmarks/cuda_step.py
 
-takes its place, by device, in ``benchmarks/cuda_step.json``. The model is SCALE at the profile
-``small`` (128 wide, one layer of each kind), the batches are 32 random products with the presence
-and lengths of the synthetic shop (``benchmarks/step.py``); one step is what the loop does with a
-batch that is on the device. Steps a second of 60 batches that were not seen before.
+takes its place, by device, in ``benchmarks/cuda_step.json``: steps a second of SCALE at the profile
+``small`` on the synthetic shop (32 products a batch, 128 wide, one layer of each kind), of its
+picture and title, and of all five modalities; batches are made by the same process.
 """
 
 import json
+import tempfile
 import time
 from pathlib import Path
 
-import step
 import torch
 from torch.nn.attention import SDPBackend
 
 from m5lib import data as files
 from m5lib import layers
-from m5lib.lab import recording
+from m5lib.lab import recording, runs
+from m5lib.pretrain import Training, pretrain
 
 FILE = Path(__file__).with_suffix(".json")
-SIZE = {"width": 128, "layers": 1, "heads": 4}
-PRODUCTS, BATCHES, WARM = 32, 60, 15
+WARM, STEPS, PRODUCTS = 60, 150, 32  # kernels are loaded when they are first called
 
 
-def steps_a_second(kind: str, seed: int) -> float:
-    """Of batches that no call with another seed has."""
-    worker = step.Worker("auto")
-    worker.device = torch.device(kind)
-    worker.start(SIZE, PRODUCTS, "shop")
-    draws = [torch.Generator().manual_seed(1000 * seed + n) for n in range(WARM + BATCHES)]
-    batches = [step.batch_of("shop", PRODUCTS, drawn).to(worker.device) for drawn in draws]
-    for number, batch in enumerate(batches):
-        if number == WARM:
-            begun = worker.now()
-        worker.batch = batch
-        worker.step(number)
-    return BATCHES / (worker.now() - begun)
+def steps_a_second(streams, device: str) -> float:
+    """Of those after the first, each with a batch that was not seen before."""
+    runs.best_device = lambda: torch.device(device)
+    model = runs.untrained(runs.Job(profile="small"), streams)
+    training = Training(steps=WARM + STEPS, batch_size=PRODUCTS, learning_rate=2e-3)
+    with tempfile.TemporaryDirectory() as folder:
+        history = pretrain(model, streams, training, folder)
+    return STEPS / sum(PRODUCTS / line["products_per_second"] for line in history[WARM:])
 
 
 def main() -> None:
     """Measure and write."""
     torch.set_num_threads(1)
-    found = {"processor, one thread": steps_a_second("cpu", 0)}
-    if torch.cuda.is_available():
-        steps_a_second("cuda", 1)  # kernels are loaded when they are first called
-        found["CUDA"] = steps_a_second("cuda", 2)
-        layers.FUSED = [*layers.FUSED, SDPBackend.CUDNN_ATTENTION]
-        found["CUDA, cuDNN allowed"] = steps_a_second("cuda", 3)
-    device = recording.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    size, cuda, usual = runs.profile_of("small"), torch.cuda.is_available(), layers.FUSED
+    catalogue, features = runs.load("shop", size)
+    rows = []
+    for modalities in ("I+T", "I+T+Tab+V+A"):
+        streams = runs.streams_of(catalogue, features, size, modalities)
+        row = {"modalities": modalities, "one core of the host": steps_a_second(streams, "cpu")}
+        if cuda:
+            row["CUDA"] = steps_a_second(streams, "cuda")
+            layers.FUSED = [*usual, SDPBackend.CUDNN_ATTENTION]
+            row["CUDA, cuDNN allowed"] = steps_a_second(streams, "cuda")
+            layers.FUSED = usual
+        rows.append({k: x if isinstance(x, str) else round(x, 1) for k, x in row.items()})
+        print(rows[-1], flush=True)
+    device = recording.device_name(torch.device("cuda" if cuda else "cpu"))
     known = json.loads(FILE.read_text()) if FILE.exists() else {}
     made = {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
-    known[device] = made | {"steps a second": {name: round(x, 1) for name, x in found.items()}}
+    known[device] = made | {"steps a second": rows}
     files.write_json(FILE, known)
-    print(json.dumps(known[device], indent=1))
 
 
 if __name__ == "__main__":

@@ -139,9 +139,8 @@ def attention_weights(q: Queries, k: Keys, readable: Readable) -> Float[Tensor, 
 def attention(q: Queries, k: Keys, v: Keys, readable: Readable, rate: float = 0.0) -> Queries:
     """softmax(q kᵀ / √E) v over the readable keys, with dropout on the weights.
 
-    Fused where that pays: not on processors, where torch's kernel takes five times as long
-    backwards in bf16 (``benchmarks/attention.json``); and not by cuDNN, which plans each new shape
-    for some 30 ms (``benchmarks/cuda_step.json``), and every batch has its own.
+    Fused where that pays: not on processors (five times as long backwards in bf16,
+    ``benchmarks/attention.json``), nor by cuDNN (30 ms a new shape, ``benchmarks/cuda.json``).
     """
     if q.device.type != "cpu" and q.numel():
         there = None if readable is None else readable[:, None, None]
