@@ -4,6 +4,7 @@ what an argument must be."""
 import ast
 import hashlib
 import inspect
+import sys
 from collections.abc import Iterable
 from functools import cache, wraps
 from numbers import Integral, Real
@@ -22,9 +23,9 @@ def code_version(*rooms: str) -> str:
     """12 hex digits of what the code in some folders or files of the library does; of those that a
     training run depends on, if none is named.
 
-    Every definition counts as its syntax tree, without docstrings, in any order: comments, layout,
-    imports and the file that a definition stands in do not, so that they cost no finished run. The
-    synthetic shop has a ``VERSION`` of its own, in its catalogue's fingerprint.
+    Every definition counts as its syntax tree, alike in every Python, without docstrings, in any
+    order: comments, layout, imports and its file do not, so that they cost no finished run. The
+    shop has a ``VERSION`` of its own, in its catalogue's fingerprint.
     """
     places = [LIBRARY / room for room in rooms or TRAINING]
     paths = [path for x in places for path in ([x] if x.suffix else x.glob("*.py"))]
@@ -34,7 +35,7 @@ def code_version(*rooms: str) -> str:
 
 def _meaning(sources: Iterable[str]) -> list[str]:
     """The definitions of some modules as syntax trees without docstrings and imports, sorted."""
-    found = []
+    found, empty = [], {"show_empty": True} if sys.version_info >= (3, 13) else {}
     for source in sources:
         for statement in ast.parse(source).body:
             if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -42,7 +43,8 @@ def _meaning(sources: Iterable[str]) -> list[str]:
             for node in ast.walk(statement):
                 if isinstance(getattr(node, "body", None), list):
                     node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
-            found += [] if _is_text(statement) else [ast.dump(statement)]
+            tree = ast.dump(statement, **empty).replace(", type_params=[]", "")  # new in 3.12
+            found += [] if _is_text(statement) else [tree]
     return sorted(found)
 
 

@@ -185,8 +185,8 @@ def studies(
     extractors: str = "",
     **more,
 ) -> dict[tuple[str, int], Study]:
-    """The studies of a grid, one after another, each with a line when it is there; those that ask
-    for what the products lack are left out.
+    """(label, seed) -> study of a grid, seed by seed in its order, each with a line when it is
+    there; those that ask for what the products lack are left out.
 
     Args:
         grid: label -> ``modalities`` (codes; all, if not given) and fields of
@@ -194,8 +194,6 @@ def studies(
         seeds: of weights, order and masks; with ``data="shop"`` of the shop too.
         products: at most so many, evenly over the splits, if not of the shop; 0: the profile's.
         more: fields of all jobs where the grid does not say, such as ``bert``.
-
-    Returns (label, seed) -> study, in the order of the seeds and of the grid.
     """
     size, result = sized(profile, products), {}
     for seed in seeds:

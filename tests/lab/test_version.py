@@ -41,6 +41,26 @@ def version(tmp_path, monkeypatch):
     return make
 
 
+def test_another_python_costs_no_run(version, monkeypatch):
+    """3.12 gives definitions ``type_params``; here they are given to the trees of any Python."""
+    plain, parse = version(a=SOURCE), ast.parse
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+    def newer(source):
+        tree = parse(source)
+        for node in ast.walk(tree):
+            if isinstance(node, kinds):
+                node.type_params = []
+        return tree
+
+    monkeypatch.setattr(ast, "parse", newer)
+    for kind in kinds:
+        fields = [field for field in kind._fields if field != "type_params"]
+        monkeypatch.setattr(kind, "_fields", (*fields, "type_params"))
+    assert "type_params=[]" in ast.dump(ast.parse("class A: pass"))
+    assert version(a=SOURCE) == plain
+
+
 def test_what_does_not_change_what_the_code_does_costs_no_run(version):
     plain = version(a=SOURCE)
     half = SOURCE.index("class Box")
