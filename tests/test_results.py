@@ -96,6 +96,20 @@ def test_wall_time_is_said_from_what_earlier_runs_took(made, capsys, monkeypatch
     assert "4 seeds in 120 min" in capsys.readouterr().out
 
 
+def test_a_run_whose_process_was_lost_has_no_seconds_to_count(made, monkeypatch):
+    def run(points, workers=None):
+        for point, took in zip(points, (float("nan"), 60.0), strict=True):
+            status = "finished" if took == 60.0 else "failed"
+            marker = {"parameters": point.parameters, "status": status, "seconds": took}
+            write_json(point.output.with_suffix(".json"), marker | {"output": "", "error": ""})
+
+    monkeypatch.setattr(sweep, "run", run)
+    words = ["--seeds", "1", "--only", "mem_vs_mlm", "text_table", "--workers", "2"]
+    assert results.main(words) == 1
+    lost, fine = results.times().values()
+    assert lost == {"seconds": 0, "seeds": 0} and fine == {"seconds": 60, "seeds": 1}
+
+
 def test_studies_with_titles_from_a_bert_are_recorded_beside_the_others(made, tmp_path):
     ran, _ = made
     (tmp_path / "words").mkdir()

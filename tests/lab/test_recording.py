@@ -1,0 +1,36 @@
+"""Where numbers say that they come from."""
+
+import subprocess
+
+import pytest
+
+from m5lib.lab import recording
+
+FILES = ("m5lib/model.py", "notebooks/04.ipynb", "benchmarks/step.py", "paper/claims.csv")
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository of a few files, whose provenance is asked for."""
+    for name in (*FILES, "results/demo.json", "benchmarks/step.json", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("first")
+    who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    for words in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "first")):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    monkeypatch.setattr(recording, "ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_commit_is_marked_where_what_numbers_come_from_was_changed(checkout, name):
+    clean = recording.provenance("tiny", 0, 1.0)["commit"]
+    assert len(clean) == 12
+    (checkout / name).write_text("second")
+    assert recording.provenance("tiny", 0, 1.0)["commit"] == clean + "+"
+
+
+def test_what_was_recorded_marks_no_commit(checkout):
+    for name in ("results/demo.json", "benchmarks/step.json", "README.md"):
+        (checkout / name).write_text("second")
+    assert "+" not in recording.provenance("tiny", 0, 1.0)["commit"]
