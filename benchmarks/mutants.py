@@ -26,6 +26,8 @@ second side by the first's number | test_each_side_is_read_by_its_own_number_que
     own) for seed in seeds] for label, own ==> better[1]) for seed in seeds] for label, own
 queries never shared | test_each_side_is_read_by_its_own_number_query_by_query
     shared = len({one.data for one, _ in sides[0]}) == 1 ==> shared = False
+queries of one model only | test_queries_that_only_one_side_could_ask_do_not_count
+    axis=1, join="inner") ==> axis=1).fillna(0.0)
 seeds of clusters the other way | test_clusters_are_compared_by_their_products
     one.value(x) - other.value(y) for ==> other.value(y) - one.value(x) for
 confirmed by the mean | test_an_interval_that_touches_zero_decides_nothing
@@ -103,8 +105,6 @@ three times the same seed | test_clustering_is_the_mean_of_three_starts
     metrics.cluster(part, len(names), seed) ==> metrics.cluster(part, len(names), 0)
 clusters of the gallery | test_clustering_is_the_mean_of_three_starts
     in catalogue.split(split) if ==> in catalogue.split("gallery") if
-queries of one model only | test_two_models_are_compared_query_by_query
-    axis=1, join="inner") ==> axis=1).fillna(0.0)
 weights fitted on queries | test_a_modality_counts_as_much_as_helps_validation_products
     return quality(catalogue, matrix) ==> return quality(catalogue, matrix, "query")
 ten found of four listed | test_precision_of_fine_retrieval_asks_whose_product_is_listed_so_often
@@ -135,6 +135,12 @@ one start of several | test_clusters_are_compared_as_by_loops
     ours, theirs = np.mean(each, axis=1) ==> ours, theirs = each[0][0], each[1][0]
 equal by chance is sure | test_seeds_that_differ_alike_by_chance_are_not_sure
     else float(alike) ==> else 0.0
+what no query showed cannot be | test_of_what_was_never_seen_a_share_is_known_all_the_same
+    common = (3 / ( ==> common = (0.01 / (
+nothing varied and all is sure | test_paired_seeds_is_the_paired_t_test
+    if spread + common else np.nan ==> if spread + common else 0.0
+luck that all seeds share counts twice | test_seeds_that_differ_alike_by_chance_are_not_sure
+    for gain in gains]) - common) ==> for gain in gains]))
 the last half | test_what_a_curve_gains_over_its_last_quarter
     np.interp(0.75 * seen[-1] ==> np.interp(0.5 * seen[-1]
 # m5lib/evaluation/evaluate.py test_embeddings.py

@@ -136,11 +136,16 @@ def test_compact_and_ladder_tables(tmp_path):
     assert "profile `tiny`, seeds 0, 1, commit" in readme.made_by(path, "05_downstream")
 
 
-def test_the_table_of_fused_vectors_takes_what_validation_products_choose():
-    path = ROOT / "benchmarks" / "fused.py"
-    spec = importlib.util.spec_from_file_location("fused", path)
+def script_of(name):
+    """A script of benchmarks/, which import each other."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_the_table_of_fused_vectors_takes_what_validation_products_choose():
+    script = script_of("fused")
     base = {"task": "retrieval", "metric": "mAP@10", "state": "pretrained"}
     conventions = (recording.VALIDATION, "min_k_r")
     values = {  # form, read-out, given: validation, query; a deviation of 0.1 between two seeds
@@ -250,8 +255,9 @@ def test_findings_say_what_is_not_recorded_and_what_is(recorded):
     ]
     rows = [
         {"data": "shop", "listings": 2000, "training": n, "seed": seed, "queries": 90}
-        | {"weighted": value + 0.01 * seed, "fused_first": 0.3, "accuracy": 0.5, "steps": 15}
-        for n, value in ((250, 0.4), (500, 0.5), (1000, 0.55)) for seed in (0, 1)
+        | {"weighted": value + by * seed, "fused_first": 0.3, "accuracy": 0.5, "steps": 15}
+        for n, value, by in ((250, 0.4, 0.01), (500, 0.5, 0.01), (1000, 0.55, 0.012))
+        for seed in (0, 1)
     ]  # fmt: skip
     begun = [rows[0] | {"seed": 2, "weighted": 0.9}]  # a seed that was interrupted
     other = [row | {"listings": 4000, "queries": 180, "weighted": 0.1} for row in rows]
@@ -259,11 +265,11 @@ def test_findings_say_what_is_not_recorded_and_what_is(recorded):
     text, table = findings.more(recorded)
     assert text[0] == (
         "On 2000 of the shop (90 queries, 15 steps each, 2 seeds), 1000 training products instead "
-        "of 250 bring +15.0 [+15.0, +15.0] points by `weighted`, instead of 500 +5.0 [+5.0, +5.0]."
+        "of 250 bring +15.1 [+13.8, +16.4] points by `weighted`, instead of 500 +5.1 [+3.8, +6.4]."
     )
     assert text[1].startswith("On 4000 of the shop (180 queries,") and len(text) == 2
     of = table[table["listings"] == 2000]
-    assert list(of["weighted"]) == ["40.5 ± 0.7", "50.5 ± 0.7", "55.5 ± 0.7"]
+    assert list(of["weighted"]) == ["40.5 ± 0.7", "50.5 ± 0.7", "55.6 ± 0.8"]
     assert list(of["seeds"]) == [2, 2, 2] and list(of["training"]) == [250, 500, 1000]
     write_json(folder / "more.json", {"rows": [rows[0], rows[3]]})
     text, table = findings.more(recorded)
@@ -273,6 +279,33 @@ def test_findings_say_what_is_not_recorded_and_what_is(recorded):
     write_json(folder / "nothing.json", known | {"put together anew": again})
     said = findings.nothing(recorded)[0][0]
     assert "1 of 12 verdicts" in said and said.endswith("anew: 12 of 300.")
+    rows = [{"numbers": 100, "same": same, "most": 1 - same / 100} for same in (100, 98)]
+    write_json(folder / "again.json", {"rows": rows})
+    text, table = findings.again(recorded)
+    assert text == [
+        "2 recorded runs were made again by a later version of the code. Of their 200 numbers 198 "
+        "are the same to the last digit, the others differ by 2.00 points at most."
+    ]
+    assert list(table["most"]) == pytest.approx([0, 2])
+    write_json(folder / "again.json", {"rows": rows[:1]})
+    assert "100 numbers 100 are the same" in findings.again(recorded)[0][0]
+
+
+def test_a_run_made_again_is_compared_number_by_number(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    compared = script_of("again").compared
+    keys = pd.DataFrame({"state": ["pretrained", "pretrained", "finetuned"]}).assign(
+        variant="v", task="retrieval", metric=["mAP@1", "mAP@10", "mAP@1"], convention="k"
+    )
+    recorded, made = keys.assign(value=[0.1, 0.2, 0.3]), keys.assign(value=[0.1, 0.25, 0.3])
+    shuffled = made[::-1]  # by name, not by place
+    found = compared(recorded, shuffled)
+    assert found == {"numbers": 3, "same": 2, "most": pytest.approx(0.05)}
+    assert compared(recorded, made[:1]) == {"numbers": 1, "same": 1, "most": 0.0}
+    with pytest.raises(ValueError, match="no number is in both"):
+        compared(recorded, made.assign(variant="other"))
+    with pytest.raises(ValueError, match="unique"):
+        compared(pd.concat([recorded, recorded]), made)
 
 
 def test_the_best_control_is_that_of_validation_products_and_reads_no_more():

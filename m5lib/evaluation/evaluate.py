@@ -351,17 +351,12 @@ def fit_readouts(model: Model, streams: Streams) -> None:
     model.importance.copy_(torch.tensor(list(weights.values())))
 
 
-def paired(ours: pd.Series, theirs: pd.Series) -> pd.DataFrame:
-    """Values of two models by product id -> columns ``ours``, ``theirs``; one that only one of the
-    two could ask (other modalities) is left out."""
-    return pd.concat({"ours": ours, "theirs": theirs}, axis=1, join="inner")
-
-
 def difference(pairs: Sequence[pd.DataFrame], shared: bool) -> stats.Difference:
     """One metric of two models compared query by query over seeds
-    (:func:`m5lib.evaluation.stats.paired_queries`), by what :func:`paired` says of each seed.
+    (:func:`m5lib.evaluation.stats.paired_queries`).
 
     Args:
+        pairs: of each seed the values of both by product id, columns ``ours`` and ``theirs``.
         shared: whether all seeds ask the same queries, which are then one sample. False where each
             seed has products of its own, as the shop does, though their ids may be alike.
 

@@ -38,9 +38,11 @@ def paired_queries(
     4. The 95 % interval is m ± sqrt(t² v + z² w), with the 0.975 quantiles t of Student's t with
        S - 1 degrees of freedom and z of the normal; p is where such an interval ends at 0. With one
        seed it is that of the queries only: v = 0, w = the variance of d / Q. One query that all
-       seeds share says nothing of others: interval and p are NaN. Where all m[s] of other queries
-       are equal, as hits and misses of few can be, v is what such queries vary a mean: the mean
-       over the seeds of the variance of d[s] / Q, / S.
+       seeds share says nothing of others: interval and p are NaN.
+    5. Where all m[s] are equal, as hits and misses of few can be, v is what other queries would
+       vary a mean: the mean over s of the variance of d[s] / Q, less w, at least 0, / S. Where all
+       d are equal, w is such that the interval reaches 3 / (number of queries) to each side: what
+       one knows of a share of which nothing was seen (Hanley and Lippman-Hand, 1983).
 
     This is the test of two readings by the same readers of the same cases (Obuchowski and Rockette,
     1995), seeds for readers. Of models that differ by chance alone it calls one in twenty
@@ -54,7 +56,9 @@ def paired_queries(
     gains = [np.asarray(x, float) - np.asarray(y, float) for x, y in zip(a, b, strict=True)]
     shared = len(gains) == 1 or isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
     common = _common(np.stack(gains, axis=1)) / len(gains[0]) if shared else 0.0
-    alike = 0.0 if shared else np.mean([gain.var() / len(gain) for gain in gains]) / len(gains)
+    alike = max(0.0, np.mean([gain.var() / len(gain) for gain in gains]) - common) / len(gains)
+    if np.ptp(every := np.concatenate(gains)) < 1e-12 and common == common:
+        common = (3 / (len(gains[0]) if shared else len(every)) / stats.norm.isf(0.025)) ** 2
     return _tested(np.array([gain.mean() for gain in gains]), common, alike)
 
 
@@ -89,11 +93,11 @@ def paired_clusters(
 
 def paired_seeds(a: Float[np.ndarray, " _"], b: Float[np.ndarray, " _"]) -> Difference:
     """The same where the two were not measured on the same queries: a paired t-test over the seeds,
-    w = 0. What the choice of products adds is not in it. One seed has no spread: interval and p are
-    NaN. Raises ``ValueError``: not the same seeds, or none."""
+    w = 0. What the choice of products adds is not in it. Interval and p are NaN of one seed, and of
+    several that differ alike. Raises ``ValueError``: not the same seeds, or none."""
     if len(a) != len(b) or not len(a):
         raise ValueError("the two models must be measured with the same seeds, at least one")
-    return _tested(np.asarray(a, float) - np.asarray(b, float), 0.0 if len(a) > 1 else np.nan)
+    return _tested(np.asarray(a, float) - np.asarray(b, float), 0.0)
 
 
 def _common(values: Float[np.ndarray, "n S"]) -> float:
@@ -107,9 +111,9 @@ def _common(values: Float[np.ndarray, "n S"]) -> float:
 
 def level(bound: float, spread: float, common: float, seeds: int) -> float:
     """The p of the interval of step 4 of :func:`paired_queries`, from v and w, that ends ``bound``
-    from its mean: from 1, where that is 0, down to 1e-12; 0 where nothing varies."""
-    if bound == 0 or not spread + common:
-        return float(bound == 0)
+    from its mean: from 1, where that is 0, down to 1e-12."""
+    if bound == 0:
+        return 1.0
 
     def beyond(p: float) -> float:
         return half_width(p, spread, common, seeds) - bound
@@ -124,10 +128,11 @@ def half_width(p: float, spread: float, common: float, seeds: int) -> float:
 
 
 def _tested(means: Float[np.ndarray, " S"], common: float, alike: float = 0.0) -> Difference:
-    """Step 4 of :func:`paired_queries`: differences of seeds, w, and v where they are equal."""
+    """Step 4 of :func:`paired_queries`: differences of seeds, w, and v where they are equal. Where
+    nothing varied, nothing is known of what would: interval and p are NaN."""
     mean, seeds, spread = float(means.mean()), len(means), spread_of(means)
-    spread = spread if np.ptp(means) > 1e-12 else float(alike)
-    half = half_width(0.05, spread, common, seeds)
+    spread = spread if np.ptp(means) > 1e-12 or seeds == 1 else float(alike)
+    half = half_width(0.05, spread, common, seeds) if spread + common else np.nan
     p = level(abs(mean), spread, common, seeds) if half == half else np.nan
     return Difference(mean, mean - half, mean + half, p, seeds)
 

@@ -213,7 +213,8 @@ def test_two_models_are_compared_query_by_query():
     for seed in range(3):
         values = pd.Series(rng.random(80), [f"q{n}" for n in range(80)])
         ours, theirs = (values + more + 0.01 * rng.normal(size=80) for more in (0.1, 0.0))
-        pairs.append(evaluate.paired(ours.sample(frac=1, random_state=seed), theirs.iloc[:-5]))
+        sides = {"ours": ours.sample(frac=1, random_state=seed), "theirs": theirs.iloc[:-5]}
+        pairs.append(pd.concat(sides, axis=1, join="inner"))
     assert all(len(p) == 75 for p in pairs)
     own = evaluate.difference(pairs, shared=False)
     assert own.mean == pytest.approx(0.1, abs=0.005) and own.seeds == 3 and own.p < 0.01

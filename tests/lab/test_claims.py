@@ -74,6 +74,23 @@ def two(gap: float, seeds: int = 3, data: str = "") -> dict:
     }
 
 
+def test_queries_that_only_one_side_could_ask_do_not_count():
+    """A model of other modalities has other queries."""
+    whole, fewer = two(0.1), two(0.1)
+    for key, one in fewer.items():
+        cut = one.queries["id"].isin([str(n) for n in range(40 if key[0] == "MEM" else 0)])
+        fewer[key] = dataclasses.replace(one, queries=one.queries[~cut])
+    sides = ("MEM", FINE), ("MLM", FINE)
+    found = claims.tested(fewer, *sides)
+    assert found["how"] == "over 3 seeds and 160, 160, 160 products"
+    slow = [
+        np.mean([whole["MEM", s].values(FINE)[str(n)] - whole["MLM", s].values(FINE)[str(n)]
+                 for n in range(40, 200)]) for s in range(3)
+    ]  # fmt: skip
+    assert found["each_seed"] == pytest.approx(slow)
+    assert claims.tested(whole, *sides)["each_seed"] != pytest.approx(slow)
+
+
 @pytest.mark.parametrize(
     "gap, expected", [(0.1, "confirmed"), (0.0, "equivalent"), (-0.1, "contradicted")]
 )
