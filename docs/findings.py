@@ -5,7 +5,6 @@ and a test finds digits that were typed. ``python docs/readme.py`` writes the pa
 """
 
 import json
-import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -29,12 +28,9 @@ FAULTY = {"071899f43fe3", "0a5783588ac2", "2f67be7bbb3b", "59320254dc02", "b0654
 FAULTY |= {"ec9c5466c001"}
 
 
-def form(made: dict, table: str = "") -> str:
+def form(made: dict) -> str:
     """Of which scores a recording is: ``fixed``, or from ``before`` the fault was."""
-    commits, other = made["commit"].split(" and "), made.get("note", "").partition(";")[2]
-    if table and table.removeprefix("Table ") in re.findall(r"\d+", other.partition("commit")[0]):
-        commits = [other.rpartition(" ")[2]]
-    return "before" if FAULTY.intersection(commits) else "fixed"
+    return "before" if FAULTY.intersection(made["commit"].split(" and ")) else "fixed"
 
 
 def old(results: Path) -> list[str]:
@@ -121,8 +117,8 @@ def held(results: Path) -> tuple[list[str], pd.DataFrame]:
     """What of the paper held: each statement on each data."""
     path, text, lines = results / "claims.json", [], []
     frame, made = claims.judged(path), recording.read_results(path, "claims")["provenance"]
-    keys = zip(frame["notebook"] + ", " + frame["data"], frame["table"], strict=True)
-    frame["scores"] = [form(made[key], table) if key in made else "" for key, table in keys]
+    keys = frame["notebook"] + ", " + frame["data"]
+    frame["scores"] = [form(made[key]) if key in made else "" for key in keys]
     for data, part in frame[frame["verdict"] != "not testable"].groupby("data"):
         count = part["verdict"].value_counts().reindex(claims.VERDICTS, fill_value=0)
         built = int((part["calibrated"] & (part["verdict"] == "confirmed")).sum())
@@ -367,8 +363,7 @@ def answers(results: Path) -> list[str]:
         f"**Pre-training without labels helps**: on the shop, given all five modalities, mAP@10 "
         f"rises from {found['untrained']:.2f} to {found['pretrained']:.2f} (`{DEFAULT}`)."
     ]
-    for data, file in (("shop", "ladder"), ("fashion", "modality_count_fashion")):
-        rows = recording.load_results(results / f"{file}.json")
+    for data, rows in both(results, "modality_count"):
         rows = rows[rows["model"] == "scale"]
         steps = ("T", "I+T", "I+T+Tab", "I+T+Tab+V", most)
         means = {given: 100 * series(rows, "scale", given, DEFAULT).mean() for given in steps}

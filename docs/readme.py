@@ -250,11 +250,11 @@ STEP = {
 }
 #: What the release has in files.
 MEDIA = ("image", "video", "audio")
-#: A generated block, its file, the notebook that made it (14 was once 03), its table.
+#: A generated block, its file, what made it, its table.
 TABLES = (
     ("demo", "demo.json", "05_downstream", compact),
     ("fashion", "fashion.json", "05_downstream", compact),
-    ("modality_count", "ladder.json", "06_modality_count", ladder),
+    ("modality_count", "modality_count.json", "06_modality_count", ladder),
     ("fused", "fused.json", "benchmarks/fused.py", fused),
     ("fused_fashion", "fused_fashion.json", "benchmarks/fused.py", fused),
     ("weights", "weights.json", "benchmarks/weights.py", fused),
