@@ -113,7 +113,7 @@ def attributed(path: Path) -> pd.DataFrame:
 
 def separated(path: Path) -> pd.DataFrame:
     """How well categories separate, as notebook 11 recorded it."""
-    table = pd.read_csv(path.with_name("maps_separation_layered.csv"), index_col=0)
+    table = pd.read_csv(path.with_name(f"maps_separation_{DEFAULT}.csv"), index_col=0)
     return table.rename_axis("metric, space")
 
 
@@ -258,7 +258,6 @@ TABLES = (
     ("fused", "fused.json", "benchmarks/fused.py", fused),
     ("fused_fashion", "fused_fashion.json", "benchmarks/fused.py", fused),
     ("weights", "weights.json", "benchmarks/weights.py", fused),
-    ("differences", "model.json", "03_model", released),
     ("differences", "released.json", "14_released", released),
     ("maps", "maps.json", "11_embedding_maps", separated),
     ("attribution", "attribution.json", "12_attribution", attributed),

@@ -357,7 +357,7 @@ def test_what_is_kept_of_the_queries_is_small_and_makes_the_recorded_intervals_a
 
 def test_what_is_recorded_again_leaves_the_list_of_older_files(recorded):
     before = findings.old(recorded)
-    assert "simcl" in before and not {"demo", "modality_count"} & set(before)
+    assert "simcl" in before and not {"demo", "maps", "modality_count"} & set(before)
     content = recording.read_results(recorded / "simcl.json")
     for made in content["provenance"].values():
         made["commit"] = "fd4bb20fc37c"
