@@ -475,10 +475,16 @@ def again(found: dict) -> tuple[list[str], pd.DataFrame]:
     """What ``benchmarks/again.py`` found."""
     rows = pd.DataFrame(found["rows"])
     numbers, same = rows["numbers"].sum(), rows["same"].sum()
-    said = f"{len(rows)} recorded runs were made again by a later version of the code. Of their "
-    said += f"{numbers} numbers {same} are the same to the last digit"
+    said = (
+        f"{len(rows)} recorded runs were made again, on another machine and by another version of "
+    )
+    said += f"the code. Of their {numbers} numbers {same} are the same to the last digit"
     most = f", the others differ by {100 * rows['most'].max():.2f} points at most"
-    return [f"{said}{most * bool(same < numbers)}."], rows.assign(most=100 * rows["most"])
+    text = [f"{said}{most * bool(same < numbers)}."]
+    if same < numbers:
+        text.append("Another processor's rounding is enough for that. Do not trust one run's last "
+                    "points; trust means over seeds, with their intervals.")  # fmt: skip
+    return text, rows.assign(most=100 * rows["most"])
 
 
 PARTS = {

@@ -9,7 +9,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # two kernels run side by side, and threads that outnumber the cores wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from multiprocessing import parent_process
 
 from jaxtyping import install_import_hook
@@ -39,6 +39,16 @@ from m5lib.spec import Spec
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def script_of(name):
+    """A script of ``benchmarks/`` as a module."""
+    spec = spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
 SHARED = Path(os.environ.get("M5_SHARED", ROOT.parent / "shared"))
 COLUMNS = [
     "id",

@@ -1,14 +1,13 @@
 """The house is as designed: the core is small, no room and no file is too large, arrows run
 downwards only. Size is counted in lines, those of comments and docstrings included."""
 
-import importlib.util
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, script_of
 
 HOUSE = ROOT / "m5lib"
 #: The design has 400, 8, 2,700 for the core and 12,800 for all: the last is TEMPORARY here, tighten
@@ -55,10 +54,7 @@ def test_arrows_run_downwards_only(planted, tmp_path):
 
 def test_each_fault_of_the_mutants_can_still_be_made():
     """``benchmarks/mutants.py``: every old text stands in its file once, every test is there."""
-    path = ROOT / "benchmarks" / "mutants.py"
-    spec = importlib.util.spec_from_file_location("mutants", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script_of("mutants")
     faults = module.mutants()
     assert len({fault.name for fault in faults}) == len(faults) > 60
     for fault in faults:

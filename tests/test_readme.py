@@ -1,7 +1,6 @@
 """The generated tables of README and docs say what was recorded."""
 
 import ast
-import importlib.util
 import itertools
 import re
 import shutil
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 import readme
 import scipy.stats
-from conftest import ROOT
+from conftest import ROOT, script_of
 
 from m5lib.data import write_json
 from m5lib.embeddings import DEFAULT
@@ -134,14 +133,6 @@ def test_compact_and_ladder_tables(tmp_path):
         and steps.loc["I+T", "accuracy, fine-tuned"] == "30.5 ± 0.7"
     )
     assert "profile `tiny`, seeds 0, 1, commit" in readme.made_by(path, "05_downstream")
-
-
-def script_of(name):
-    """A script of benchmarks/, which import each other."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 def test_the_table_of_fused_vectors_takes_what_validation_products_choose():
@@ -282,13 +273,16 @@ def test_findings_say_what_is_not_recorded_and_what_is(recorded):
     rows = [{"numbers": 100, "same": same, "most": 1 - same / 100} for same in (100, 98)]
     write_json(folder / "again.json", {"rows": rows})
     text, table = findings.again(recorded)
-    assert text == [
-        "2 recorded runs were made again by a later version of the code. Of their 200 numbers 198 "
-        "are the same to the last digit, the others differ by 2.00 points at most."
-    ]
+    assert text[0] == (
+        "2 recorded runs were made again, on another machine and by another version of the code. "
+        "Of their 200 numbers 198 are the same to the last digit, the others differ by 2.00 points "
+        "at most."
+    )
+    assert len(text) == 2
     assert list(table["most"]) == pytest.approx([0, 2])
     write_json(folder / "again.json", {"rows": rows[:1]})
-    assert "100 numbers 100 are the same" in findings.again(recorded)[0][0]
+    (text,) = findings.again(recorded)[0]
+    assert text.endswith("100 numbers 100 are the same to the last digit.")
 
 
 def test_a_run_made_again_is_compared_number_by_number(monkeypatch):
@@ -306,6 +300,17 @@ def test_a_run_made_again_is_compared_number_by_number(monkeypatch):
         compared(recorded, made.assign(variant="other"))
     with pytest.raises(ValueError, match="unique"):
         compared(pd.concat([recorded, recorded]), made)
+
+
+def test_rows_with_settings_of_their_own_are_not_made_again(monkeypatch, capsys):
+    """Table 5 with ``fair``: the profile's settings would be compared with the chosen ones."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    script = script_of("again")
+    monkeypatch.setattr("sys.argv", ["again.py", "baselines_fashion", "CAPTURE"])
+    monkeypatch.setattr(script.runs, "load", lambda *given: pytest.fail("nothing is loaded"))
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "settings of their own" in capsys.readouterr().err
 
 
 def test_the_best_control_is_that_of_validation_products_and_reads_no_more():
