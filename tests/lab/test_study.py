@@ -110,7 +110,9 @@ def test_what_these_products_cannot_show_is_not_testable(found):
     verdicts = {row["id"]: row for row in claims.judge(both, ["Table 4"])}
     assert verdicts["C20"]["verdict"] == "not testable"  # mAP@1_fine
     assert "products" in verdicts["C20"]["reason"]
-    assert verdicts["C18"]["verdict"] == "equivalent" and verdicts["C18"]["difference"] == 0
+    alike, asked = verdicts["C18"], len(found["I+T", 0].values(study.number("accuracy")))
+    assert alike["difference"] == 0 and alike["high"] == -alike["low"] == pytest.approx(3 / asked)
+    assert 3 / asked > 0.03 and alike["verdict"] == "undecided"  # so few queries show no equality
 
 
 def test_tables_beside_the_papers(found):
