@@ -1,13 +1,12 @@
-"""Does the fused vector earn its place? Scores and losses of SIMCL side by side, by seed.
+"""Does the fused vector earn its place? SCALE with and without a loss on it, by seed.
 
     python benchmarks/fused.py run FOLDER [--data PRODUCTS] [--seeds 3] [--workers 2]
     python benchmarks/fused.py collect FOLDER fused [--data PRODUCTS]  # -> results/fused.json, …
 
 Each form is pre-trained by the profile ``small`` with 1,500 steps on each seed (``shop``: another
 shop; else the same 6,000 products with another order, masks and weights), then read out given some
-of the modalities and all: mAP@10 of validation products and of queries, by every read-out. With it
-the cosine of the fused first tokens of picture and title over training. What is there already is
-not run again.
+of the modalities and all: mAP@10 of validation products and of queries, by every read-out. What is
+there already is not run again, and runs are shared with the notebooks'.
 """
 
 import argparse
@@ -18,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,30 +31,18 @@ from m5lib.modalities import codes, from_codes
 
 #: What result rows say they come from.
 SCRIPT = "benchmarks/fused.py"
-SCORES = {"objective.harmony": "embedding", "objective.diagonal": "fused"}
-#: Label -> row of the zoo, and what is changed in it.
-FORMS = {
-    "scale, before": ("scale", SCORES | {"objective.temperature": 0.015}),
-    "scale": ("scale", {}),
-    "scale_fused": ("scale_fused", {}),
-    "scale, released scores": ("scale", SCORES),
-    "scale, no scores": ("scale", {"objective.harmony": "uniform"}),
-    "scale, free scores": ("scale", {"objective.harmony": "free"}),
-}
+#: Rows of the zoo.
+FORMS = ("scale", "scale_fused")
 SETS = ("T", "I", "I+T", "I+T+Tab", "I+T+Tab+V+A")
 CONVENTIONS = (recording.VALIDATION, "min_k_r")
 PRODUCTS = 6000
 
 
-def size() -> runs.Profile:
-    """The profile ``small`` for few products, however many there are."""
-    return replace(runs.FEW, products=PRODUCTS)
-
-
 def load(data: str, seed: int):
-    """Products, features and streams of a seed."""
-    catalogue, features = runs.load(data, size(), seed)
-    return catalogue, features, runs.streams_of(catalogue, features, size())
+    """Products and streams of a seed."""
+    size = study.sized("small", PRODUCTS)
+    catalogue, features = runs.load(data, size, seed)
+    return catalogue, runs.streams_of(catalogue, features, size)
 
 
 def retrieved(catalogue, vectors) -> list[dict]:
@@ -66,21 +52,9 @@ def retrieved(catalogue, vectors) -> list[dict]:
     return [*study.choosing(catalogue, vectors), queries]
 
 
-def seen(run: runs.Run, context: dict) -> list[dict]:
-    """The cosines of :func:`m5lib.lab.study.looks` as result rows."""
-    found = []
-    for share, look in study.looks(run.history):
-        for side, value in look["cosine"].items():
-            number = {"task": "similarity", "metric": "image-text cosine", "convention": side}
-            state = "pretrained" if share else "untrained"
-            more = {"state": state, "variant": f"fused_first, {share:.0%} of the steps"}
-            found += recording.rows([number | {"value": value}], context, **more)
-    return found
-
-
 def measured(run: runs.Run, streams, context: dict, readouts=(*READOUTS, ACROSS)) -> list[dict]:
-    """The rows of a run: its cosines over training, and the read-outs given each of SETS."""
-    catalogue, found = streams.catalogue, seen(run, context)
+    """The rows of a run: the read-outs given each of SETS."""
+    catalogue, found = streams.catalogue, []
     rows = np.union1d(evaluate.needed_rows(catalogue), catalogue.split("validation"))
     for given in SETS:
         names = from_codes(given)
@@ -95,12 +69,10 @@ def measured(run: runs.Run, streams, context: dict, readouts=(*READOUTS, ACROSS)
 
 def one(data: str, seed: int, label: str, path: Path) -> None:
     """Train a form on a seed, measure it, and write its rows."""
-    (model, changes), begun = FORMS[label], time.monotonic()
-    catalogue, _, streams = load(data, seed)
-    runs.PROFILES["small"] = size()
-    job = runs.Job(profile="small", seed=seed, model=model, changes=tuple(changes.items()))
+    begun, (catalogue, streams) = time.monotonic(), load(data, seed)
+    job = runs.Job(profile="small", seed=seed, model=label)
     run = runs.pretrained(job, streams)
-    context = run.context(SCRIPT, job, catalogue) | {"model": label}
+    context = run.context(SCRIPT, job, catalogue)
     write(path, run, measured(run, streams, context), seed, begun)
 
 
@@ -113,7 +85,7 @@ def write(path: Path, run: runs.Run, rows: list[dict], seed: int, begun: float) 
 
 def baseline(data: str, seed: int) -> list[dict]:
     """The controls of a seed as result rows."""
-    catalogue, _, streams = load(data, seed)
+    catalogue, _ = load(data, seed)
     context = {"notebook": SCRIPT, "run": "", "data": catalogue.name, "profile": "small"}
     context |= {"seed": seed, "state": "control"}
     found = []
@@ -148,7 +120,6 @@ def run(script: str, forms, data: str, seeds: int, folder: Path, workers: int) -
 
 #: Rows of :func:`table`: what it is called, the form and its read-outs (of several the best).
 ROWS = {
-    "scale before, fused vector": ("scale, before", (PAPER,)),
     "scale, fused vector": ("scale", (PAPER,)),
     "scale_fused, fused vector": ("scale_fused", (PAPER,)),
     "scale_fused, before the fusion": ("scale_fused", ("encoded_first", "concat", "whitened")),
