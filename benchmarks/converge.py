@@ -8,7 +8,8 @@ before it, after each quarter, and at the end, so that a curve is what one gets 
 length is enough where its curve gains less than a point over the last quarter
 (:func:`m5lib.evaluation.stats.last_quarter`, read-out ``weighted``). Also: the accuracy of
 validation products after fine-tuning, with which losses are told apart that first tokens do not
-show. Adds to ``benchmarks/converge.json``, by data and model; finished runs are loaded.
+show. Adds to ``benchmarks/converge.json``, by data and model, and draws the curves beside it, as
+``converge_<data>.png``; finished runs are loaded.
 """
 
 import argparse
@@ -17,11 +18,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from m5lib import ROOT
 from m5lib.data import write_json
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.evaluation import evaluate, stats
+from m5lib.figures.style import PALETTE, canvas
 from m5lib.lab import recording, runs, study
 
 FILE = ROOT / "benchmarks" / "converge.json"
@@ -86,6 +89,24 @@ def keep(file: Path, new: dict[str, list[dict]], same: dict, made: dict) -> None
     write_json(file, kept)
 
 
+def draw(file: Path) -> None:
+    """The curves of each data: a colour for each form, a line for each length."""
+    curves = pd.DataFrame(json.loads(file.read_text(encoding="utf-8"))["curves"])
+    for data, own in curves.groupby("data"):
+        figure, (axes,) = canvas(1, 2, (10, 3.2), sharey=True, layout="constrained")
+        forms = list(own.groupby("model", sort=False))
+        for axis, unit in zip(axes, ("seen", "seconds"), strict=True):
+            for shade, (form, lines) in zip(PALETTE, forms, strict=False):
+                for epochs, line in lines.groupby("epochs"):
+                    label = form if epochs == lines["epochs"].max() else None
+                    axis.plot(line[unit], 100 * line[DEFAULT], ".-", color=shade, label=label)
+            axis.set(xlabel="products seen" if unit == "seen" else "seconds of training")
+        axes[0].set_ylabel(f"mAP@10 of validation\nproducts (%), {DEFAULT}")
+        axes[0].legend(frameon=False)
+        figure.suptitle(f"{data}: each line a training of its own length")
+        figure.savefig(file.with_name(f"{file.stem}_{data}.png"), dpi=120)
+
+
 def main() -> None:
     """Train, and write after each length."""
     parser = parser_of(__doc__)
@@ -104,6 +125,7 @@ def main() -> None:
             same = {key: end[key] for key in SAME}
             keep(FILE, {"curves": lines, "ends": [end]}, same, made)
             print(f"{form}, {epochs:g} epochs: {end[DEFAULT]:.3f}, gained {end['gained']:+.3f}")
+    draw(FILE)
 
 
 if __name__ == "__main__":
