@@ -22,23 +22,6 @@ NAMES = {"shop": "the shop", "fashion": "the real products"}
 WORDS = dict(confirmed="ahead", contradicted="behind", equivalent="level", undecided="undecided")
 
 
-#: Commits of recordings from before the fault of the scores was fixed (docs/numbers.md). What is
-#: recorded again leaves them by itself.
-FAULTY = {"0a5783588ac2", "b0654f14378d"}
-
-
-def form(made: dict) -> str:
-    """Of which scores a recording is: ``fixed``, or from ``before`` the fault was."""
-    return "before" if FAULTY.intersection(made["commit"].split(" and ")) else "fixed"
-
-
-def old(results: Path) -> list[str]:
-    """The results that are from before."""
-    paths = [p for p in sorted(results.glob("*.json")) if p.stem not in ("times", "claims")]
-    several = {path.stem: recording.read_results(path)["provenance"].values() for path in paths}
-    return [name for name, made in several.items() if {*map(form, made)} == {"before"}]
-
-
 def series(frame: pd.DataFrame, model: str, given: str, variant: str = "") -> pd.Series:
     """mAP@10 (min(K, R)) of queries by seed, after pre-training or of a control."""
     wanted = {"task": "retrieval", "metric": "mAP@10", "convention": "min_k_r", "model": model}
@@ -114,10 +97,7 @@ def both(results: Path, name: str) -> list[tuple[str, pd.DataFrame]]:
 
 def held(results: Path) -> tuple[list[str], pd.DataFrame]:
     """What of the paper held: each statement on each data."""
-    path, text, lines = results / "claims.json", [], []
-    frame, made = claims.judged(path), recording.read_results(path, "claims")["provenance"]
-    keys = frame["notebook"] + ", " + frame["data"]
-    frame["scores"] = [form(made[key]) if key in made else "" for key in keys]
+    frame, text, lines = claims.judged(results / "claims.json"), [], []
     for data, part in frame[frame["verdict"] != "not testable"].groupby("data"):
         count = part["verdict"].value_counts().reindex(claims.VERDICTS, fill_value=0)
         built = int((part["calibrated"] & (part["verdict"] == "confirmed")).sum())
@@ -140,7 +120,6 @@ def held(results: Path) -> tuple[list[str], pd.DataFrame]:
             line["median difference, ours"] = points(own["difference"].median())
             paper = own["paper"].median()
             line["paper"] = points(paper) if paper == paper else ""
-            line["scores"] = " and ".join(dict.fromkeys(own["scores"]))
             mark = "built in" if own["calibrated"].all() else ""
             lines.append(line | {"mark": "too small" if own["unaffordable"].all() else mark})
     return text, pd.DataFrame(lines)
@@ -181,21 +160,20 @@ def failed(results: Path) -> tuple[list[str], pd.DataFrame]:
 def scores(results: Path) -> tuple[list[str], pd.DataFrame]:
     """SIMCL's scores: with, without, free, released."""
     lines, text = [], []
-    for data, rows in both(results, "fused"):
-        codes = [m for m in rows["modalities"].unique() if m.startswith("I+T")]
-        most = max(codes, key=lambda name: name.count("+"))
-        of = {variant: series(rows, "scale", most, variant) for variant in (PAPER, DEFAULT)}
-        for label in ("no scores", "free scores", "released scores"):
-            for variant, own in of.items():
-                other = series(rows, f"scale, {label}", most, variant)
-                lines.append(row(data, f"SCALE, {most}, `{variant}`", own, label, other))
-        seen = rows[(rows["task"] == "similarity") & (rows["convention"] == "own")]
-        ends = seen.assign(share=seen["variant"].str.extract(r"(\d+)%")[0].astype(float))
-        ends = ends[ends["share"] == ends["share"].max()].groupby("model")["value"].mean()
+    forms = {"no scores": "none", "free scores": "free", "released scores": "released scores"}
+    for data, rows in both(results, "simcl"):
+        given = max(rows["modalities"], key=lambda name: name.count("+"))
+        for label, form in forms.items():
+            for variant in (PAPER, DEFAULT):
+                own, other = (
+                    series(rows, f"scale, {x}", given, variant) for x in ("IMCL+PRE", form)
+                )
+                lines.append(row(data, f"SCALE, {given}, `{variant}`", own, label, other))
+        seen = recording.pick(rows, study.number("cosine")).groupby("model")["value"].mean()
         text.append(
             f"On {NAMES[data]} a product's own picture and title end at a cosine of "
-            f"{ends['scale']:.2f} after the fusion with SCALE's scores and "
-            f"{ends['scale, released scores']:.2f} with the released form."
+            f"{seen['scale, IMCL+PRE']:.2f} after the fusion with SCALE's scores and "
+            f"{seen['scale, released scores']:.2f} with the released form."
         )
     none = [line for line in lines if line["second"] == "no scores"]
     released = [line for line in lines if line["second"] == "released scores"]
@@ -212,37 +190,38 @@ def scores(results: Path) -> tuple[list[str], pd.DataFrame]:
         said = f"Table 6, a tick read as one that {what}: of {len(part)} claims "
         said += f"{n.get('confirmed', 0)} confirmed, {n.get('contradicted', 0)} contradicted."
         text.append(said if len(part) else f"{said.partition(':')[0]}: not judged yet.")
-    return [*text, made(results, "fused", "fused_fashion")], pd.DataFrame(lines)
+    return [*text, made(results, "simcl", "simcl_fashion")], pd.DataFrame(lines)
 
 
 def losses(results: Path) -> tuple[list[str], pd.DataFrame]:
-    """What each loss teaches: Table 6 read as losses."""
-    lines = []
+    """What each loss teaches: Table 6 read as losses; and another contrast."""
+    lines, names = [], {"IMCL+PRE": "both losses", "gram": "both, GRAM's contrast"}
     pairs = (("contrast only", "no loss"), ("masked tasks only", "no loss"))
-    pairs += (("IMCL+PRE", "contrast only"),)
+    pairs += (("IMCL+PRE", "contrast only"), ("gram", "IMCL+PRE"))
+    before = study.number("mAP@10_pretrain")
+    numbers = {f"mAP@10, `{name}`": before | {"variant": name} for name in (PAPER, DEFAULT)}
     for data, rows in both(results, "simcl"):
-        for number in ("mAP@10_pretrain", "accuracy"):
+        for words, number in (numbers | {"accuracy": study.number("accuracy")}).items():
             for one, other in pairs:
                 sides = [
-                    recording.pick(rows, study.number(number) | {"model": f"scale, {label}"})
+                    recording.pick(rows, number | {"model": f"scale, {label}"})
                     for label in (one, other)
                 ]
                 a, b = (side.set_index("seed")["value"].sort_index() for side in sides)
-                name = "both losses" if one == "IMCL+PRE" else one
-                lines.append(row(data, f"{name}, {number.partition('_')[0]}", a, other, b))
-    contrast, masked, together = (lines[n::3] for n in range(3))
+                one, other = (names.get(label, label) for label in (one, other))
+                lines.append(row(data, f"{one}, {words}", a, other, b))
+    contrast, masked, together, gram = (lines[n::4] for n in range(4))
     text = [
         f"The contrast alone against random weights: {counted(contrast)}",
         f"The masked tasks alone against random weights: {counted(masked)}",
         f"Masked tasks beside the contrast against the contrast alone: {counted(together)}",
-        "mAP@10 is before fine-tuning, by the paper's read-out, the first token of the fusion, "
-        "which no masked task trains; accuracy is after it. Short trainings do not tell what "
-        "masked tasks are worth: `benchmarks/converge.py` trains each form until it has converged.",
-        *[
-            "**Do not conclude from this table yet:** these runs are from before the scores were "
-            "fixed, which act on the masked tasks most ([numbers.md](numbers.md))."
-        ]
-        * bool({"simcl", "simcl_fashion"} & set(old(results))),
+        "GRAM's contrast, which compares all modalities at once, instead of InfoNCE's of pairs, "
+        f"each beside the masked tasks (notebook 09): {counted(gram)} The first of these seeds on "
+        "the real products had chosen it for this comparison.",
+        f"mAP@10 is before fine-tuning: by `{PAPER}`, the first tokens of the fusion, which no "
+        f"masked task trains, and by `{DEFAULT}`, which reads all tokens. Accuracy is after it. "
+        "Short trainings do not tell what masked tasks are worth: `benchmarks/converge.py` trains "
+        "each form until it has converged.",
         made(results, "simcl", "simcl_fashion"),
     ]
     return text, pd.DataFrame(lines)
@@ -353,7 +332,7 @@ def take(results: Path) -> tuple[list[str], pd.DataFrame]:
 
 def answers(results: Path) -> list[str]:
     """In short, for the front page: what pre-training brings, each modality, the rivals, the
-    scores, and how much of the paper is decided."""
+    scores, the losses, and how much of the paper is decided."""
     demo, most = recording.load_results(results / "demo.json"), "I+T+Tab+V+A"
     demo = recording.pick(demo, {"notebook": "05_downstream", "modalities": most})
     wanted = {"task": "retrieval", "metric": "mAP@10", "convention": "min_k_r", "variant": DEFAULT}
@@ -383,6 +362,13 @@ def answers(results: Path) -> list[str]:
     for other in ("no scores", "released scores"):
         lines = table[table["second"] == other].to_dict("records")
         text.append(f"**SCALE's scores against {other}**: {counted(lines)}")
+    _, table = losses(results)
+    for other, what in (
+        ("no loss", "The contrast alone, against random weights"),
+        ("contrast only", "Masked tasks beside the contrast, against the contrast alone"),
+    ):
+        lines = table[(table["second"] == other) & ~table["first"].str.startswith("masked")]
+        text.append(f"**{what}**: {counted(lines.to_dict('records'))}")
     frame = claims.judged(results / "claims.json")
     tested = frame[frame["verdict"] != "not testable"]["verdict"].value_counts()
     several = ", ".join(f"{tested.get(word, 0)} {word}" for word in claims.VERDICTS[:4])
@@ -423,6 +409,8 @@ def converged(found: dict) -> tuple[list[str], pd.DataFrame]:
             said = f"{enough.iloc[0]['epochs']:g} epochs ({enough.iloc[0]['steps']} steps) do"
         where = f"{NAMES.get(data, data).capitalize()}, {training} training products"
         text.append(f"{where}, {model}, seed {seed}: {said}.")
+    for data in ends["data"].unique():
+        text.append(f"![How quality grows](../benchmarks/converge_{data}.png)")
     for name in (DEFAULT, "gained", "accuracy"):
         ends[name] = (100 * ends[name]).round(1).map("{:.1f}".format)
     return text, ends.rename(columns={"gained": "gained in the last quarter"})

@@ -284,7 +284,6 @@ def blocks(results: Path) -> dict[str, str]:
     if (path := results / "claims.json").exists():
         text["claims"] = counted(path)
         text["answers"] = "\n".join(findings.answers(results))
-        text["older"] = f"`results/`: {', '.join(f'`{name}`' for name in findings.old(results))}."
     if (path := results.parent / "benchmarks/step.json").exists():
         text["paces"] = paces(path)
     if (path := results.parent / "benchmarks/backbones.json").exists():
