@@ -359,3 +359,20 @@ def test_what_is_kept_of_the_queries_is_small_and_makes_the_recorded_intervals_a
             assert intervals.differs(row | {"verdict": "?"}, test) == ["verdict"]
             assert intervals.differs(row | {"each_seed": [0.1, 0.2]}, test) == ["each_seed"]
         assert made, path.name
+
+
+def test_of_the_losses_each_sentence_counts_its_own_comparisons(recorded):
+    text, table = findings.losses(recorded)
+    pairs = (("contrast only", "no loss"), ("masked tasks only", "no loss"))
+    pairs += (("both losses", "contrast only"), ("both, GRAM's contrast", "both losses"))
+    for (one, other), said in zip(pairs, text, strict=False):
+        own = table[table["first"].str.startswith(f"{one}, ") & (table["second"] == other)]
+        n = own["the first is"].value_counts()
+        assert len(own) == 6 and f"of 6 comparisons it is ahead in {n.get('ahead', 0)}," in said
+        assert f"undecided in {n.get('undecided', 0)}." in said
+    rows = recording.load_results(recorded / "simcl.json")
+    rows = rows[(rows["metric"] == "accuracy") & (rows["convention"] == "fine-tuned head")]
+    means = 100 * rows.groupby("model")["value"].mean()
+    (line,) = table[table["first"] == "both losses, accuracy"].to_dict("records")[:1]
+    assert line["of the first"] == f"{means['scale, IMCL+PRE']:.1f}"
+    assert line["of the second"] == f"{means['scale, contrast only']:.1f}"
