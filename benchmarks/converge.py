@@ -125,7 +125,7 @@ def main() -> None:
             same = {key: end[key] for key in SAME}
             keep(FILE, {"curves": lines, "ends": [end]}, same, made)
             print(f"{form}, {epochs:g} epochs: {end[DEFAULT]:.3f}, gained {end['gained']:+.3f}")
-    draw(FILE)
+            draw(FILE)  # each time: an interrupted call leaves a figure, too
 
 
 if __name__ == "__main__":

@@ -411,6 +411,7 @@ def converged(found: dict) -> tuple[list[str], pd.DataFrame]:
         text.append(f"{where}, {model}, seed {seed}: {said}.")
     for data in ends["data"].unique():
         text.append(f"![How quality grows](../benchmarks/converge_{data}.png)")
+    ends["epochs"] = ends["epochs"].map("{:g}".format)
     for name in (DEFAULT, "gained", "accuracy"):
         ends[name] = (100 * ends[name]).round(1).map("{:.1f}".format)
     return text, ends.rename(columns={"gained": "gained in the last quarter"})

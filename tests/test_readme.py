@@ -376,3 +376,24 @@ def test_of_the_losses_each_sentence_counts_its_own_comparisons(recorded):
     (line,) = table[table["first"] == "both losses, accuracy"].to_dict("records")[:1]
     assert line["of the first"] == f"{means['scale, IMCL+PRE']:.1f}"
     assert line["of the second"] == f"{means['scale, contrast only']:.1f}"
+
+
+def test_of_each_form_and_length_a_curve_is_drawn(tmp_path, monkeypatch):
+    script, drawn = script_of("converge"), []
+    canvas = script.canvas
+    monkeypatch.setattr(script, "canvas", lambda *a, **k: drawn.append(canvas(*a, **k)) or drawn[0])
+    curves = [
+        {"data": "shop", "model": model, "epochs": epochs, "seen": share * epochs * 90}
+        | {"seconds": share * epochs, DEFAULT: 0.2 + share / 10}
+        for model in ("scale", "clip")
+        for epochs in (5, 10)
+        for share in (0, 1)
+    ]
+    write_json(tmp_path / "converge.json", {"curves": curves})
+    script.draw(tmp_path / "converge.json")
+    assert (tmp_path / "converge_shop.png").exists()
+    (_, ((seen, seconds),)) = drawn[0]
+    assert [list(line.get_xdata()) for line in seen.lines] == 2 * [[0, 450], [0, 900]]
+    assert [list(line.get_xdata()) for line in seconds.lines] == 2 * [[0, 5], [0, 10]]
+    assert list(seen.lines[0].get_ydata()) == pytest.approx([20, 30])
+    assert [text.get_text() for text in seen.get_legend().texts] == ["scale", "clip"]
