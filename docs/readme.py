@@ -231,8 +231,9 @@ def made_by(path: Path, notebook: str) -> str:
     content, times = json.loads(path.read_text(encoding="utf-8")), path.with_name("times.json")
     known = json.loads(times.read_text()) if times.exists() else {}
     sources, seeds = content["provenance"], sorted({row["seed"] for row in content["rows"]})
-    seconds = known.get(path.stem, {}).get("seconds", 0)
-    seconds = seconds or sum(made["wall_seconds"] for made in sources.values())
+    own = known.get(path.stem, {"seconds": 0, "seeds": 0})
+    of_all = own["seconds"] * (own["seeds"] == len(seeds))  # else of other runs than these
+    seconds = of_all or sum(made["wall_seconds"] for made in sources.values())
     made, s = sources[notebook], "s" * (len(seeds) > 1)
     versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
     return (

@@ -12,30 +12,48 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from m5lib import ROOT, home
 from m5lib.data import write_json
 from m5lib.files import reading
-from m5lib.lab import notebooks, sweep
+from m5lib.lab import notebooks, runs, sweep
 
 #: What these compare needs no second data set.
 SHOP_ONLY = ("model", "released", "probes")
+#: The first answers to everything in ``times.json``, seconds of all workers.
+FIRST = "first answers"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run and recorded at one profile, by the name in ``results/``."""
+
+    several: dict[str, tuple[Path, dict]]  # studies: the notebook and its parameters
+    single: dict[str, list[tuple[Path, dict]]]  # notebooks without a parameter ``seeds``
+    points: dict[str, list[sweep.Point]]  # of each study, by seed
+
+    def begun(self) -> bool:
+        """Whether a run of a study has finished."""
+        own = (point for points in self.points.values() for point in points)
+        return any(point.ended().get("status") == "finished" for point in own)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run every notebook for the results files that its metadata name, on the shop and on real
     products. Returns 1 where one failed (the others still ran).
 
-    Studies (a notebook with a parameter ``seeds``) run side by side, seed by seed: each table is
-    recorded after the first seed, again after the third, and at the end. How long it takes is said
-    before, by what each took before, and again whenever tables are recorded. An interrupted call
-    goes on.
+    First of all with one seed and little training (``--first``), so that every table has an answer
+    soon. Then studies (a notebook with a parameter ``seeds``) run side by side, seed by seed: each
+    table is recorded anew after the first seed, after the third, and at the end. How long it takes
+    is said before, by what each took before, and again whenever tables are recorded. An interrupted
+    call goes on.
     """
-    todo = [(path, name) for path in notebooks.find() for name in notebooks.results_of(path)]
     parser = argparse.ArgumentParser("python docs/results.py", description="Make results/.")
-    option, names = parser.add_argument, list(dict.fromkeys(name for _, name in todo))
-    option("--profile", default="small", choices=("tiny", "small", "full"))
+    option, names = parser.add_argument, list(dict.fromkeys(name for _, name in _todo()))
+    option("--profile", default="small", choices=list(runs.PROFILES))
+    option("--first", default="quick", choices=[*runs.PROFILES, "none"], help="of first answers")
     option("--seeds", type=int, default=3)
     option("--data", default="", help="folder or file of real products, after the shop")
     option("--products", type=int, default=0, help="of the real ones at most so many; 0: all")
@@ -44,17 +62,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     option("--bert", default="", help="a BERT that titles start from: studies only, as <name>_bert")
     option("--workers", type=int, help="runs side by side; by default as many as pay")
     option("--dry-run", action="store_true", help="only say how long it takes")
-    options, done = parser.parse_args(arguments), []
+    options, begun = parser.parse_args(arguments), time.monotonic()
     notebooks.show_progress()
-    several, single = {}, {}  # name in results/ -> notebook and its parameters
+    workers = options.workers or sweep.side_by_side(options.profile)
+    rounds = sorted({1, min(3, options.seeds), options.seeds})
+    plan, done = planned(options, options.profile, options.seeds), []
+    if soon := options.first not in ("none", options.profile) and not plan.begun():
+        quick = planned(options, options.first, 1, first=True)
+    _expected(plan.points, rounds, workers, soon)
+    if options.dry_run:
+        return 0
+    if soon:
+        fresh = not quick.begun()
+        done += made(quick, 0, 1, workers, timed=False)
+        if fresh:
+            _timed(FIRST, workers * (time.monotonic() - begun), 1)
+        _expected(plan.points, rounds, workers)
+    for first, last in zip([0, *rounds[:-1]], rounds, strict=True):
+        done += made(plan, first, last, workers)
+        if last < options.seeds:
+            _expected(plan.points, rounds, workers)
+    minutes = (time.monotonic() - begun) / 60
+    print(f"{sum(done)} of {len(done)} results in {minutes:.0f} minutes; see {home('results')}")
+    return int(not all(done))
+
+
+def planned(options: argparse.Namespace, profile: str, seeds: int, first: bool = False) -> Plan:
+    """What the options ask for. ``first``: with every rival at SCALE's rate, and as many real
+    products as the profile reads."""
+    several, single = {}, {}
     for data in ("shop", *([str(Path(options.data).resolve())] if options.data else [])):
         place = "" if data == "shop" else Path(data).name.split("-")[0]
-        for path, name in todo:
+        for path, name in _todo():
             if name not in options.only or (place and name in SHOP_ONLY):
                 continue
-            known, given = notebooks.parameters_of(path), {"profile": options.profile, "data": data}
-            given |= {"shops": options.seeds} if name == "probes" else {}
-            given |= {"fair": True} if options.fair and "fair" in known else {}
+            known, given = notebooks.parameters_of(path), {"profile": profile, "data": data}
+            given |= {"shops": seeds} if name == "probes" else {}
+            given |= {"fair": True} if options.fair and "fair" in known and not first else {}
             record = f"{name}_{place}" if place and name != "demo" else place or name
             if options.bert:  # by name, or by a path that other processes find
                 record, bert = f"{record}_bert", Path(options.bert)
@@ -62,41 +106,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.bert and not {"seeds", "bert"} <= set(known):
                 continue
             if "seeds" in known:
-                given |= {"products": options.products} if place else {}
+                given |= {"products": options.products} if place and not first else {}
                 several[record] = path, given
             else:
                 single.setdefault(record, []).append((path, given))
-    workers = options.workers or sweep.side_by_side(options.profile)
-    rounds, begun = sorted({1, min(3, options.seeds), options.seeds}), time.monotonic()
     points = {
-        record: sweep.points(path, {"seed": list(range(options.seeds))}, given)
+        record: sweep.points(path, {"seed": list(range(seeds))}, given)
         for record, (path, given) in several.items()
     }
-    _expected(points, rounds, workers)
-    if options.dry_run:
-        return 0
-    for first, last in zip([0, *rounds[:-1]], rounds, strict=True):
-        part = {
-            record: [p for p in own[first:last] if p.ended().get("status") != "finished"]
-            for record, own in points.items()
-        }  # finished ones took their time in an earlier call
-        sweep.run([point for own in part.values() for point in own], workers=workers)
-        for record, (path, given) in several.items():
-            fine = all(p.ended()["status"] != "failed" for p in points[record][first:last])
-            given = given | {"seeds": last, "record": record}
-            done.append(fine and recorded(path, given))
-            took = [x for p in part[record] if (x := p.ended()["seconds"]) == x]  # NaN: lost
-            _timed(record, sum(took), len(took))
-        for record, ways in single.items() if not first else ():
-            start = time.monotonic()
-            done += [recorded(path, given | {"record": record}) for path, given in ways]
-            _timed(record, time.monotonic() - start, 1)
-        subprocess.run([sys.executable, ROOT / "docs" / "readme.py"], check=True)
-        if last < options.seeds:
-            _expected(points, rounds, workers)
-    minutes = (time.monotonic() - begun) / 60
-    print(f"{sum(done)} of {len(done)} results in {minutes:.0f} minutes; see {home('results')}")
-    return int(not all(done))
+    return Plan(several, single, points)
+
+
+def _todo() -> list[tuple[Path, str]]:
+    """The notebooks that record, with each of their names."""
+    return [(path, name) for path in notebooks.find() for name in notebooks.results_of(path)]
+
+
+def made(plan: Plan, first: int, last: int, workers: int, timed: bool = True) -> list[bool]:
+    """Run the seeds from ``first`` up to ``last`` of all studies, record these, and with the first
+    seed what has none; whether each record is there. ``timed``: count their seconds."""
+    part = {
+        record: [p for p in own[first:last] if p.ended().get("status") != "finished"]
+        for record, own in plan.points.items()
+    }  # finished ones took their time in an earlier call
+    sweep.run([point for own in part.values() for point in own], workers=workers)
+    done, took = [], {}
+    for record, (path, given) in plan.several.items():
+        fine = all(p.ended()["status"] != "failed" for p in plan.points[record][first:last])
+        done.append(fine and recorded(path, given | {"seeds": last, "record": record}))
+        took[record] = [x for p in part[record] if (x := p.ended()["seconds"]) == x]  # NaN: lost
+    for record, ways in plan.single.items() if not first else ():
+        start = time.monotonic()
+        done += [recorded(path, given | {"record": record}) for path, given in ways]
+        took[record] = [time.monotonic() - start]
+    for record, seconds in took.items() if timed else ():
+        _timed(record, sum(seconds), len(seconds))
+    subprocess.run([sys.executable, ROOT / "docs" / "readme.py"], check=True)
+    return done
 
 
 def times() -> dict[str, dict]:
@@ -118,12 +164,15 @@ def _timed(record: str, seconds: float, seeds: int) -> None:
     write_json(home("results", "times.json"), known)
 
 
-def _expected(points: Mapping[str, Sequence], rounds: Sequence[int], workers: int) -> None:
+def _expected(
+    points: Mapping[str, Sequence], rounds: Sequence[int], workers: int, soon: bool = False
+) -> None:
     """Say how long studies will take until each recording: by their seeds that ended here, else by
-    what ``times.json`` of this home or of the repository says."""
+    what ``times.json`` of this home or of the repository says. ``soon``: first answers come, too"""
     file = ROOT / "results" / "times.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    known, unknown, left = known | times(), [], dict.fromkeys(rounds, 0.0)
+    known, left = known | times(), dict.fromkeys(rounds, 0.0)
+    unknown = [FIRST] if soon and FIRST not in known else []
     for record, own in points.items():
         ended = [p.ended() for p in own]
         here = [p["seconds"] for p in ended if p.get("status") == "finished"]
@@ -133,9 +182,10 @@ def _expected(points: Mapping[str, Sequence], rounds: Sequence[int], workers: in
         for last in rounds:
             count = sum(p.get("status") != "finished" for p in ended[:last])
             left[last] += pace * count / workers
-    says = ", ".join(
-        f"{last} seed{'s' * (last > 1)} in {left[last] / 60:.0f} min" for last in rounds
-    )
+    says = [f"{last} seed{'s' * (last > 1)} in {left[last] / 60:.0f} min" for last in rounds]
+    if soon and FIRST in known:
+        says.insert(0, f"{FIRST} in {known[FIRST]['seconds'] / workers / 60:.0f} min, then")
+    says = ", ".join(says).replace("then,", "then")
     says += f"; not known of {', '.join(unknown)}" if unknown else ""
     print(f"{len(points)} studies, {workers} side by side; by what earlier runs took: {says}")
 

@@ -1,5 +1,7 @@
 """``make results``: which notebooks, in which order, and how long it says that it takes."""
 
+from types import SimpleNamespace
+
 import pytest
 
 import results
@@ -65,7 +67,7 @@ def test_every_table_has_a_first_answer_before_any_is_sharpened(made, tmp_path, 
     results.main([*words, "--dry-run"])
     before = capsys.readouterr().out
     assert not ran and not swept and "2 studies, 3 side by side" in before
-    assert results.main(words) == 0
+    assert results.main([*words, "--first", "none"]) == 0
     of = ("07_mem_vs_mlm", "08_text_table_split")
     for (workers, points), seeds in zip(swept, ([0], [1, 2], [3, 4]), strict=True):
         assert workers == 3
@@ -78,16 +80,66 @@ def test_every_table_has_a_first_answer_before_any_is_sharpened(made, tmp_path, 
     after = capsys.readouterr().out  # 60 s a seed of two studies, three side by side
     assert "1 seed in 0 min, 3 seeds in 1 min, 5 seeds in 3 min" in after
     results.main([*words, "--dry-run"])
-    assert "5 seeds in 0 min" in capsys.readouterr().out
+    after = capsys.readouterr().out
+    assert "5 seeds in 0 min" in after and results.FIRST not in after  # better ones are there
     results.main(words)  # again: recorded anew, no run counted twice
     assert results.times()["text_table"] == known["text_table"]
+
+
+def test_first_answers_come_before_any_seed_is_trained_in_full(made, tmp_path, capsys, monkeypatch):
+    """Once everything at ``quick``, of real products as few as that reads, at SCALE's rate; said
+    before how long, by what it took; not again when a study of the profile has finished."""
+    ran, swept = made
+    real, elsewhere = str(tmp_path / "fashion-products"), tmp_path / "repository"
+    monkeypatch.setattr(results, "ROOT", elsewhere)
+    words = ["--seeds", "2", "--only", "baselines", "demo", "probes", "--data", real, "--fair"]
+    words += ["--products", "600", "--workers", "2"]
+    results.main([*words, "--dry-run"])
+    assert f"not known of {results.FIRST}, baselines" in capsys.readouterr().out and not swept
+    clock = iter([0.0, *[600.0] * 99])
+    monkeypatch.setattr(results, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert results.main(words) == 0
+    names = ("baselines", "probes", "demo", "baselines_fashion", "fashion")
+    quick = [given for _, given in ran if given["profile"] == "quick"]
+    assert {given["record"] for given in quick} == set(names) and ran[len(quick) :]
+    assert all(given["profile"] == "quick" for _, given in ran[: len(quick)])
+    for given in quick:
+        assert given.get("seeds", 1) == given.get("shops", 1) == 1
+        assert not {"fair", "products"} & set(given)
+    full = [given for _, given in ran[len(quick) :] if given["record"] == "baselines_fashion"]
+    assert [(g["seeds"], g["products"], g["fair"]) for g in full] == [
+        (1, 600, True),
+        (2, 600, True),
+    ]
+    assert [[p["seed"] for _, p in points] for _, points in swept] == [[0, 0], [0, 0], [1, 1]]
+    known = results.times()
+    assert known[results.FIRST] == {"seconds": 1200, "seeds": 1}  # two workers, ten minutes
+    assert known["baselines"] == {"seconds": 120, "seeds": 2}  # without the quick one
+    count = len(ran)
+    results.main(words)
+    assert {given["profile"] for _, given in ran[count:]} == {"small"}
+    monkeypatch.setenv("M5_HOME", str(tmp_path / "other"))
+    write_json(elsewhere / "results" / "times.json", known)
+    capsys.readouterr()
+    results.main([*words, "--dry-run"])
+    assert f"{results.FIRST} in 10 min, then 1 seed in" in capsys.readouterr().out
 
 
 def test_wall_time_is_said_from_what_earlier_runs_took(made, capsys, monkeypatch, tmp_path):
     file = tmp_path / "repository" / "results" / "times.json"
     write_json(file, {"mem_vs_mlm": {"seconds": 3600, "seeds": 2}})
     monkeypatch.setattr(results, "ROOT", tmp_path / "repository")
-    words = ["--seeds", "4", "--dry-run", "--only", "mem_vs_mlm", "text_table", "--workers"]
+    words = [
+        "--seeds",
+        "4",
+        "--first",
+        "none",
+        "--dry-run",
+        "--only",
+        "mem_vs_mlm",
+        "text_table",
+        "--workers",
+    ]
     results.main([*words, "2"])
     said = capsys.readouterr().out
     assert "1 seed in 15 min, 3 seeds in 45 min, 4 seeds in 60 min" in said
@@ -104,8 +156,8 @@ def test_a_run_whose_process_was_lost_has_no_seconds_to_count(made, monkeypatch)
             write_json(point.output.with_suffix(".json"), marker | {"output": "", "error": ""})
 
     monkeypatch.setattr(sweep, "run", run)
-    words = ["--seeds", "1", "--only", "mem_vs_mlm", "text_table", "--workers", "2"]
-    assert results.main(words) == 1
+    words = ["--seeds", "1", "--first", "none", "--only", "mem_vs_mlm", "text_table"]
+    assert results.main([*words, "--workers", "2"]) == 1
     lost, fine = results.times().values()
     assert lost == {"seconds": 0, "seeds": 0} and fine == {"seconds": 60, "seeds": 1}
 
@@ -116,4 +168,5 @@ def test_studies_with_titles_from_a_bert_are_recorded_beside_the_others(made, tm
     given = {"bert": str(tmp_path / "words"), "seeds": 1, "record": "baselines_bert"}
     words = ["--seeds", "1", "--only", "baselines", "demo", "maps", "--bert", given["bert"]]
     assert results.main(words) == 0
-    assert ran == [("10_baselines", {"profile": "small", "data": "shop"} | given)]
+    shop = {"data": "shop"} | given
+    assert ran == [("10_baselines", {"profile": p} | shop) for p in ("quick", "small")]

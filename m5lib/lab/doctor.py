@@ -22,7 +22,7 @@ import m5lib
 
 #: GB of disk that a run of a profile on the shop takes; ``full`` is scaled from ``small`` to
 #: 100,000 listings and the paper's 250 M parameters.
-NEEDS = {"tiny": 0.1, "small": 0.4, "full": 15}
+NEEDS = {"tiny": 0.1, "quick": 0.2, "small": 0.4, "full": 15}
 TORCH = ("torch", "torchvision", "torchaudio")
 
 

@@ -290,12 +290,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.demo and results.exists():
             headline = recording.headline(results)
             print("\n" + headline.to_string())
-            table, figures = (
-                headline.to_html(border=0),
-                results.parent.glob(f"{options.record}_*.png"),
-            )
+            table = headline.to_html(border=0)
             figures = sorted(
-                figures, key=lambda path: (not path.stem.endswith("_front"), path.name)
+                results.parent.glob(f"{options.record}_*.png"),
+                key=lambda path: (not path.stem.endswith("_front"), path.name),
             )
         page = write_index(reports, table, figures)
     for error in failed:

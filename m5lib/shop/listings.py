@@ -28,7 +28,7 @@ from m5lib.shop import films, pictures, sounds
 from m5lib.shop.facets import Facets
 
 #: Listings and categories of each size; any number of listings may be given instead.
-SIZES = {"tiny": (240, 12), "small": (2400, 48), "full": (100_000, 624)}
+SIZES = {"tiny": (240, 12), "quick": (1200, 24), "small": (2400, 48), "full": (100_000, 624)}
 
 #: Share of the complete listings whose sound lies in the video only.
 SOUND_IN_VIDEO_ONLY = 0.2
@@ -316,7 +316,7 @@ def main() -> None:
     """``python -m m5lib shop <size>``: make a shop and say what is in it."""
     import argparse
 
-    about, sizes = "Make a synthetic shop.", "tiny, small, full or a number of products"
+    about, sizes = "Make a synthetic shop.", "tiny, quick, small, full or a number of products"
     parser = argparse.ArgumentParser(prog="python -m m5lib shop", description=about)
     parser.add_argument("size", nargs="?", default="small", help=sizes)
     parser.add_argument("--seed", type=int, default=0)
