@@ -125,6 +125,21 @@ def test_first_answers_come_before_any_seed_is_trained_in_full(made, tmp_path, c
     assert f"{results.FIRST} in 10 min, then 1 seed in" in capsys.readouterr().out
 
 
+def test_first_answers_that_were_stopped_go_on_and_are_not_timed(made, monkeypatch):
+    """What is left of them would take less time than all; one that failed is said."""
+    words = ["--seeds", "1", "--only", "baselines"]
+
+    def stopped(path, given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "recorded", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            results.main(words)
+    monkeypatch.setattr(results, "recorded", lambda path, given: given["profile"] != "quick")
+    assert results.main(words) == 1 and list(results.times()) == ["baselines"]
+
+
 def test_wall_time_is_said_from_what_earlier_runs_took(made, capsys, monkeypatch, tmp_path):
     file = tmp_path / "repository" / "results" / "times.json"
     write_json(file, {"mem_vs_mlm": {"seconds": 3600, "seeds": 2}})
