@@ -140,6 +140,12 @@ def test_first_answers_that_were_stopped_go_on_and_are_not_timed(made, monkeypat
     assert results.main(words) == 1 and list(results.times()) == ["baselines"]
 
 
+def test_first_answers_alone_are_made_once(made):
+    ran, _ = made
+    assert results.main(["--profile", "quick", "--seeds", "1", "--only", "baselines"]) == 0
+    assert [given["profile"] for _, given in ran] == ["quick"]
+
+
 def test_wall_time_is_said_from_what_earlier_runs_took(made, capsys, monkeypatch, tmp_path):
     file = tmp_path / "repository" / "results" / "times.json"
     write_json(file, {"mem_vs_mlm": {"seconds": 3600, "seeds": 2}})
