@@ -68,7 +68,7 @@ FEW = Profile("small", 128, 1, 4, _FEW, Training(6, 32, 1e-3), vocabulary=8000)
 _SMALL = Training(5, 128, 1e-3), Training(3, 64, 1e-3)
 PROFILES = {
     "tiny": Profile("tiny", 32, 1, 2, _SHORT, _SHORT, vocabulary=800, products=400),
-    "quick": replace(FEW, name="quick", training=replace(_FEW, steps=200), products=1200),
+    "quick": replace(FEW, name="quick", training=replace(_FEW, steps=120), products=1000),
     "small": Profile("small", 256, 1, 4, *_SMALL, vocabulary=8000, few=(4000, FEW)),
     "full": Profile("full", 768, 6, 12, _PAPER, _PAPER, vocabulary=21128),
 }

@@ -28,7 +28,7 @@ from m5lib.shop import films, pictures, sounds
 from m5lib.shop.facets import Facets
 
 #: Listings and categories of each size; any number of listings may be given instead.
-SIZES = {"tiny": (240, 12), "quick": (1200, 24), "small": (2400, 48), "full": (100_000, 624)}
+SIZES = {"tiny": (240, 12), "quick": (1000, 20), "small": (2400, 48), "full": (100_000, 624)}
 
 #: Share of the complete listings whose sound lies in the video only.
 SOUND_IN_VIDEO_ONLY = 0.2
