@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if soon:
         fresh = not quick.begun()
         done += made(quick, 0, 1, workers, timed=False)
-        if fresh:
+        if fresh and options.only == names and all(done):
             _timed(FIRST, workers * (time.monotonic() - begun), 1)
         _expected(plan.points, rounds, workers)
     for first, last in zip([0, *rounds[:-1]], rounds, strict=True):
@@ -184,7 +184,8 @@ def _expected(
             left[last] += pace * count / workers
     says = [f"{last} seed{'s' * (last > 1)} in {left[last] / 60:.0f} min" for last in rounds]
     if soon and FIRST in known:
-        says.insert(0, f"{FIRST} in {known[FIRST]['seconds'] / workers / 60:.0f} min, then")
+        pace = known[FIRST]["seconds"] / known[FIRST]["seeds"]
+        says.insert(0, f"{FIRST} in {pace / workers / 60:.0f} min, then")
     says = ", ".join(says).replace("then,", "then")
     says += f"; not known of {', '.join(unknown)}" if unknown else ""
     print(f"{len(points)} studies, {workers} side by side; by what earlier runs took: {says}")

@@ -92,8 +92,9 @@ def test_first_answers_come_before_any_seed_is_trained_in_full(made, tmp_path, c
     ran, swept = made
     real, elsewhere = str(tmp_path / "fashion-products"), tmp_path / "repository"
     monkeypatch.setattr(results, "ROOT", elsewhere)
-    words = ["--seeds", "2", "--only", "baselines", "demo", "probes", "--data", real, "--fair"]
-    words += ["--products", "600", "--workers", "2"]
+    todo = [(p, name) for p, name in results._todo() if name in ("baselines", "demo", "probes")]
+    monkeypatch.setattr(results, "_todo", lambda: todo)
+    words = ["--seeds", "2", "--data", real, "--products", "600", "--fair", "--workers", "2"]
     results.main([*words, "--dry-run"])
     assert f"not known of {results.FIRST}, baselines" in capsys.readouterr().out and not swept
     clock = iter([0.0, *[600.0] * 99])
@@ -119,15 +120,21 @@ def test_first_answers_come_before_any_seed_is_trained_in_full(made, tmp_path, c
     results.main(words)
     assert {given["profile"] for _, given in ran[count:]} == {"small"}
     monkeypatch.setenv("M5_HOME", str(tmp_path / "other"))
+    known[results.FIRST] = {"seconds": 2400, "seeds": 2}
     write_json(elsewhere / "results" / "times.json", known)
     capsys.readouterr()
     results.main([*words, "--dry-run"])
     assert f"{results.FIRST} in 10 min, then 1 seed in" in capsys.readouterr().out
 
 
-def test_first_answers_that_were_stopped_go_on_and_are_not_timed(made, monkeypatch):
-    """What is left of them would take less time than all; one that failed is said."""
-    words = ["--seeds", "1", "--only", "baselines"]
+def test_first_answers_of_which_some_are_missing_are_not_timed(made, monkeypatch, tmp_path):
+    """What is left of stopped ones, or some of all, take less time; one that failed is said."""
+    words = ["--seeds", "1"]
+    assert results.main([*words, "--only", "mem_vs_mlm"]) == 0
+    assert list(results.times()) == ["mem_vs_mlm"]
+    monkeypatch.setenv("M5_HOME", str(tmp_path / "other"))
+    todo = [(path, name) for path, name in results._todo() if name == "baselines"]
+    monkeypatch.setattr(results, "_todo", lambda: todo)
 
     def stopped(path, given):
         raise KeyboardInterrupt
@@ -136,6 +143,8 @@ def test_first_answers_that_were_stopped_go_on_and_are_not_timed(made, monkeypat
         patch.setattr(results, "recorded", stopped)
         with pytest.raises(KeyboardInterrupt):
             results.main(words)
+    assert results.main(words) == 0 and list(results.times()) == ["baselines"]
+    monkeypatch.setenv("M5_HOME", str(tmp_path / "another"))
     monkeypatch.setattr(results, "recorded", lambda path, given: given["profile"] != "quick")
     assert results.main(words) == 1 and list(results.times()) == ["baselines"]
 
