@@ -19,6 +19,7 @@ from m5lib.files import whole_file
 from m5lib.lab import claims as verdicts
 from m5lib.lab import recording
 from m5lib.modalities import MODALITIES
+from results import FIRST
 
 #: The column of claims that confirm what the shop was calibrated for.
 CALIBRATED = "of the confirmed, calibrated"
@@ -277,11 +278,13 @@ def blocks(results: Path) -> dict[str, str]:
         text["losses"] = "\n\n".join([markdown(losses(paths)), *made])
     if (path := results / "times.json").exists():
         times = json.loads(path.read_text(encoding="utf-8"))
+        first = times.pop(FIRST, {}).get("seconds", 0)
         times = {name: own["seconds"] for name, own in times.items()}
         order = sorted(times, key=lambda name: -times[name])
         minutes = ", ".join(f"`{name}` {times[name] / 60:.0f}" for name in order)
         hours = f"together {sum(times.values()) / 3600:.1f} hours (`results/times.json`)"
         text["times"] = f"Wall time of what is recorded, all seeds, minutes: {minutes}; {hours}."
+        text["times"] += f" {FIRST.capitalize()}: {first / 60:.0f} core-minutes." if first else ""
     if (path := results / "claims.json").exists():
         text["claims"] = counted(path)
         text["answers"] = "\n".join(findings.answers(results))
