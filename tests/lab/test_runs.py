@@ -159,7 +159,7 @@ def test_products_without_labels_pretrain_but_are_not_measured(extracted, tmp_pa
 def test_unknown_names_list_the_known_ones(stream_set):
     with pytest.raises(ValueError, match="known are .'scale'"):
         runs.Job(model="bigger").plan(stream_set)
-    with pytest.raises(ValueError, match="known are .'tiny', 'small', 'full'"):
+    with pytest.raises(ValueError, match="known are .'tiny', 'quick', 'small', 'full'"):
         runs.profile_of("huge")
 
 
