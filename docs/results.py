@@ -168,7 +168,7 @@ def _expected(
     points: Mapping[str, Sequence], rounds: Sequence[int], workers: int, soon: bool = False
 ) -> None:
     """Say how long studies will take until each recording: by their seeds that ended here, else by
-    what ``times.json`` of this home or of the repository says. ``soon``: first answers come, too"""
+    what ``times.json`` of this home or of the repository says. With ``soon`` first answers."""
     file = ROOT / "results" / "times.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     known, left = known | times(), dict.fromkeys(rounds, 0.0)
@@ -182,11 +182,12 @@ def _expected(
         for last in rounds:
             count = sum(p.get("status") != "finished" for p in ended[:last])
             left[last] += pace * count / workers
-    says = [f"{last} seed{'s' * (last > 1)} in {left[last] / 60:.0f} min" for last in rounds]
+    says = ", ".join(
+        f"{last} seed{'s' * (last > 1)} in {left[last] / 60:.0f} min" for last in rounds
+    )
     if soon and FIRST in known:
         pace = known[FIRST]["seconds"] / known[FIRST]["seeds"]
-        says.insert(0, f"{FIRST} in {pace / workers / 60:.0f} min, then")
-    says = ", ".join(says).replace("then,", "then")
+        says = f"{FIRST} in {pace / workers / 60:.0f} min, then {says}"
     says += f"; not known of {', '.join(unknown)}" if unknown else ""
     print(f"{len(points)} studies, {workers} side by side; by what earlier runs took: {says}")
 

@@ -397,3 +397,13 @@ def test_of_each_form_and_length_a_curve_is_drawn(tmp_path, monkeypatch):
     assert [list(line.get_xdata()) for line in seconds.lines] == 2 * [[0, 5], [0, 10]]
     assert list(seen.lines[0].get_ydata()) == pytest.approx([20, 30])
     assert [text.get_text() for text in seen.get_legend().texts] == ["scale", "clip"]
+
+
+@pytest.mark.parametrize(("of", "said"), [(2, "; 900 s."), (3, "; 12 s.")])
+def test_a_file_took_what_as_many_seeds_took_else_what_its_notebook_took(of, said, tmp_path):
+    """After first answers the times of an earlier recording are of other runs."""
+    made = {"profile": "quick", "commit": "0", "device": "d", "versions": {}, "wall_seconds": 12.0}
+    content = {"provenance": {"n": made}, "rows": [{"seed": 0}, {"seed": 1}]}
+    write_json(tmp_path / "table.json", content)
+    write_json(tmp_path / "times.json", {"table": {"seconds": 900, "seeds": of}})
+    assert readme.made_by(tmp_path / "table.json", "n").endswith(said)

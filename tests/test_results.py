@@ -159,17 +159,8 @@ def test_wall_time_is_said_from_what_earlier_runs_took(made, capsys, monkeypatch
     file = tmp_path / "repository" / "results" / "times.json"
     write_json(file, {"mem_vs_mlm": {"seconds": 3600, "seeds": 2}})
     monkeypatch.setattr(results, "ROOT", tmp_path / "repository")
-    words = [
-        "--seeds",
-        "4",
-        "--first",
-        "none",
-        "--dry-run",
-        "--only",
-        "mem_vs_mlm",
-        "text_table",
-        "--workers",
-    ]
+    words = ["--seeds", "4", "--first", "none", "--dry-run"]
+    words += ["--only", "mem_vs_mlm", "text_table", "--workers"]
     results.main([*words, "2"])
     said = capsys.readouterr().out
     assert "1 seed in 15 min, 3 seeds in 45 min, 4 seeds in 60 min" in said
