@@ -7,37 +7,25 @@ The same call goes on where it was stopped.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from m5lib import ROOT, home
 from m5lib.data import write_json
 from m5lib.files import reading
-from m5lib.lab import notebooks, runs, sweep
+from m5lib.lab import notebooks, recording, runs, sweep
 
 #: What these compare needs no second data set.
 SHOP_ONLY = ("model", "released", "probes")
+#: A notebook that records, and what it is given: ``record``, and a study its ``seeds``.
+Task = tuple[Path, dict]
 #: The first answers to everything in ``times.json``, seconds of all workers.
 FIRST = "first answers"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is run and recorded at one profile, by the name in ``results/``."""
-
-    several: dict[str, tuple[Path, dict]]  # studies: the notebook and its parameters
-    single: dict[str, list[tuple[Path, dict]]]  # notebooks without a parameter ``seeds``
-    points: dict[str, list[sweep.Point]]  # of each study, by seed
-
-    def begun(self) -> bool:
-        """Whether a run of a study has finished."""
-        own = (point for points in self.points.values() for point in points)
-        return any(point.ended().get("status") == "finished" for point in own)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,55 +54,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
     notebooks.show_progress()
     workers = options.workers or sweep.side_by_side(options.profile)
     rounds = sorted({1, min(3, options.seeds), options.seeds})
-    plan, done = planned(options, options.profile, options.seeds), []
-    if soon := options.first not in ("none", options.profile) and not plan.begun():
+    todo, done = planned(options, options.profile, options.seeds), []
+    points = seeds_of(todo)
+    if soon := options.first not in ("none", options.profile) and not _finished(points):
         quick = planned(options, options.first, 1, first=True)
-    _expected(plan.points, rounds, workers, soon)
+    _expected(points, rounds, workers, soon)
     if options.dry_run:
         return 0
     if soon:
-        fresh = not quick.begun()
-        done += made(quick, 0, 1, workers, timed=False)
+        earlier = [as_point(*task).ended().get("parameters", {}) for task in quick]
+        fresh = options.first not in (given.get("profile") for given in earlier)
+        done += [one["status"] == "finished" for one in recorded(quick, workers)]
+        _pages()
         if fresh and options.only == names and all(done):
             _timed(FIRST, workers * (time.monotonic() - begun), 1)
-        _expected(plan.points, rounds, workers)
+        _expected(points, rounds, workers)
     for first, last in zip([0, *rounds[:-1]], rounds, strict=True):
-        done += made(plan, first, last, workers)
+        done += made(todo, points, first, last, workers)
         if last < options.seeds:
-            _expected(plan.points, rounds, workers)
+            _expected(points, rounds, workers)
     minutes = (time.monotonic() - begun) / 60
     print(f"{sum(done)} of {len(done)} results in {minutes:.0f} minutes; see {home('results')}")
     return int(not all(done))
 
 
-def planned(options: argparse.Namespace, profile: str, seeds: int, first: bool = False) -> Plan:
-    """What the options ask for. ``first``: with every rival at SCALE's rate, and as many real
-    products as the profile reads."""
-    several, single = {}, {}
-    for data in ("shop", *([str(Path(options.data).resolve())] if options.data else [])):
+def planned(
+    options: argparse.Namespace, profile: str, seeds: int, first: bool = False
+) -> list[Task]:
+    """What the options ask for, studies first, the shop's beside those of real products. ``first``:
+    with every rival at SCALE's rate, and as many real products as the profile reads."""
+    todo = []
+    places = ("shop", *([str(Path(options.data).resolve())] if options.data else []))
+    for (path, name), data in itertools.product(_todo(), places):
         place = "" if data == "shop" else Path(data).name.split("-")[0]
-        for path, name in _todo():
-            if name not in options.only or (place and name in SHOP_ONLY):
-                continue
-            known, given = notebooks.parameters_of(path), {"profile": profile, "data": data}
-            given |= {"shops": seeds} if name == "probes" else {}
-            given |= {"fair": True} if options.fair and "fair" in known and not first else {}
-            record = f"{name}_{place}" if place and name != "demo" else place or name
-            if options.bert:  # by name, or by a path that other processes find
-                record, bert = f"{record}_bert", Path(options.bert)
-                given["bert"] = str(bert.resolve() if bert.exists() else options.bert)
-            if options.bert and not {"seeds", "bert"} <= set(known):
-                continue
-            if "seeds" in known:
-                given |= {"products": options.products} if place and not first else {}
-                several[record] = path, given
-            else:
-                single.setdefault(record, []).append((path, given))
-    points = {
-        record: sweep.points(path, {"seed": list(range(seeds))}, given)
-        for record, (path, given) in several.items()
+        if name not in options.only or (place and name in SHOP_ONLY):
+            continue
+        known, given = notebooks.parameters_of(path), {"profile": profile, "data": data}
+        given |= {"shops": seeds} if name == "probes" else {}
+        given |= {"fair": True} if options.fair and "fair" in known and not first else {}
+        record = f"{name}_{place}" if place and name != "demo" else place or name
+        if options.bert:  # by name, or by a path that other processes find
+            record, bert = f"{record}_bert", Path(options.bert)
+            given["bert"] = str(bert.resolve() if bert.exists() else options.bert)
+        if options.bert and not {"seeds", "bert"} <= set(known):
+            continue
+        if "seeds" in known:
+            given |= {"products": options.products} if place and not first else {}
+            given["seeds"] = seeds
+        todo.append((path, given | {"record": record}))
+    return sorted(todo, key=lambda task: "seeds" not in task[1])
+
+
+def seeds_of(todo: Sequence[Task]) -> dict[str, list[sweep.Point]]:
+    """Of each study, by its name in ``results/``, the run of every seed."""
+    return {
+        given["record"]: sweep.points(
+            path,
+            {"seed": list(range(given["seeds"]))},
+            {name: value for name, value in given.items() if name not in ("seeds", "record")},
+        )
+        for path, given in todo
+        if "seeds" in given
     }
-    return Plan(several, single, points)
+
+
+def _finished(points: Mapping[str, Sequence[sweep.Point]]) -> bool:
+    """Whether any has."""
+    return any(p.ended().get("status") == "finished" for own in points.values() for p in own)
 
 
 def _todo() -> list[tuple[Path, str]]:
@@ -122,27 +128,66 @@ def _todo() -> list[tuple[Path, str]]:
     return [(path, name) for path in notebooks.find() for name in notebooks.results_of(path)]
 
 
-def made(plan: Plan, first: int, last: int, workers: int, timed: bool = True) -> list[bool]:
+def made(
+    todo: Sequence[Task],
+    points: Mapping[str, Sequence[sweep.Point]],
+    first: int,
+    last: int,
+    workers: int,
+) -> list[bool]:
     """Run the seeds from ``first`` up to ``last`` of all studies, record these, and with the first
-    seed what has none; whether each record is there. ``timed``: count their seconds."""
+    seed what has none; whether each record is there."""
     part = {
         record: [p for p in own[first:last] if p.ended().get("status") != "finished"]
-        for record, own in plan.points.items()
+        for record, own in points.items()
     }  # finished ones took their time in an earlier call
     sweep.run([point for own in part.values() for point in own], workers=workers)
-    done, took = [], {}
-    for record, (path, given) in plan.several.items():
-        fine = all(p.ended()["status"] != "failed" for p in plan.points[record][first:last])
-        done.append(fine and recorded(path, given | {"seeds": last, "record": record}))
-        took[record] = [x for p in part[record] if (x := p.ended()["seconds"]) == x]  # NaN: lost
-    for record, ways in plan.single.items() if not first else ():
-        start = time.monotonic()
-        done += [recorded(path, given | {"record": record}) for path, given in ways]
-        took[record] = [time.monotonic() - start]
-    for record, seconds in took.items() if timed else ():
+    took = {
+        record: [x for p in own if (x := p.ended()["seconds"]) == x]  # NaN: lost
+        for record, own in part.items()
+    }
+    broken = [r for r, own in points.items() if any(not _fine(p) for p in own[first:last])]
+    now = [
+        (path, given | ({"seeds": last} if "seeds" in given else {}))
+        for path, given in todo
+        if given["record"] not in broken and ("seeds" in given or not first)
+    ]
+    ended, single = recorded(now, workers), {}
+    for (_, given), one in zip(now, ended, strict=True):
+        if "seeds" not in given:
+            single.setdefault(given["record"], []).append(one)
+    for record, own in single.items():  # several notebooks may record into one file
+        if all(one["status"] == "finished" for one in own):
+            took[record] = [sum(one["seconds"] for one in own)]
+    for record, seconds in took.items():
         _timed(record, sum(seconds), len(seconds))
+    _pages()
+    return [one["status"] == "finished" for one in ended] + [False] * len(broken)
+
+
+def _fine(point: sweep.Point) -> bool:
+    return point.ended()["status"] != "failed"
+
+
+def as_point(notebook: Path, given: dict) -> sweep.Point:
+    """The run that records, its notebook among the reports."""
+    output = home("reports", f"{notebook.stem}-{given['record']}.ipynb").absolute()
+    return sweep.Point(output.stem, given["record"], given, output, notebook)
+
+
+def recorded(todo: Sequence[Task], workers: int) -> list[dict]:
+    """Run notebooks that record, side by side, into ``results/`` and the reports; how each ended
+    (:meth:`m5lib.lab.sweep.Point.ended`)."""
+    points, folder = [as_point(*task) for task in todo], recording.results_folder().absolute()
+    sweep.run(points, workers=workers, results=folder)
+    for point in points:
+        if point.output.exists():
+            notebooks.to_html(point.output)
+    return [point.ended() for point in points]
+
+
+def _pages() -> None:
     subprocess.run([sys.executable, ROOT / "docs" / "readme.py"], check=True)
-    return done
 
 
 def times() -> dict[str, dict]:
@@ -190,17 +235,6 @@ def _expected(
         says = f"{FIRST} in {pace / workers / 60:.0f} min, then {says}"
     says += f"; not known of {', '.join(unknown)}" if unknown else ""
     print(f"{len(points)} studies, {workers} side by side; by what earlier runs took: {says}")
-
-
-def recorded(notebook: Path, parameters: dict) -> bool:
-    """Run a notebook that records, into the reports; says so and returns False where it failed."""
-    output = home("reports", f"{notebook.stem}-{parameters['record']}.ipynb")
-    try:
-        notebooks.to_html(notebooks.run(notebook, output, parameters))
-        return True
-    except notebooks.NotebookError as error:
-        print(f"FAILED {error}", file=sys.stderr)
-        return False
 
 
 if __name__ == "__main__":

@@ -2,11 +2,18 @@
 
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 
 import results
+from m5lib import home
 from m5lib.data import write_json
 from m5lib.lab import notebooks, sweep
+
+
+def ends(point, status="finished", seconds=60.0):
+    marker = {"parameters": point.parameters, "status": status, "seconds": seconds}
+    write_json(point.output.with_suffix(".json"), marker | {"output": "", "error": ""})
 
 
 @pytest.fixture
@@ -14,17 +21,17 @@ def made(tmp_path, monkeypatch):
     """``make results`` without its work: what was recorded, and which points ran, in order."""
     ran, swept = [], []
     monkeypatch.setenv("M5_HOME", str(tmp_path))
-    monkeypatch.setattr(
-        results, "recorded", lambda path, given: ran.append((path.stem, given)) or True
-    )
 
-    def fake_run(points, workers=None):
-        swept.append((workers, [(p.notebook.stem, p.parameters) for p in points]))
+    def fake_run(points, workers=None, results=None):
+        own = [(p.notebook.stem, p.parameters) for p in points]
+        if results:
+            assert results == home("results")
+            ran.extend(own)
+        else:
+            swept.append((workers, own))
         for point in points:
-            status = "failed" if point.notebook.stem == "09_simcl" else "finished"
-            marker = {"parameters": point.parameters, "status": status, "seconds": 60.0}
-            marker |= {"output": "", "error": ""}
-            write_json(point.output.with_suffix(".json"), marker)
+            broken = point.notebook.stem == "09_simcl" and not results
+            ends(point, "failed" if broken else "finished")
 
     monkeypatch.setattr(sweep, "run", fake_run)
     monkeypatch.setattr(results.subprocess, "run", lambda command, check: None)
@@ -37,6 +44,9 @@ def test_results_are_made_of_what_the_notebooks_name(made, tmp_path):
     ran, swept = made
     real = str(tmp_path / "fashion-products")
     assert results.main(["--seeds", "2", "--data", real, "--products", "70"]) == 1
+    first = {given["record"] for _, given in ran if given["profile"] == "quick"}
+    assert first >= {"simcl", "simcl_fashion", "probes", "fashion"}
+    ran[:] = [(stem, given) for stem, given in ran if given["profile"] == "small"]
     records = {(stem, given["record"]) for stem, given in ran}
     assert {
         ("01_explore", "probes"),
@@ -77,6 +87,7 @@ def test_every_table_has_a_first_answer_before_any_is_sharpened(made, tmp_path, 
     assert sum(given["record"] == "demo" for _, given in ran) == 3  # three notebooks, once each
     known = results.times()
     assert known["mem_vs_mlm"] == known["text_table"] == {"seconds": 300, "seeds": 5}
+    assert known["demo"] == {"seconds": 180, "seeds": 1}
     after = capsys.readouterr().out  # 60 s a seed of two studies, three side by side
     assert "1 seed in 0 min, 3 seeds in 1 min, 5 seeds in 3 min" in after
     results.main([*words, "--dry-run"])
@@ -104,6 +115,8 @@ def test_first_answers_come_before_any_seed_is_trained_in_full(made, tmp_path, c
     quick = [given for _, given in ran if given["profile"] == "quick"]
     assert {given["record"] for given in quick} == set(names) and ran[len(quick) :]
     assert all(given["profile"] == "quick" for _, given in ran[: len(quick)])
+    places = [("seeds" in given, given["data"]) for given in quick]  # the longest begin first
+    assert places[:3] == [(True, "shop"), (True, real), (False, "shop")]
     for given in quick:
         assert given.get("seeds", 1) == given.get("shops", 1) == 1
         assert not {"fair", "products"} & set(given)
@@ -112,7 +125,7 @@ def test_first_answers_come_before_any_seed_is_trained_in_full(made, tmp_path, c
         (1, 600, True),
         (2, 600, True),
     ]
-    assert [[p["seed"] for _, p in points] for _, points in swept] == [[0, 0], [0, 0], [1, 1]]
+    assert [[p["seed"] for _, p in points] for _, points in swept] == [[0, 0], [1, 1]]
     known = results.times()
     assert known[results.FIRST] == {"seconds": 1200, "seeds": 1}  # two workers, ten minutes
     assert known["baselines"] == {"seconds": 120, "seeds": 2}  # without the quick one
@@ -133,20 +146,26 @@ def test_first_answers_of_which_some_are_missing_are_not_timed(made, monkeypatch
     assert results.main([*words, "--only", "mem_vs_mlm"]) == 0
     assert list(results.times()) == ["mem_vs_mlm"]
     monkeypatch.setenv("M5_HOME", str(tmp_path / "other"))
-    todo = [(path, name) for path, name in results._todo() if name == "baselines"]
+    todo = [(p, name) for p, name in results._todo() if name in ("baselines", "maps")]
     monkeypatch.setattr(results, "_todo", lambda: todo)
 
-    def stopped(path, given):
-        raise KeyboardInterrupt
+    def ended(status, then):
+        def run(points, workers=None, results=None):
+            for point in points:
+                ends(point, "finished" if point is points[0] else status)
+            if then:
+                raise then
+
+        return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "recorded", stopped)
+        patch.setattr(sweep, "run", ended("finished", KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             results.main(words)
-    assert results.main(words) == 0 and list(results.times()) == ["baselines"]
+    assert results.main(words) == 0 and set(results.times()) == {"baselines", "maps"}
     monkeypatch.setenv("M5_HOME", str(tmp_path / "another"))
-    monkeypatch.setattr(results, "recorded", lambda path, given: given["profile"] != "quick")
-    assert results.main(words) == 1 and list(results.times()) == ["baselines"]
+    monkeypatch.setattr(sweep, "run", ended("failed", None))
+    assert results.main(words) == 1 and results.FIRST not in results.times()
 
 
 def test_first_answers_alone_are_made_once(made):
@@ -170,17 +189,42 @@ def test_wall_time_is_said_from_what_earlier_runs_took(made, capsys, monkeypatch
 
 
 def test_a_run_whose_process_was_lost_has_no_seconds_to_count(made, monkeypatch):
-    def run(points, workers=None):
-        for point, took in zip(points, (float("nan"), 60.0), strict=True):
-            status = "finished" if took == 60.0 else "failed"
-            marker = {"parameters": point.parameters, "status": status, "seconds": took}
-            write_json(point.output.with_suffix(".json"), marker | {"output": "", "error": ""})
+    def run(points, workers=None, results=None):
+        assert not results or [p.label for p in points] == ["text_table"]  # the other is broken
+        for point, took in zip(points, (float("nan"), 60.0)[-len(points) :], strict=True):
+            ends(point, "finished" if took == 60.0 else "failed", took)
 
     monkeypatch.setattr(sweep, "run", run)
     words = ["--seeds", "1", "--first", "none", "--only", "mem_vs_mlm", "text_table"]
     assert results.main([*words, "--workers", "2"]) == 1
     lost, fine = results.times().values()
     assert lost == {"seconds": 0, "seeds": 0} and fine == {"seconds": 60, "seeds": 1}
+
+    def run_single(points, workers=None, results=None):
+        for point, took in zip(points, (60.0, float("nan"), 60.0)[: len(points)], strict=True):
+            ends(point, "finished" if took == 60.0 else "failed", took)
+
+    monkeypatch.setattr(sweep, "run", run_single)
+    assert results.main(["--first", "none", "--only", "demo"]) == 1
+    assert "demo" not in results.times()  # the others would be too short for all three
+
+
+def test_what_was_recorded_can_be_read_as_a_page(tmp_path, monkeypatch):
+    """Each notebook among the reports, with a page; all record into one folder of results."""
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    todo, seen = [(path, {"record": "r"}) for path in notebooks.find()[:2]], []
+
+    def fake_run(notebook, output, parameters, quiet, environment):
+        seen.append((parameters, environment["M5_RESULTS"]))
+        nbformat.write(nbformat.read(notebook, as_version=4), output)
+
+    monkeypatch.setattr(notebooks, "run", fake_run)
+    ended = results.recorded(todo, workers=2)
+    assert [one["status"] for one in ended] == ["finished"] * 2
+    assert seen == [({"record": "r"}, str(tmp_path / "results"))] * 2
+    for path, _ in todo:
+        page = tmp_path / "reports" / f"{path.stem}-r.html"
+        assert page.exists() and page.with_suffix(".ipynb").exists()
 
 
 def test_studies_with_titles_from_a_bert_are_recorded_beside_the_others(made, tmp_path):

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from m5lib import ROOT
-from m5lib.data import write_json
+from m5lib.data import locked, write_json
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.evaluation import evaluate, stats
 from m5lib.lab import recording, study
@@ -218,19 +218,18 @@ def judged(path: str | Path) -> pd.DataFrame:
 
 def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
     """Keep verdicts in ``results/claims.json``, those of the same claim and data replaced; nothing,
-    where the name is empty."""
+    where the name is empty. Other notebooks may do so at the same time."""
     path, content = results_folder() / "claims.json", {"provenance": {}, "claims": []}
     if not name:
         return None
-    if path.exists():
-        content = recording.read_results(path, "claims")
     new = {(row["id"], row["data"]) for row in verdicts}
-    kept = [row for row in content["claims"] if (row["id"], row["data"]) not in new]
-    sources = content["provenance"] | {
-        f"{row['notebook']}, {row['data']}": made for row in verdicts
-    }
-    rows = sorted(kept + verdicts, key=lambda row: (row["data"], row["id"]))
-    return write_json(path, {"provenance": sources, "claims": rows})
+    sources = {f"{row['notebook']}, {row['data']}": made for row in verdicts}
+    with locked(path.with_suffix(".lock")):
+        if path.exists():
+            content = recording.read_results(path, "claims")
+        kept = [row for row in content["claims"] if (row["id"], row["data"]) not in new]
+        rows = sorted(kept + verdicts, key=lambda row: (row["data"], row["id"]))
+        return write_json(path, {"provenance": content["provenance"] | sources, "claims": rows})
 
 
 # --- what is kept of every query

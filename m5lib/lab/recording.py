@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from m5lib import ROOT, home
-from m5lib.data import write_json
+from m5lib.data import locked, write_json
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.files import reading, whole_file
 from m5lib.lab import code_version
@@ -58,21 +58,20 @@ def rows(numbers: Iterable[dict], context: dict, **more) -> list[dict]:
     return result
 
 
-def save_results(
-    path: str | Path, rows: list[dict] | pd.DataFrame, made: dict, append: bool = False
-) -> Path:
-    """Write rows with their provenance. ``append`` keeps the rows of other notebooks and replaces
-    this notebook's own."""
+def save_results(path: str | Path, rows: list[dict] | pd.DataFrame, made: dict) -> Path:
+    """Write rows with their provenance in place of this notebook's own; those of other notebooks
+    stay, which may write at the same time."""
     path, content = Path(path), {"provenance": {}, "rows": []}
     if isinstance(rows, pd.DataFrame):
         rows = rows[list(COLUMNS)].to_dict("records")
-    if append and path.exists():
-        content = read_results(path)
-    own = {row["notebook"] for row in rows}
-    sources = {name: entry for name, entry in content["provenance"].items() if name not in own}
-    sources |= dict.fromkeys(sorted(own), made)
-    others = [row for row in content["rows"] if row["notebook"] not in own]
-    return write_json(path, {"provenance": sources, "rows": others + rows})
+    with locked(path.with_suffix(".lock")):
+        if path.exists():
+            content = read_results(path)
+        own = {row["notebook"] for row in rows}
+        sources = {name: entry for name, entry in content["provenance"].items() if name not in own}
+        sources |= dict.fromkeys(sorted(own), made)
+        others = [row for row in content["rows"] if row["notebook"] not in own]
+        return write_json(path, {"provenance": sources, "rows": others + rows})
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
@@ -113,7 +112,7 @@ def record(
     folder = results_folder()
     folder.mkdir(parents=True, exist_ok=True)
     if len(rows):
-        save_results(folder / f"{name}.json", rows, made, append=True)
+        save_results(folder / f"{name}.json", rows, made)
     if queries is not None:
         with whole_file(folder / f"{name}_queries.parquet") as path:
             queries.to_parquet(path, index=False, compression="zstd")
@@ -127,12 +126,10 @@ def record(
         path = folder / f"{name}_{title}.png"
         with whole_file(path) as part:
             figure.savefig(part, format="png", bbox_inches="tight", dpi=120)
-        images = figure.findobj(AxesImage)
-        if any(image.get_array().ndim > 2 for image in images):  # with colours of their own
+        if any(image.get_array().ndim > 2 for image in figure.findobj(AxesImage)):  # photographs
             continue
         with matplotlib.rc_context({"svg.hashsalt": title}):  # the same figure, the same file
-            vector = path.with_suffix(".svg")
-            with whole_file(vector) as part:
+            with whole_file(path.with_suffix(".svg")) as part:
                 figure.savefig(part, format="svg", bbox_inches="tight", metadata={"Date": None})
 
 

@@ -126,9 +126,10 @@ def run_point(
     process is at it; returns its marker. A run that fails is an outcome, not an exception.
     ``begun``, when the sweep was called, makes each call another one, for executors that remember
     what they were asked (Dask)."""
-    marker, folder = Path(output).with_suffix(".json"), Path(environment["M5_RESULTS"])
+    marker, folder = Path(output).with_suffix(".json"), Path(output).with_suffix("")
     with locked(folder / ".lock"):
-        if (earlier := _read(marker)).get("status") == "finished":
+        earlier, alone = _read(marker), environment["M5_RESULTS"] == str(folder)
+        if alone and earlier.get("status") == "finished":
             return earlier | {"status": "cached"}
         for old in folder.glob("*.json"):  # of a run that failed or was killed
             old.unlink()
@@ -181,8 +182,11 @@ def sweep(
     return run(points(notebook, grid, fixed, folder), executor, workers)
 
 
-def run(todo: Sequence[Point], executor=None, workers: int | None = None) -> pd.DataFrame:
-    """The same for :func:`points`, of several notebooks too, side by side as they come."""
+def run(
+    todo: Sequence[Point], executor=None, workers: int | None = None, results: Path | None = None
+) -> pd.DataFrame:
+    """The same for :func:`points`, of several notebooks too, side by side as they come.
+    ``results``: a folder into which all record, each anew; by default each has its own."""
     begun = datetime.now(UTC).isoformat()
     if not todo:
         return _frame([])
@@ -205,11 +209,11 @@ def run(todo: Sequence[Point], executor=None, workers: int | None = None) -> pd.
 
     try:
         for point in todo:
-            if (earlier := point.ended()).get("status") == "finished":
+            if not results and (earlier := point.ended()).get("status") == "finished":
                 tell(point, earlier | {"status": "cached"})
                 continue
             files = (str(point.notebook.absolute()), str(point.output))
-            environment = base | {"M5_RESULTS": str(point.output.with_suffix(""))}
+            environment = base | {"M5_RESULTS": str(results or point.output.with_suffix(""))}
             future = pool.submit(run_point, *files, point.parameters, environment, begun)
             futures[future] = point
         for place in places:

@@ -4,6 +4,7 @@ each against a slow transcription."""
 import dataclasses
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import intervals
 import numpy as np
@@ -406,6 +407,18 @@ def test_verdicts_of_other_products_stay(tmp_path, monkeypatch):
     assert text[5] == "| shop | Table 7 | 0 | 2 | 0 | 0 | 0 | 0 |"
     against = [line for line in text if line.startswith("- shop, Table 7, mAP@1: MEM over MLM")]
     assert len(against) == 1 and "ours -10." in against[0] or "ours -9." in against[0]
+
+
+def test_verdicts_recorded_side_by_side_are_all_kept(tmp_path, monkeypatch):
+    """Notebooks of several tables end at the same moment."""
+    monkeypatch.setenv("M5_RESULTS", str(tmp_path))
+    verdicts, names = claims.judge(two(0.0, seeds=2), ["Table 7"]), [f"data {n}" for n in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        for own in names:
+            pool.submit(claims.record, "r", [row | {"data": own} for row in verdicts], {})
+    kept = recording.read_results(tmp_path / "claims.json", "claims")
+    assert {row["data"] for row in kept["claims"]} == set(names) and len(kept["provenance"]) == 24
+    assert len(kept["claims"]) == 24 * len(verdicts)
 
 
 def standing(p):

@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -50,12 +51,17 @@ def test_results_of_one_notebook_replace_its_own_and_keep_the_others(tmp_path):
 
     path = tmp_path / "demo.json"
     for notebook, value in (("04", 0.1), ("05", 0.2), ("04", 0.3)):
-        recording.save_results(path, made(notebook, value), {"by": notebook}, append=True)
+        recording.save_results(path, made(notebook, value), {"by": notebook})
     frame = recording.load_results(path)
     assert dict(zip(frame["notebook"], frame["value"], strict=True)) == {"05": 0.2, "04": 0.3}
     assert set(json.loads(path.read_text())["provenance"]) == {"04", "05"} and not list(
         tmp_path.glob("*.tmp")
     )
+    with ThreadPoolExecutor(8) as pool:  # side by side: all are kept
+        for name in map(str, range(10, 34)):
+            pool.submit(recording.save_results, path, made(name, 0.5), {})
+    assert len(recording.load_results(path)) == len(recording.read_results(path)["provenance"])
+    assert set(recording.load_results(path)["notebook"]) == {"04", "05", *map(str, range(10, 34))}
 
 
 def test_tables_are_made_from_rows():
@@ -326,7 +332,7 @@ def test_results_that_are_none_are_named(tmp_path):
         with pytest.raises(ValueError, match=r"demo\.json: .*; delete it"):
             recording.load_results(path)
         with pytest.raises(ValueError, match=r"demo\.json: .*; delete it"):
-            recording.save_results(path, [], {}, append=True)
+            recording.save_results(path, [], {})
         assert path.read_text() == content
 
 

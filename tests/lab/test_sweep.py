@@ -21,6 +21,7 @@ from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_notebook
 
 from m5lib import data as files
+from m5lib.data import write_json
 from m5lib.lab import notebooks, recording, runs, sweep
 from m5lib.shop import listings
 
@@ -441,6 +442,23 @@ def test_points_of_several_notebooks_run_side_by_side(book, tmp_path, monkeypatc
     for place in places:
         assert len(pd.read_parquet(place / "runs.parquet")) == 2
     assert set(sweep.run(todo)["status"]) == {"cached"}
+
+
+def test_runs_that_record_into_one_folder_are_made_anew(book, tmp_path):
+    """What others recorded there stays; a run that was finished is run again, nothing is cached."""
+    folder, point = tmp_path / "results", sweep.points(book, {"n": [2]}, {"record": "two"})[0]
+    write_json(folder / "other.json", {"provenance": {}, "rows": []})
+    for _ in range(2):
+        assert list(sweep.run([point], results=folder)["status"]) == ["finished"]
+    assert started(book) == [2, 2] and not list(point.output.with_suffix("").glob("*.json"))
+    assert recording.load_results(folder / "two.json")["value"].tolist() == [1.0]
+    assert (folder / "other.json").exists() and point.ended()["status"] == "finished"
+    point.output.with_suffix(".json").unlink()
+    assert list(sweep.run([point])["status"]) == ["finished"]  # into its own
+    assert {p.name for p in point.output.with_suffix("").glob("*.json")} == {
+        "two.json",
+        "claims.json",
+    }
 
 
 @pytest.mark.parametrize(
