@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from m5lib import ROOT, home
-from m5lib.data import write_json
+from m5lib.data import locked, write_json
 from m5lib.files import reading
 from m5lib.lab import notebooks, recording, runs, sweep
 
@@ -202,11 +202,13 @@ def times() -> dict[str, dict]:
 
 
 def _timed(record: str, seconds: float, seeds: int) -> None:
-    """Add to it, all parts of what resumed."""
-    known = times()
-    own = known.get(record, {"seconds": 0, "seeds": 0})
-    known[record] = {"seconds": round(own["seconds"] + seconds), "seeds": own["seeds"] + seeds}
-    write_json(home("results", "times.json"), known)
+    """Add to it, all parts of what resumed; another call may do so at the same time."""
+    file = home("results", "times.json")
+    with locked(file.with_suffix(".lock")):
+        known = times()
+        own = known.get(record, {"seconds": 0, "seeds": 0})
+        known[record] = {"seconds": round(own["seconds"] + seconds), "seeds": own["seeds"] + seeds}
+        write_json(file, known)
 
 
 def _expected(

@@ -1,5 +1,6 @@
 """``make results``: which notebooks, in which order, and how long it says that it takes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import nbformat
@@ -207,6 +208,14 @@ def test_a_run_whose_process_was_lost_has_no_seconds_to_count(made, monkeypatch)
     monkeypatch.setattr(sweep, "run", run_single)
     assert results.main(["--first", "none", "--only", "demo"]) == 1
     assert "demo" not in results.times()  # the others would be too short for all three
+
+
+def test_seconds_of_calls_side_by_side_are_all_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    with ThreadPoolExecutor(8) as pool:
+        for n in range(24):
+            pool.submit(results._timed, f"r{n % 3}", 10.0, 1)
+    assert results.times() == {f"r{n}": {"seconds": 80, "seeds": 8} for n in range(3)}
 
 
 def test_what_was_recorded_can_be_read_as_a_page(tmp_path, monkeypatch):
