@@ -146,7 +146,11 @@ def made(
         record: [x for p in own if (x := p.ended()["seconds"]) == x]  # NaN: lost
         for record, own in part.items()
     }
-    broken = [r for r, own in points.items() if any(not _fine(p) for p in own[first:last])]
+    broken = [
+        record
+        for record, own in points.items()
+        if any(p.ended()["status"] == "failed" for p in own[first:last])
+    ]
     now = [
         (path, given | ({"seeds": last} if "seeds" in given else {}))
         for path, given in todo
@@ -163,10 +167,6 @@ def made(
         _timed(record, sum(seconds), len(seconds))
     _pages()
     return [one["status"] == "finished" for one in ended] + [False] * len(broken)
-
-
-def _fine(point: sweep.Point) -> bool:
-    return point.ended()["status"] != "failed"
 
 
 def as_point(notebook: Path, given: dict) -> sweep.Point:
