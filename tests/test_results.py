@@ -1,10 +1,12 @@
 """``make results``: which notebooks, in which order, and how long it says that it takes."""
 
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import nbformat
 import pytest
+from conftest import ROOT
 
 import results
 from m5lib import home
@@ -209,6 +211,20 @@ def test_a_run_whose_process_was_lost_has_no_seconds_to_count(made, monkeypatch)
     monkeypatch.setattr(sweep, "run", run_single)
     assert results.main(["--first", "none", "--only", "demo"]) == 1
     assert "demo" not in results.times()  # the others would be too short for all three
+
+
+def test_what_make_is_told_reaches_the_script():
+    def told(*words):
+        command = ["make", "-n", "results", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.replace("\\\n", " ").split()
+
+    def given(*words):
+        return {*told(*words)} - {*told()}
+
+    assert not {"--fair", "--first", "--workers"} & {*told()}
+    assert given("FAIR=1") == {"--fair"} and given("FIRST=none") == {"--first", "none"}
+    assert given("WORKERS=7") == {"--workers", "7"} and given("SEEDS=10") == {"10"}
 
 
 def test_seconds_of_calls_side_by_side_are_all_counted(tmp_path, monkeypatch):

@@ -122,14 +122,14 @@ def points(
 def run_point(
     notebook: str, output: str, parameters: dict, environment: dict[str, str], begun: str
 ) -> dict:
-    """Run one point, in whatever process the executor chose, unless it is finished or another
-    process is at it; returns its marker. A run that fails is an outcome, not an exception.
-    ``begun``, when the sweep was called, makes each call another one, for executors that remember
-    what they were asked (Dask)."""
+    """Run one point, in whatever process the executor chose, unless another is at it or it is
+    finished and has a folder of results of its own; returns its marker. A run that fails is an
+    outcome, not an exception. ``begun``, when the sweep was called, makes each call another one,
+    for executors that remember what they were asked (Dask)."""
     marker, folder = Path(output).with_suffix(".json"), Path(output).with_suffix("")
     with locked(folder / ".lock"):
-        earlier, alone = _read(marker), environment["M5_RESULTS"] == str(folder)
-        if alone and earlier.get("status") == "finished":
+        earlier, own = _read(marker), environment["M5_RESULTS"] == str(folder)
+        if own and earlier.get("status") == "finished":
             return earlier | {"status": "cached"}
         for old in folder.glob("*.json"):  # of a run that failed or was killed
             old.unlink()
