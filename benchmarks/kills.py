@@ -42,10 +42,10 @@ import json, os, pathlib
 import kills
 run = kills.trained(kills.few(), seed, {epochs})
 same = dict(notebook="kills", run=run.name, data="shop", profile="tiny", seed=seed, model="scale")
-same |= dict(state="pretrained", modalities="I+T", variant="", task="training", convention="")
-rows = [{{**same, "metric": f"loss {{x['step']}}", "value": x["loss"]}} for x in run.history]
+same |= dict(state="pretrained", modalities="I+T", variant="")
+same["numbers"] = [["training", f"loss {{x['step']}}", "", x["loss"]] for x in run.history]
 folder = pathlib.Path(os.environ["M5_RESULTS"])
-(folder / f"{{record}}.json").write_text(json.dumps({{"provenance": {{}}, "rows": rows}}))"""
+(folder / f"{{record}}.json").write_text(json.dumps({{"provenance": {{}}, "measured": [same]}}))"""
 
 
 def few():

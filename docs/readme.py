@@ -229,9 +229,9 @@ def markdown(frame: pd.DataFrame) -> str:
 
 def made_by(path: Path, notebook: str) -> str:
     """How a results file was made."""
-    content, times = json.loads(path.read_text(encoding="utf-8")), path.with_name("times.json")
+    content, times = recording.read_results(path), path.with_name("times.json")
     known = json.loads(times.read_text()) if times.exists() else {}
-    sources, seeds = content["provenance"], sorted({row["seed"] for row in content["rows"]})
+    sources, seeds = content["provenance"], sorted({one["seed"] for one in content["measured"]})
     own = known.get(path.stem, {"seconds": 0, "seeds": 0})
     of_all = own["seconds"] * (own["seeds"] == len(seeds))  # else of other runs than these
     seconds = of_all or sum(made["wall_seconds"] for made in sources.values())
@@ -316,7 +316,7 @@ def gallery(results: Path) -> str:
     lines = [f"# Results\n\n{made} `times.json`.\n\n{LEGEND}\n"]
     lines.append(" · ".join(f"[{name}](#{name})" for name in (*sorted(names), "claims")) + "\n")
     for name in sorted(names):
-        content = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        content = recording.read_results(results / f"{name}.json")
         longer = tuple(f"{other}_" for other in names if other.startswith(f"{name}_"))
         paths = sorted(results.glob(f"{name}_*"))
         paths = {path.name: path for path in paths if not path.name.startswith(longer)}

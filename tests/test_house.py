@@ -35,6 +35,14 @@ def test_no_room_and_no_file_is_too_large():
     assert max(crowded.values()) <= MOST_FILES, crowded
 
 
+def test_no_file_is_too_large_to_look_at():
+    """2 MiB: pages that show a file, or how two differ, stop there or before."""
+    rooms = ("benchmarks", "docs", "notebooks", "paper", "results", "tests", "m5lib")
+    kept = [file for room in rooms for file in (ROOT / room).rglob("*") if file.is_file()]
+    assert len(kept) > 300
+    assert not [file for file in kept if file.stat().st_size > 2 * 2**20]
+
+
 @pytest.mark.parametrize("planted", [False, True])
 def test_arrows_run_downwards_only(planted, tmp_path):
     """And the linter notices one that does not."""

@@ -192,11 +192,10 @@ def test_findings_follow_what_was_recorded(recorded):
         shutil.copy(path, recorded.parent / "benchmarks")
     before = findings.page(recorded, readme.markdown)
     assert before == findings.page(ROOT / "results", readme.markdown)
-    rows = recording.read_results(recorded / "simcl.json")
-    for row in rows["rows"]:
-        if row["model"] == "scale, none":
-            row["value"] -= 0.5 + 0.001 * row["seed"]
-    write_json(recorded / "simcl.json", rows)
+    rows, path = recording.load_results(recorded / "simcl.json"), recorded / "simcl.json"
+    none = rows["model"] == "scale, none"
+    rows.loc[none, "value"] -= 0.5 + 0.001 * rows.loc[none, "seed"]
+    recording.save_results(path, rows, recording.read_results(path)["provenance"]["09_simcl"])
     text, table = findings.scores(recorded)
     none = table[(table["second"] == "no scores") & (table["data"] == "the shop")]
     assert list(none["the first is"]) == ["ahead", "ahead"] and "ahead in 2" in text[0]
@@ -403,7 +402,7 @@ def test_of_each_form_and_length_a_curve_is_drawn(tmp_path, monkeypatch):
 def test_a_file_took_what_as_many_seeds_took_else_what_its_notebook_took(of, said, tmp_path):
     """After first answers the times of an earlier recording are of other runs."""
     made = {"profile": "quick", "commit": "0", "device": "d", "versions": {}, "wall_seconds": 12.0}
-    content = {"provenance": {"n": made}, "rows": [{"seed": 0}, {"seed": 1}]}
+    content = {"provenance": {"n": made}, "measured": [{"seed": 0}, {"seed": 1}]}
     write_json(tmp_path / "table.json", content)
     write_json(tmp_path / "times.json", {"table": {"seconds": 900, "seeds": of}})
     assert readme.made_by(tmp_path / "table.json", "n").endswith(said)

@@ -50,8 +50,7 @@ def find() -> list[Path]:
 def results_of(notebook: Path) -> list[str]:
     """The results files that ``make results`` makes of a notebook, as its metadata name them;
     ``demo`` is what ``make demo`` runs."""
-    metadata = nbformat.read(notebook, as_version=4).metadata
-    return list(metadata.get("m5lib", {}).get("results", []))
+    return list(nbformat.read(notebook, as_version=4).metadata.get("m5lib", {}).get("results", []))
 
 
 def parameters_of(notebook: str | Path) -> dict[str, object]:
@@ -156,8 +155,7 @@ def run(
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt(f"{name}: {error.evalue or 'interrupted'}") from None
-        says = (error.exec_count, error.ename, error.evalue)
-        raise NotebookError(name, *says, output) from None
+        raise NotebookError(name, error.exec_count, error.ename, error.evalue, output) from None
     except DeadKernelError as error:
         says = f"{error} (killed: out of memory?)"
         raise NotebookError(name, "?", "DeadKernelError", says, output) from None
@@ -240,8 +238,7 @@ def write_index(folder: Path, table: str = "", figures: Sequence[Path] = ()) -> 
         name = html.escape(figure.stem)
         results += f'<figure><img loading="lazy" src="{address}" alt="{name}">{name}</figure>'
     with whole_file(folder / "index.html") as path:
-        page = _page("index.html", cards="".join(cards), results=results)
-        path.write_text(page, encoding="utf-8")
+        path.write_text(_page("index.html", cards="".join(cards), results=results), "utf-8")
     return folder / "index.html"
 
 

@@ -6,7 +6,9 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 
 import matplotlib
@@ -23,16 +25,16 @@ from m5lib.lab import code_version
 from m5lib.lab.runs import best_device
 from m5lib.models.pretrained import read_bert
 
+#: Of a result row: what was measured.
+MEASURED = tuple("notebook run data profile seed model state modalities variant".split())
 #: The columns of a result row: one tidy row per number, everywhere in the project.
-COLUMNS = tuple(
-    "notebook run data profile seed model state modalities variant task metric convention"
-    " value".split()
-)
+COLUMNS = (*MEASURED, "task", "metric", "convention", "value")
 STATES = ("untrained", "pretrained", "finetuned", "control")
 #: Variant of the rows of a fine-tuned model: its hidden vector.
 HIDDEN = "hidden"
 #: Convention of mAP@10 of validation products: what choices are made by.
 VALIDATION = "min_k_r, validation queries"
+AGAIN = "delete it; what it held is recorded again by its notebook"
 
 # What notebooks show of products in tables is text: two dollar signs in a title are no mathematics.
 pd.set_option("display.html.use_mathjax", False)
@@ -60,30 +62,36 @@ def rows(numbers: Iterable[dict], context: dict, **more) -> list[dict]:
 
 def save_results(path: str | Path, rows: list[dict] | pd.DataFrame, made: dict) -> Path:
     """Write rows with their provenance in place of this notebook's own; those of other notebooks
-    stay, which may write at the same time."""
-    path, content = Path(path), {"provenance": {}, "rows": []}
-    if isinstance(rows, pd.DataFrame):
-        rows = rows[list(COLUMNS)].to_dict("records")
+    stay, which may write at the same time. The file has an object for each model and vector that
+    was measured (:data:`MEASURED`), its numbers in a list: names once, not in every row."""
+    path, content = Path(path), {"provenance": {}, "measured": []}
+    each, n = pd.DataFrame(rows, columns=list(COLUMNS)).itertuples(index=False), len(MEASURED)
+    measured = [
+        dict(zip(MEASURED, same, strict=True)) | {"numbers": [row[n:] for row in several]}
+        for same, several in groupby(each, lambda row: row[:n])
+    ]
     with locked(path.with_suffix(".lock")):
         if path.exists():
             content = read_results(path)
-        own = {row["notebook"] for row in rows}
-        sources = {name: entry for name, entry in content["provenance"].items() if name not in own}
-        sources |= dict.fromkeys(sorted(own), made)
-        others = [row for row in content["rows"] if row["notebook"] not in own]
-        return write_json(path, {"provenance": sources, "rows": others + rows})
+        own = {one["notebook"] for one in measured}
+        sources = content["provenance"] | dict.fromkeys(sorted(own), made)
+        others = [one for one in content["measured"] if one["notebook"] not in own]
+        return write_json(path, {"provenance": sources, "measured": others + measured})
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
     """The rows of a results file. Raises ``ValueError``: it is none; the file and why."""
-    return pd.DataFrame(read_results(path)["rows"], columns=list(COLUMNS))
+    found = read_results(path)["measured"]
+    with reading(path, AGAIN):
+        rows = [[*(one[x] for x in MEASURED), *row] for one in found for row in one["numbers"]]
+        return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def read_results(path: str | Path, rows: str = "rows") -> dict:
-    """A results file as it is, its rows under that name. Raises as :func:`load_results`."""
-    with reading(path, "delete it; what it held is recorded again by its notebook"):
+def read_results(path: str | Path, part: str = "measured") -> dict:
+    """A results file as it is, with a list of that name. Raises as :func:`load_results`."""
+    with reading(path, AGAIN):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        dict(content["provenance"]), [dict(row) for row in content[rows]]  # or it is none
+        dict(content["provenance"]), [dict(one) for one in content[part]]  # or it is none
         return content
 
 
@@ -144,13 +152,10 @@ CODE = ("m5lib", "notebooks", "benchmarks/*.py", "paper")
 
 
 def _git(*words: str) -> str:
-    command = ["git", "-C", str(ROOT), *words]
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    command, quiet = ["git", "-C", str(ROOT), *words], {"stderr": subprocess.DEVNULL}
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.check_output(command, text=True, timeout=10, **quiet).strip()
+    return ""
 
 
 def device_name(device: torch.device) -> str:

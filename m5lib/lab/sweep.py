@@ -92,8 +92,7 @@ def points(
             if isinstance(values, str) or not isinstance(values, Sequence) or not len(values):
                 mend = "is not a list of values; give at least one, in a list"
                 raise ParameterError(f"{name}: the grid's {axis} = {values!r} {mend}")
-        rows = itertools.product(*grid.values())
-        grid = [dict(zip(grid, values, strict=True)) for values in rows]
+        grid = [dict(zip(grid, own, strict=True)) for own in itertools.product(*grid.values())]
     if not isinstance(grid, Sequence) or not all(isinstance(own, Mapping) for own in grid):
         raise ParameterError(f"{name}: the grid is neither lists by name nor points in a list")
     if clash := set(OUTCOME) & set(known):
@@ -287,8 +286,8 @@ def _frame(outcomes: Sequence[dict]) -> pd.DataFrame:
 
 def _index(folder: Path) -> None:
     """Write ``runs.parquet`` of all that lies there: other sweeps over the notebook, too."""
-    markers = ((path.stem, _read(path)) for path in sorted(folder.glob("*.json")))
-    ended = [marker | {"point": name} for name, marker in markers if marker]
+    paths = sorted(folder.glob("*.json"))
+    ended = [marker | {"point": path.stem} for path in paths if (marker := _read(path))]
     if ended:
         with whole_file(folder / "runs.parquet") as path:
             _frame(ended).to_parquet(path, index=False)
@@ -307,8 +306,7 @@ def collect(frame: pd.DataFrame) -> pd.DataFrame:
         for path in sorted(Path(run["output"]).with_suffix("").glob("*.json")):
             if path.name != "claims.json":  # verdicts, no rows
                 parts.append(load_results(path).assign(**own))
-    empty = [pd.DataFrame(columns=[*COLUMNS, *more, "point"])]
-    return pd.concat(parts or empty, ignore_index=True)
+    return pd.concat(parts or [pd.DataFrame(columns=[*COLUMNS, *more, "point"])], ignore_index=True)
 
 
 # --- from the shell

@@ -135,8 +135,7 @@ class Report:
             "reasons": self.reasons.to_dict("records"),
             "attributes": self.attributes.to_dict(),
         }
-        written = write_json(folder / "report.json", counts)
-        return [*(folder / name for name in tables), written]
+        return [*(folder / name for name in tables), write_json(folder / "report.json", counts)]
 
 
 def _some(names: Iterable, count: int = 3) -> str:

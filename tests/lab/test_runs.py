@@ -9,6 +9,7 @@ import readme
 
 from m5lib import figures, simcl
 from m5lib.catalogue import split_of
+from m5lib.data import write_json
 from m5lib.embeddings import DEFAULT
 from m5lib.figures import style
 from m5lib.lab import notebooks, recording, runs
@@ -62,6 +63,39 @@ def test_results_of_one_notebook_replace_its_own_and_keep_the_others(tmp_path):
             pool.submit(recording.save_results, path, made(name, 0.5), {})
     assert len(recording.load_results(path)) == len(recording.read_results(path)["provenance"])
     assert set(recording.load_results(path)["notebook"]) == {"04", "05", *map(str, range(10, 34))}
+
+
+@pytest.mark.parametrize("kind", [list, pd.DataFrame])
+def test_results_come_back_as_they_were_each_vector_named_once(kind, tmp_path):
+    numbers = [NUMBER, NUMBER | {"metric": "mAP@10", "value": 1 / 3}]
+    sides = [("pretrained", "v"), ("finetuned", "hidden"), ("pretrained", "v")]  # v twice, apart
+    given = [
+        row
+        for state, variant in sides
+        for row in recording.rows(numbers, CONTEXT, state=state, variant=variant)
+    ]
+    path = recording.save_results(tmp_path / "demo.json", kind(given), {"commit": "c"})
+    pd.testing.assert_frame_equal(recording.load_results(path), pd.DataFrame(given))
+    content = recording.read_results(path)
+    first, second, third = content["measured"]
+    assert (
+        first
+        == third
+        == {name: given[0][name] for name in recording.MEASURED}
+        | {
+            "numbers": [
+                ["retrieval", "mAP@1", "min_k_r", 0.5],
+                ["retrieval", "mAP@10", "min_k_r", 1 / 3],
+            ]
+        }
+    )
+    assert second["state"] == "finetuned" and content["provenance"] == {
+        "05_downstream": {"commit": "c"}
+    }
+    del first["variant"]
+    write_json(path, content)
+    with pytest.raises(ValueError, match=r"demo\.json: KeyError: 'variant'; delete it"):
+        recording.load_results(path)
 
 
 def test_tables_are_made_from_rows():
@@ -327,7 +361,8 @@ def test_a_run_killed_at_any_write_of_its_end_ends_as_one_left_alone(
 
 def test_results_that_are_none_are_named(tmp_path):
     path = tmp_path / "demo.json"
-    for content in ("", "{", "[]", '{"rows": 3}', '{"rows": [], "provenance": 3}', "<html>"):
+    none = '{"rows": []}', '{"measured": 3}', '{"measured": [], "provenance": 3}', "<html>"
+    for content in ("", "{", "[]", *none):
         path.write_text(content)
         with pytest.raises(ValueError, match=r"demo\.json: .*; delete it"):
             recording.load_results(path)

@@ -35,8 +35,8 @@ home, results = pathlib.Path(os.environ["M5_HOME"]), pathlib.Path(os.environ["M5
 with open(home / "started.txt", "a") as file: file.write(f"{n}\\n")
 time.sleep(pause)
 if n < fail_below and not (home / "mended").exists(): raise ValueError("first line\\nlast line")
-row = dict(notebook="book", run="r", data="d", profile="tiny", seed=n, model=name, state="control", modalities="T", variant="", task="t", metric="m", convention="", value=n / 2)
-results.joinpath(record + ".json").write_text(json.dumps({"provenance": {}, "rows": [row]}))
+row = dict(notebook="book", run="r", data="d", profile="tiny", seed=n, model=name, state="control", modalities="T", variant="", numbers=[["t", "m", "", n / 2]])
+results.joinpath(record + ".json").write_text(json.dumps({"provenance": {}, "measured": [row]}))
 results.joinpath("claims.json").write_text(json.dumps({"provenance": {}, "claims": []}))
 print(os.environ.get("OMP_NUM_THREADS", ""))"""  # noqa: E501
 
@@ -447,7 +447,7 @@ def test_points_of_several_notebooks_run_side_by_side(book, tmp_path, monkeypatc
 def test_runs_that_record_into_one_folder_are_made_anew(book, tmp_path):
     """What others recorded there stays; a run that was finished is run again, nothing is cached."""
     folder, point = tmp_path / "results", sweep.points(book, {"n": [2]}, {"record": "two"})[0]
-    write_json(folder / "other.json", {"provenance": {}, "rows": []})
+    write_json(folder / "other.json", {"provenance": {}, "measured": []})
     for _ in range(2):
         assert list(sweep.run([point], results=folder)["status"]) == ["finished"]
     assert started(book) == [2, 2] and not list(point.output.with_suffix("").glob("*.json"))
