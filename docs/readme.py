@@ -189,6 +189,11 @@ def planted(path: Path) -> pd.DataFrame:
     return table.set_index("model")
 
 
+def _several(each_seed: pd.Series) -> str:
+    """Of how many seeds the claims of a table are; nothing where none is tested."""
+    return " or ".join(map(str, sorted({len(seeds) for seeds in each_seed.dropna()})))
+
+
 def counted(path: Path) -> str:
     """How many of the paper's claims got which verdict, corrected for their number
     (:func:`m5lib.lab.claims.corrected`), and a line for each contradicted one."""
@@ -198,6 +203,7 @@ def counted(path: Path) -> str:
     by = ["data", "table"]
     counts = claims.groupby([*by, "verdict"]).size().unstack(fill_value=0)
     counts = counts.reindex(columns=verdicts.VERDICTS, fill_value=0)
+    counts.insert(0, "seeds", claims.groupby(by)["each_seed"].agg(_several))
     counts[CALIBRATED] = built_in.groupby(by).size().reindex(counts.index, fill_value=0)
     order = sorted(counts.index, key=lambda key: (key[0], *map(int, re.findall(r"\d+", key[1]))))
     now, tested = claims["verdict"].value_counts(), (claims["verdict"] != "not testable").sum()

@@ -222,6 +222,18 @@ def test_findings_follow_what_was_recorded(recorded):
     assert findings.page(recorded, readme.markdown) != before
 
 
+def test_seeds_of_a_table_are_those_of_its_claims(recorded):
+    content = recording.read_results(recorded / "claims.json", "claims")
+    eighth = [r for r in content["claims"] if r["source"] == "Table 8" and r["data"] == "shop"]
+    eighth[0]["each_seed"], eighth[1]["each_seed"] = [0.1] * 7, [0.1] * 11
+    write_json(recorded / "claims.json", content)
+    page = readme.counted(recorded / "claims.json")
+    (line,) = re.findall(r"^\| shop \| Table 8 \| (.*?) \|", page, re.M)
+    assert line == "7 or 11"
+    (line,) = re.findall(r"^\| fashion \| Table 10 \| (.*?) ?\|", page, re.M)
+    assert line == ""  # not tested
+
+
 def test_findings_say_what_is_not_recorded_and_what_is(recorded):
     parts = {"converge": findings.converged, "more": findings.more, "nothing": findings.nothing}
     for script, part in parts.items():
