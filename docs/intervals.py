@@ -9,7 +9,7 @@ these files alone, without a model or products, the claims are judged again and 
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,26 +23,28 @@ from m5lib.lab import claims, recording, study
 ROUNDING = 2e-4
 
 
-def read_asked(path: str | Path) -> dict[tuple[str, int], study.Study]:
-    """The studies of a table again, from what :func:`m5lib.lab.claims.asked` kept: their numbers as
-    means over their queries; no history."""
-    found, frame = {}, pd.read_parquet(path)
+def read_asked(
+    path: str | Path, labels: Iterable[str] | None = None
+) -> dict[tuple[str, int], study.Study]:
+    """The studies of a table again (all, or those of some labels), from what
+    :func:`m5lib.lab.claims.asked` kept: their numbers as means over their queries; no history."""
+    found, frame = {}, pd.read_parquet(path).astype({"id": str})
+    frame = frame if labels is None else frame[frame["label"].isin(list(labels))]
     known = ["label", "seed", "products", "data", "notebook", "model"]
+    names = frame.columns.drop([*known, "id"])
+    keys = [name.split(", ", 4) for name in names]
+    keys = pd.DataFrame(keys, index=names, columns=list(study.KEYS))
     for (label, seed, products, *more), part in frame.groupby(known, observed=True, sort=False):
-        parts = []
-        for name in part.columns.drop([*known, "id"]):
-            values = (
-                part.set_index(part["id"].astype(str))[name].dropna().astype(float).rename("value")
-            )
-            own = dict(zip(study.KEYS, name.split(", ", 4), strict=True))
-            parts.append(values.reset_index().assign(**own))
-        queries = pd.concat(parts, ignore_index=True)
-        rows = []
-        for (state, variant), own in queries.groupby(["state", "variant"], sort=False):
-            clusters = own["task"] == "clustering"
-            numbers = evaluate.means(own[~clusters]) + evaluate.clustering_of(own[clusters])
-            rows.append(pd.DataFrame(numbers).assign(state=state, variant=variant))
-        rows = pd.concat(rows).assign(seed=seed, **dict(zip(known[3:], more, strict=True)))
+        queries = part.melt("id", names, "name").dropna(subset="value").join(keys, on="name")
+        queries = queries.astype({"value": float})
+        clusters = queries["task"] == "clustering"
+        means = queries[~clusters].groupby(list(study.KEYS), sort=False)["value"].mean()
+        rows = [means.reset_index()]
+        for side, own in queries[clusters].groupby(["state", "variant"], sort=False):
+            numbers = pd.DataFrame(evaluate.clustering_of(own))
+            rows.append(numbers.assign(**dict(zip(study.KEYS, side, strict=False))))
+        rows = pd.concat(rows, ignore_index=True)
+        rows = rows.assign(seed=seed, **dict(zip(known[3:], more, strict=True)))
         found[label, seed] = study.Study(f"{label}, {seed}", products, rows, queries, [], 0)
     return found
 
@@ -50,14 +52,17 @@ def read_asked(path: str | Path) -> dict[tuple[str, int], study.Study]:
 def judged(path: Path, content: list[dict]) -> Iterator[tuple[dict, dict]]:
     """Each tested claim of ``claims.json`` that the studies of a file are about, and what these say
     of it now."""
-    studies = read_asked(path)
-    first, labels = next(iter(studies.values())).rows.iloc[0], {label for label, _ in studies}
+    there = pd.read_parquet(path, columns=["notebook", "data", "label"]).drop_duplicates()
     known = pd.read_csv(claims.CLAIMS, keep_default_na=False).set_index("id", drop=False)
+    about = []
     for row in content:
         sides = [claims.side_of(known.loc[row["id"]], row[side]) for side in ("better", "worse")]
-        same = (row["notebook"], row["data"]) == (first["notebook"], first["data"])
-        if same and row["verdict"] != "not testable" and labels.issuperset(x for x, _ in sides):
-            yield row, claims.tested(studies, *sides)
+        own = {(row["notebook"], row["data"], label) for label, _ in sides}
+        if row["verdict"] != "not testable" and own <= set(there.itertuples(False, None)):
+            about.append((row, sides))
+    studies = read_asked(path, {label for _, sides in about for label, _ in sides})
+    for row, sides in about:
+        yield row, claims.tested(studies, *sides)
 
 
 def differs(row: dict, test: dict) -> list[str]:

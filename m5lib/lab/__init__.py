@@ -5,7 +5,6 @@ import ast
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterable
 from functools import cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
@@ -29,23 +28,23 @@ def code_version(*rooms: str) -> str:
     """
     places = [LIBRARY / room for room in rooms or TRAINING]
     paths = [path for x in places for path in ([x] if x.suffix else x.glob("*.py"))]
-    sources = [path.read_text("utf-8") for path in paths]
-    return hashlib.blake2b("\n".join(_meaning(sources)).encode(), digest_size=6).hexdigest()
+    found = sorted(tree for path in paths for tree in _definitions(path.read_text("utf-8")))
+    return hashlib.blake2b("\n".join(found).encode(), digest_size=6).hexdigest()
 
 
-def _meaning(sources: Iterable[str]) -> list[str]:
-    """The definitions of some modules as syntax trees without docstrings and imports, sorted."""
+@cache  # half a second for all modules, which a table of results asks for many times
+def _definitions(source: str) -> tuple[str, ...]:
+    """Those of a module as syntax trees without docstrings and imports."""
     found, empty = [], {"show_empty": True} if sys.version_info >= (3, 13) else {}
-    for source in sources:
-        for statement in ast.parse(source).body:
-            if isinstance(statement, ast.Import | ast.ImportFrom):
-                continue
-            for node in ast.walk(statement):
-                if isinstance(getattr(node, "body", None), list):
-                    node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
-            tree = ast.dump(statement, **empty).replace(", type_params=[]", "")  # new in 3.12
-            found += [] if _is_text(statement) else [tree]
-    return sorted(found)
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            continue
+        for node in ast.walk(statement):
+            if isinstance(getattr(node, "body", None), list):
+                node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
+        tree = ast.dump(statement, **empty).replace(", type_params=[]", "")  # new in 3.12
+        found += [] if _is_text(statement) else [tree]
+    return tuple(found)
 
 
 def _is_text(statement: ast.AST) -> bool:

@@ -399,7 +399,10 @@ def test_two_make_a_shop_once(tmp_path):
     assert first.fingerprint == second.fingerprint and len(first) == 40
 
 
-@pytest.mark.parametrize("content", ["", '{"status": "fini', "[1]", '{"a": 1}', "[" * 100_000])
+DEEP = pytest.param("[" * 100_000, id="deep")
+
+
+@pytest.mark.parametrize("content", ["", '{"status": "fini', "[1]", '{"a": 1}', DEEP])
 def test_a_marker_that_is_none_costs_a_run_and_another_file_nothing(book, content):
     (point,) = sweep.points(book, {"n": [1]})
     point.output.parent.mkdir(parents=True)

@@ -36,6 +36,7 @@ def version(tmp_path, monkeypatch):
             path = tmp_path / f"{name.replace('__', '/')}.py"
             path.parent.mkdir(exist_ok=True)
             path.write_text(source)
+        lab._definitions.cache_clear()  # read again, though this source was seen
         return lab.code_version.__wrapped__(*rooms)
 
     return make
