@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from m5lib import ROOT
-from m5lib.data import write_json
+from m5lib.data import locked, write_json
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.evaluation import evaluate, stats
 from m5lib.figures.style import PALETTE, canvas
@@ -81,12 +81,13 @@ def parser_of(doc: str) -> argparse.ArgumentParser:
 
 def keep(file: Path, new: dict[str, list[dict]], same: dict, made: dict) -> None:
     """Put rows into a record, by its lists, in the place of those that have the same; ``made``:
-    how, kept by data."""
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    for name, rows in new.items():
-        kept[name] = [r for r in kept.get(name, []) if not same.items() <= r.items()] + rows
-    kept["provenance"] = kept.get("provenance", {}) | {same["data"]: made}
-    write_json(file, kept)
+    how, kept by data. Another call may do so at the same time."""
+    with locked(file.with_suffix(".lock")):
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        for name, rows in new.items():
+            kept[name] = [r for r in kept.get(name, []) if not same.items() <= r.items()] + rows
+        kept["provenance"] = kept.get("provenance", {}) | {same["data"]: made}
+        write_json(file, kept)
 
 
 def draw(file: Path) -> None:
