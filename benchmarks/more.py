@@ -6,18 +6,22 @@
 Of a catalogue's training products the first so many, in an order drawn once, are kept; validation,
 gallery and query products are all there each time. Small or large, a set trains the profile's model
 for few products, so that nothing but the products changes. Adds to ``benchmarks/more.json``, by
-data; finished runs are loaded.
+data, and draws ``more.png``; finished runs are loaded.
 """
 
+import json
 import time
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from converge import keep, parser_of
 
 from m5lib import ROOT, home
 from m5lib.data import columns
 from m5lib.data.extractors import PLAIN
 from m5lib.data.store import extract
+from m5lib.figures.style import PALETTE, canvas
 from m5lib.lab import recording, runs, study
 from m5lib.shop import listings
 
@@ -36,6 +40,26 @@ def products_of(asked):
         catalogue = listings.make(size=asked.listings)
         return extract(catalogue, PLAIN, home("cache", f"shop-{catalogue.fingerprint}"))
     return runs.load(asked.data, study.sized(asked.profile, asked.products))
+
+
+def draw(file: Path) -> None:
+    """What is measured against the number of training products, a panel for each catalogue: a dot
+    for each seed, a line through their means."""
+    rows = pd.DataFrame(json.loads(file.read_text(encoding="utf-8"))["rows"])
+    panels = list(rows.groupby(["data", "listings"], sort=False))
+    figure, (axes,) = canvas(1, len(panels), (4.8 * len(panels), 3.2), layout="constrained")
+    for axis, ((data, listed), own) in zip(axes, panels, strict=True):
+        for shade, name in zip(PALETTE, NUMBERS, strict=False):
+            means = 100 * own.groupby("training")[name].mean()
+            what = name if name == "accuracy" else f"mAP@10, {name}"
+            axis.semilogx(means.index, means, color=shade, label=what)
+            axis.plot(own["training"], 100 * own[name], ".", color=shade)
+        axis.set_xticks(means.index, means.index)
+        axis.minorticks_off()
+        axis.set(title=f"{data}, {listed} products", xlabel="training products")
+    axes[0].set_ylabel("mAP@10, accuracy (%)")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(file.with_suffix(".png"), dpi=120)
 
 
 def main() -> None:
@@ -64,6 +88,7 @@ def main() -> None:
             made = recording.provenance(asked.profile, seed, time.monotonic() - begun)
             keep(FILE, {"rows": [row]}, same, made)
             print(f"{row}, {time.monotonic() - begun:.0f} s", flush=True)
+            draw(FILE)  # each time: an interrupted call leaves a figure, too
 
 
 if __name__ == "__main__":

@@ -436,7 +436,7 @@ def more(found: dict) -> tuple[list[str], pd.DataFrame]:
         gains = [interval(*test[:3]) for test in tests]
         text.append(
             f"On {listed} of {NAMES.get(data, data)} ({own['queries'].iloc[0]} queries, "
-            f"{own['steps'].iloc[0]} steps each, {len(whole)} seeds), {sizes[-1]} training "
+            f"{own['steps'].iloc[0]} steps each, seeds: {len(whole)}), {sizes[-1]} training "
             f"products instead of {sizes[0]} bring {gains[0]} points by `{DEFAULT}`, instead of "
             f"{half} {gains[1]}."
         )
@@ -445,6 +445,7 @@ def more(found: dict) -> tuple[list[str], pd.DataFrame]:
         tables.append(pd.DataFrame(said).reset_index().assign(**named))
     if not tables:
         return ["No seed has been run with every number of products yet."], pd.DataFrame()
+    text.append("![How quality grows with training products](../benchmarks/more.png)")
     return text, pd.concat(tables)[["data", "listings", "training", "seeds", *numbers]]
 
 

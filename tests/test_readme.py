@@ -266,10 +266,11 @@ def test_findings_say_what_is_not_recorded_and_what_is(recorded):
     write_json(folder / "more.json", {"rows": rows + begun + other})
     text, table = findings.more(recorded)
     assert text[0] == (
-        "On 2000 of the shop (90 queries, 15 steps each, 2 seeds), 1000 training products instead "
+        "On 2000 of the shop (90 queries, 15 steps each, seeds: 2), 1000 training products instead "
         "of 250 bring +15.1 [+13.8, +16.4] points by `weighted`, instead of 500 +5.1 [+3.8, +6.4]."
     )
-    assert text[1].startswith("On 4000 of the shop (180 queries,") and len(text) == 2
+    assert text[1].startswith("On 4000 of the shop (180 queries,")
+    assert text[2:] == ["![How quality grows with training products](../benchmarks/more.png)"]
     of = table[table["listings"] == 2000]
     assert list(of["weighted"]) == ["40.5 ± 0.7", "50.5 ± 0.7", "55.6 ± 0.8"]
     assert list(of["seeds"]) == [2, 2, 2] and list(of["training"]) == [250, 500, 1000]
@@ -412,6 +413,29 @@ def test_of_each_form_and_length_a_curve_is_drawn(tmp_path, monkeypatch):
     assert [list(line.get_xdata()) for line in seconds.lines] == 2 * [[0, 5], [0, 10]]
     assert list(seen.lines[0].get_ydata()) == pytest.approx([20, 30])
     assert [text.get_text() for text in seen.get_legend().texts] == ["scale", "clip"]
+
+
+def test_of_each_catalogue_a_panel_shows_every_seed_and_their_mean(tmp_path, monkeypatch):
+    script, drawn = script_of("more"), []
+    canvas = script.canvas
+    monkeypatch.setattr(script, "canvas", lambda *a, **k: drawn.append(canvas(*a, **k)) or drawn[0])
+    rows = [
+        {"data": data, "listings": 900, "training": n, "seed": seed, "accuracy": 0.5}
+        | {"weighted": 0.2 + n / 1000 + seed / 10, "fused_first": 0.1}
+        for data in ("fashion", "shop")
+        for seed in (0, 1)
+        for n in (100, 200)
+    ]
+    write_json(tmp_path / "more.json", {"rows": rows})
+    script.draw(tmp_path / "more.json")
+    assert (tmp_path / "more.png").exists()
+    (_, ((first, second),)) = drawn[0]
+    assert second.get_title() == "shop, 900 products"
+    mean, dots, *others = first.lines
+    assert len(others) == 4 and mean.get_label() == "mAP@10, weighted"
+    assert list(mean.get_xdata()) == [100, 200]
+    assert list(mean.get_ydata()) == pytest.approx([35, 45])
+    assert sorted(dots.get_ydata()) == pytest.approx([30, 40, 40, 50])
 
 
 @pytest.mark.parametrize(("of", "said"), [(2, "; 900 s."), (3, "; 12 s.")])
