@@ -272,6 +272,20 @@ TABLES = (
 )
 
 
+def versions(results: Path) -> str:
+    """Of which code (:func:`m5lib.lab.code_version`) the results are: that of most, and what is of
+    another."""
+    paths = [p for p in sorted(results.glob("*.json")) if p.stem not in ("times", "claims")]
+    made = {p.stem: recording.read_results(p)["provenance"].values() for p in paths}
+    codes = {name: sorted({one["code"] for one in sources}) for name, sources in made.items()}
+    most = pd.Series([code for several in codes.values() for code in several]).mode()[0]
+    others = [
+        f"`{name}` ({', '.join(several)})" for name, several in codes.items() if several != [most]
+    ]
+    but = f", but for {', '.join(others)}" if others else ""
+    return f"Of {len(codes)} files each is of the code `{most}`{but}."
+
+
 def blocks(results: Path) -> dict[str, str]:
     """The generated parts of README and docs, name -> text: those whose files are there."""
     text = {}
@@ -282,6 +296,8 @@ def blocks(results: Path) -> dict[str, str]:
     if all(path.exists() for path in paths.values()):
         made = (made_by(path, "09_simcl") for path in paths.values())
         text["losses"] = "\n\n".join([markdown(losses(paths)), *made])
+    if set(results.glob("*.json")) - {results / "times.json", results / "claims.json"}:
+        text["versions"] = versions(results)
     if (path := results / "times.json").exists():
         times = json.loads(path.read_text(encoding="utf-8"))
         first = times.pop(FIRST, {}).get("seconds", 0)

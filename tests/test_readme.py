@@ -221,6 +221,18 @@ def test_findings_follow_what_was_recorded(recorded):
     assert findings.page(recorded, readme.markdown) != before
 
 
+def test_of_which_code_the_results_are(tmp_path):
+    for name, code in (("demo", "new"), ("model", "new"), ("weights", "old")):
+        content = {"provenance": {"n": {"code": code}}, "measured": []}
+        write_json(tmp_path / f"{name}.json", content)
+    write_json(tmp_path / "times.json", {})
+    assert readme.versions(tmp_path) == (
+        "Of 3 files each is of the code `new`, but for `weights` (old)."
+    )
+    (tmp_path / "weights.json").unlink()
+    assert readme.versions(tmp_path) == "Of 2 files each is of the code `new`."
+
+
 def test_seeds_of_a_table_are_those_of_its_claims(recorded):
     content = recording.read_results(recorded / "claims.json", "claims")
     eighth = [r for r in content["claims"] if r["source"] == "Table 8" and r["data"] == "shop"]
