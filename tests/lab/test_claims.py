@@ -399,12 +399,14 @@ def test_verdicts_of_other_products_stay(tmp_path, monkeypatch):
     text = readme.counted(tmp_path / "claims.json").splitlines()
     said = "4 claims are tested. Each at 5 % by itself, 0 are confirmed and 0 contradicted."
     assert text[0].startswith(said)
-    assert text[2] == f"| data | table | {' | '.join(claims.VERDICTS)} | {readme.CALIBRATED} |"
-    assert text[5] == "| shop | Table 7 | 0 | 0 | 0 | 2 | 0 | 0 |"
+    assert (
+        text[2] == f"| data | table | seeds | {' | '.join(claims.VERDICTS)} | {readme.CALIBRATED} |"
+    )
+    assert text[5] == "| shop | Table 7 | 2 | 0 | 0 | 0 | 2 | 0 | 0 |"
     assert text[-1] == "None is contradicted."
     claims.record("r", claims.judge(two(-0.1, seeds=2), ["Table 7"]), {})
     text = readme.counted(tmp_path / "claims.json").splitlines()
-    assert text[5] == "| shop | Table 7 | 0 | 2 | 0 | 0 | 0 | 0 |"
+    assert text[5] == "| shop | Table 7 | 2 | 0 | 2 | 0 | 0 | 0 | 0 |"
     against = [line for line in text if line.startswith("- shop, Table 7, mAP@1: MEM over MLM")]
     assert len(against) == 1 and "ours -10." in against[0] or "ours -9." in against[0]
 
@@ -492,7 +494,7 @@ def test_calibrated_orders_are_counted_apart(tmp_path, monkeypatch):
     claims.record("r", found, {})
     text = readme.counted(tmp_path / "claims.json").splitlines()
     assert text[0].endswith("Of the confirmed, 1 are orders that the shop was calibrated for.")
-    assert text[4] == "| d | Table 3 | 2 | 0 | 0 | 0 | 0 | 0 |"
-    assert text[5] == "| shop | Table 3 | 2 | 0 | 0 | 0 | 0 | 1 |"
+    assert text[4] == "| d | Table 3 | 2 | 2 | 0 | 0 | 0 | 0 | 0 |"
+    assert text[5] == "| shop | Table 3 | 2 | 2 | 0 | 0 | 0 | 0 | 1 |"
     shown = claims.table(found).loc["C01"]  # 2.8 standard errors; the interval holds 3.92
     assert [*shown["detectable"]] == [7.1, 7.1] and [*shown["p"]] == [0.0001, 0.0001]
