@@ -435,7 +435,7 @@ def more(found: dict) -> tuple[list[str], pd.DataFrame]:
         tests = [stats.paired_seeds(values.loc[sizes[-1]].to_numpy(), few) for few in ends]
         gains = [interval(*test[:3]) for test in tests]
         text.append(
-            f"On {listed} of {NAMES.get(data, data)} ({own['queries'].iloc[0]} queries, "
+            f"On {NAMES.get(data, data)} ({listed} in all, {own['queries'].iloc[0]} queries, "
             f"{own['steps'].iloc[0]} steps each, seeds: {len(whole)}), {sizes[-1]} training "
             f"products instead of {sizes[0]} bring {gains[0]} points by `{DEFAULT}`, instead of "
             f"{half} {gains[1]}."

@@ -53,12 +53,13 @@ def judged(path: Path, content: list[dict]) -> Iterator[tuple[dict, dict]]:
     """Each tested claim of ``claims.json`` that the studies of a file are about, and what these say
     of it now."""
     there = pd.read_parquet(path, columns=["notebook", "data", "label"]).drop_duplicates()
+    there = set(there.itertuples(False, None))
     known = pd.read_csv(claims.CLAIMS, keep_default_na=False).set_index("id", drop=False)
     about = []
     for row in content:
         sides = [claims.side_of(known.loc[row["id"]], row[side]) for side in ("better", "worse")]
         own = {(row["notebook"], row["data"], label) for label, _ in sides}
-        if row["verdict"] != "not testable" and own <= set(there.itertuples(False, None)):
+        if row["verdict"] != "not testable" and own <= there:
             about.append((row, sides))
     studies = read_asked(path, {label for _, sides in about for label, _ in sides})
     for row, sides in about:

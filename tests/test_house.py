@@ -36,11 +36,14 @@ def test_no_room_and_no_file_is_too_large():
 
 
 def test_no_file_is_too_large_to_look_at():
-    """2 MiB: pages that show a file, or how two differ, stop there or before."""
-    rooms = ("benchmarks", "docs", "notebooks", "paper", "results", "tests", "m5lib")
-    kept = [file for room in rooms for file in (ROOT / room).rglob("*") if file.is_file()]
-    assert len(kept) > 300
-    assert not [file for file in kept if file.stat().st_size > 2 * 2**20]
+    """2 MiB: pages that show a file, or how two differ, stop there or before. As committed: what
+    notebooks write here may be larger."""
+    command = ["git", "-C", ROOT, "ls-tree", "-r", "-l", "HEAD"]
+    listed = subprocess.run(command, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    sizes = {line.split("\t")[1]: int(line.split()[3]) for line in listed.stdout.splitlines()}
+    assert len(sizes) > 300 and not [name for name, size in sizes.items() if size > 2 * 2**20]
 
 
 @pytest.mark.parametrize("planted", [False, True])

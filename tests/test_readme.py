@@ -1,8 +1,10 @@
 """The generated tables of README and docs say what was recorded."""
 
 import ast
+import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import findings
 import intervals
@@ -278,10 +280,11 @@ def test_findings_say_what_is_not_recorded_and_what_is(recorded):
     write_json(folder / "more.json", {"rows": rows + begun + other})
     text, table = findings.more(recorded)
     assert text[0] == (
-        "On 2000 of the shop (90 queries, 15 steps each, seeds: 2), 1000 training products instead "
-        "of 250 bring +15.1 [+13.8, +16.4] points by `weighted`, instead of 500 +5.1 [+3.8, +6.4]."
+        "On the shop (2000 in all, 90 queries, 15 steps each, seeds: 2), 1000 training products "
+        "instead of 250 bring +15.1 [+13.8, +16.4] points by `weighted`, instead of 500 +5.1 "
+        "[+3.8, +6.4]."
     )
-    assert text[1].startswith("On 4000 of the shop (180 queries,")
+    assert text[1].startswith("On the shop (4000 in all, 180 queries,")
     assert text[2:] == ["![How quality grows with training products](../benchmarks/more.png)"]
     of = table[table["listings"] == 2000]
     assert list(of["weighted"]) == ["40.5 ± 0.7", "50.5 ± 0.7", "55.6 ± 0.8"]
@@ -406,10 +409,37 @@ def test_of_the_losses_each_sentence_counts_its_own_comparisons(recorded):
     assert line["of the second"] == f"{means['scale, contrast only']:.1f}"
 
 
-def test_of_each_form_and_length_a_curve_is_drawn(tmp_path, monkeypatch):
-    script, drawn = script_of("converge"), []
-    canvas = script.canvas
-    monkeypatch.setattr(script, "canvas", lambda *a, **k: drawn.append(canvas(*a, **k)) or drawn[0])
+@pytest.fixture
+def drawing(monkeypatch):
+    """A function: a script of ``benchmarks/`` -> it, and a list of what it draws on."""
+
+    def of(name):
+        monkeypatch.syspath_prepend(ROOT / "benchmarks")  # some read another of these
+        script, drawn = script_of(name), []
+        canvas = script.canvas
+
+        def kept(*given, **named):
+            drawn.append(canvas(*given, **named))
+            return drawn[-1]
+
+        monkeypatch.setattr(script, "canvas", kept)
+        return script, drawn
+
+    return of
+
+
+def test_of_benchmarks_side_by_side_every_row_is_kept(tmp_path):
+    keep, file = script_of("converge").keep, tmp_path / "more.json"
+    with ThreadPoolExecutor(8) as pool:
+        for n in range(24):
+            pool.submit(keep, file, {"rows": [{"n": n}]}, {"n": n, "data": f"d{n}"}, {})
+    kept = json.loads(file.read_text())
+    assert sorted(row["n"] for row in kept["rows"]) == list(range(24))
+    assert len(kept["provenance"]) == 24
+
+
+def test_of_each_form_and_length_a_curve_is_drawn(tmp_path, drawing):
+    script, drawn = drawing("converge")
     curves = [
         {"data": "shop", "model": model, "epochs": epochs, "seen": share * epochs * 90}
         | {"seconds": share * epochs, DEFAULT: 0.2 + share / 10}
@@ -427,11 +457,8 @@ def test_of_each_form_and_length_a_curve_is_drawn(tmp_path, monkeypatch):
     assert [text.get_text() for text in seen.get_legend().texts] == ["scale", "clip"]
 
 
-def test_of_each_catalogue_a_panel_shows_every_seed_and_their_mean(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # it reads another of these
-    script, drawn = script_of("more"), []
-    canvas = script.canvas
-    monkeypatch.setattr(script, "canvas", lambda *a, **k: drawn.append(canvas(*a, **k)) or drawn[0])
+def test_of_each_catalogue_a_panel_shows_every_seed_and_their_mean(tmp_path, drawing):
+    script, drawn = drawing("more")
     rows = [
         {"data": data, "listings": 900, "training": n, "seed": seed, "accuracy": 0.5}
         | {"weighted": 0.2 + n / 1000 + seed / 10, "fused_first": 0.1}

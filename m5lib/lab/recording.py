@@ -34,7 +34,7 @@ STATES = ("untrained", "pretrained", "finetuned", "control")
 HIDDEN = "hidden"
 #: Convention of mAP@10 of validation products: what choices are made by.
 VALIDATION = "min_k_r, validation queries"
-AGAIN = "delete it; what it held is recorded again by its notebook"
+RECORD_AGAIN = "delete it; what it held is recorded again by its notebook"
 
 # What notebooks show of products in tables is text: two dollar signs in a title are no mathematics.
 pd.set_option("display.html.use_mathjax", False)
@@ -82,14 +82,14 @@ def save_results(path: str | Path, rows: list[dict] | pd.DataFrame, made: dict) 
 def load_results(path: str | Path) -> pd.DataFrame:
     """The rows of a results file. Raises ``ValueError``: it is none; the file and why."""
     found = read_results(path)["measured"]
-    with reading(path, AGAIN):
+    with reading(path, RECORD_AGAIN):
         rows = [[*(one[x] for x in MEASURED), *row] for one in found for row in one["numbers"]]
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def read_results(path: str | Path, part: str = "measured") -> dict:
     """A results file as it is, with a list of that name. Raises as :func:`load_results`."""
-    with reading(path, AGAIN):
+    with reading(path, RECORD_AGAIN):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         dict(content["provenance"]), [dict(one) for one in content[part]]  # or it is none
         return content
