@@ -81,12 +81,13 @@ def parser_of(doc: str) -> argparse.ArgumentParser:
 
 def keep(file: Path, new: dict[str, list[dict]], same: dict, made: dict) -> None:
     """Put rows into a record, by its lists, in the place of those that have the same; ``made``:
-    how, kept by data. Another call may do so at the same time."""
+    how, kept by what is the same. Another call may do so at the same time."""
     with locked(file.with_suffix(".lock")):
         kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         for name, rows in new.items():
             kept[name] = [r for r in kept.get(name, []) if not same.items() <= r.items()] + rows
-        kept["provenance"] = kept.get("provenance", {}) | {same["data"]: made}
+        own = ", ".join(map(str, same.values()))
+        kept["provenance"] = kept.get("provenance", {}) | {own: made}
         write_json(file, kept)
 
 
@@ -98,8 +99,9 @@ def draw(file: Path) -> None:
         forms = list(own.groupby("model", sort=False))
         for axis, unit in zip(axes, ("seen", "seconds"), strict=True):
             for shade, (form, lines) in zip(PALETTE, forms, strict=False):
-                for epochs, line in lines.groupby("epochs"):
-                    label = form if epochs == lines["epochs"].max() else None
+                each = lines.groupby(["profile", "training", "seed", "epochs"])
+                for n, (_, line) in enumerate(each, 1):
+                    label = form if n == len(each) else None
                     axis.plot(line[unit], 100 * line[DEFAULT], ".-", color=shade, label=label)
             axis.set(xlabel="products seen" if unit == "seen" else "seconds of training")
         axes[0].set_ylabel(f"mAP@10 of validation\nproducts (%), {DEFAULT}")

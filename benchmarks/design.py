@@ -52,7 +52,7 @@ def main() -> None:
     for claim in claims:
         if claim["verdict"] == "not testable" or claim.get("low") is None:
             continue
-        table = " ".join(claim["source"].split()[:2])
+        table = " ".join(claim["source"].split()[:2]).rstrip(",")
         published = claim["published_difference"].lstrip("+")
         row = {"data": claim["data"], "table": table, "published": published}
         for design in DESIGNS.get(claim["data"].split("-")[0], ()):

@@ -46,9 +46,9 @@ def draw(file: Path) -> None:
     """What is measured against the number of training products, a panel for each catalogue: a dot
     for each seed, a line through their means."""
     rows = pd.DataFrame(json.loads(file.read_text(encoding="utf-8"))["rows"])
-    panels = list(rows.groupby(["data", "listings"], sort=False))
+    panels = list(rows.groupby(["data", "profile", "listings"], sort=False))
     figure, (axes,) = canvas(1, len(panels), (4.8 * len(panels), 3.2), layout="constrained")
-    for axis, ((data, listed), own) in zip(axes, panels, strict=True):
+    for axis, ((data, profile, listed), own) in zip(axes, panels, strict=True):
         for shade, name in zip(PALETTE, NUMBERS, strict=False):
             means = 100 * own.groupby("training")[name].mean()
             what = name if name == "accuracy" else f"mAP@10, {name}"
@@ -56,7 +56,7 @@ def draw(file: Path) -> None:
             axis.plot(own["training"], 100 * own[name], ".", color=shade)
         axis.set_xticks(means.index, means.index)
         axis.minorticks_off()
-        axis.set(title=f"{data}, {listed} products", xlabel="training products")
+        axis.set(title=f"{data}, {profile}, {listed} products", xlabel="training products")
     axes[0].set_ylabel("mAP@10, accuracy (%)")
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(file.with_suffix(".png"), dpi=120)

@@ -75,5 +75,5 @@ def main(scratch: Path) -> dict:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         result = main(Path(folder))
-    (HERE / "listings.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (HERE / "shop.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
+import intervals
 import numpy as np
 import pandas as pd
 
@@ -122,6 +123,10 @@ def held(results: Path) -> tuple[list[str], pd.DataFrame]:
             line["paper"] = points(paper) if paper == paper else ""
             mark = "built in" if own["calibrated"].all() else ""
             lines.append(line | {"mark": "too small" if own["unaffordable"].all() else mark})
+    text.append(
+        "The table's last column. *Too small*: judged before the runs too small to find, by the "
+        "paper's difference. *Built in*: the shop was calibrated for it."
+    )
     return text, pd.DataFrame(lines)
 
 
@@ -184,10 +189,10 @@ def scores(results: Path) -> tuple[list[str], pd.DataFrame]:
         f"(notebook 09). SCALE's against it: {counted(released)} {' '.join(text)}",
     ]
     frame = claims.judged(results / "claims.json")
-    for reading, what in (("scores", "acts on a loss"), ("losses", "is there at all")):
+    for reading, what in (("scores", "SCALE's scores act on"), ("losses", "the model trains with")):
         part = frame[frame["source"] == f"Table 6 ({reading})"]
         n = part["verdict"].value_counts()
-        said = f"Table 6, a tick read as one that {what}: of {len(part)} claims "
+        said = f"Table 6, its ticks read as the losses that {what}: of {len(part)} claims "
         said += f"{n.get('confirmed', 0)} confirmed, {n.get('contradicted', 0)} contradicted."
         text.append(said if len(part) else f"{said.partition(':')[0]}: not judged yet.")
     return [*text, made(results, "simcl", "simcl_fashion")], pd.DataFrame(lines)
@@ -219,9 +224,9 @@ def losses(results: Path) -> tuple[list[str], pd.DataFrame]:
         f"each beside the masked tasks (notebook 09): {counted(gram)} The first of these seeds on "
         "the real products had chosen it for this comparison.",
         f"mAP@10 is before fine-tuning: by `{PAPER}`, the first tokens of the fusion, which no "
-        f"masked task trains, and by `{DEFAULT}`, which reads all tokens. Accuracy is after it. "
-        "Short trainings do not tell what masked tasks are worth: `benchmarks/converge.py` trains "
-        "each form until it has converged.",
+        f"masked task trains directly, and by `{DEFAULT}`, which reads all tokens. Accuracy is "
+        "after it. Short trainings do not tell what masked tasks are worth; "
+        "`benchmarks/converge.py` trains each form for longer ([below](#how-long-is-enough)).",
         made(results, "simcl", "simcl_fashion"),
     ]
     return text, pd.DataFrame(lines)
@@ -250,6 +255,19 @@ def fused(results: Path) -> tuple[list[str], pd.DataFrame]:
     return text, pd.DataFrame(lines)
 
 
+def as_in_the_paper(path: Path, control: str) -> dict:
+    """SCALE by the paper's read-out against a control, mAP@10 from what notebook 10 kept of every
+    query: both means in per cent, their difference, a verdict."""
+    wanted = study.number("mAP@10_pretrain") | {"variant": PAPER}
+    table = intervals.read_asked(path, {"SCALE", control})
+    test = claims.tested(table, ("SCALE", wanted), (control, wanted))
+    means = (study.values(table, wanted).loc[label].mean() for label in ("SCALE", control))
+    one, other = (f"{100 * mean:.1f}" for mean in means)
+    line = {"SCALE": one, "control": other, "second": control}
+    line["difference"] = interval(*(test[key] for key in ("difference", "low", "high")))
+    return line | {"over": "seeds and queries", "the first is": WORDS[test["verdict"]]}
+
+
 def best(results: Path) -> tuple[list[str], pd.DataFrame]:
     """Which model and read-out is best given picture and title, by validation products, and what it
     has more than its rivals on the queries (notebook 10)."""
@@ -268,6 +286,14 @@ def best(results: Path) -> tuple[list[str], pd.DataFrame]:
             own[-1] |= {"the first is": WORDS[line.verdict]}
         said = f"On {name}, best on validation products: {own[0]['first']}. Against its rivals"
         text.append(f"{said}, {counted(own)}")
+        kept = path.with_name(path.name.replace("_best.csv", "_queries.parquet"))
+        for second in [line["second"] for line in own if "control" in line["second"]]:
+            first = f"SCALE, `{PAPER}`"
+            own.append({"data": name, "first": first} | as_in_the_paper(kept, second))
+            text.append(
+                f"By the paper's own read-out SCALE has {own[-1].pop('SCALE')} on {name}, the "
+                f"{second} {own[-1].pop('control')}: {own[-1]['difference']}."
+            )
         lines += own
     return text or ["Not recorded yet: `make results`."], pd.DataFrame(lines)
 
@@ -283,6 +309,7 @@ def real(results: Path) -> tuple[list[str], pd.DataFrame]:
     for given in ("I+T", "I+T+Tab"):
         plain, pictures, titles = (series(rows, model, given, DEFAULT) for model in models)
         best, own = control(rows, given)
+        lines.append(row("fashion", f"both, {given}", titles, "plain", plain))
         lines.append(row("fashion", f"a network's pictures, {given}", pictures, "plain", plain))
         words = series(rows, "real titles", given, DEFAULT)
         lines.append(row("fashion", f"BERT's titles, {given}", words, "plain", plain))
@@ -297,9 +324,9 @@ def real(results: Path) -> tuple[list[str], pd.DataFrame]:
     alone = {what: (each[m] - each["plain"]).mean() for what, m in REAL.items()}
     most, less = sorted(alone, key=lambda what: -alone[what])
     text = [
-        f"Real weights for pictures and titles bring {points(gain.mean())} points given both (mean "
-        f"of {len(gain)} seeds); by themselves {most} bring {points(alone[most])}, {less} "
-        f"{points(alone[less])}.",
+        f"Given picture and title, real weights for both bring {points(gain.mean())} points (mean "
+        f"of {len(gain)} seeds); for {most} alone {points(alone[most])}, for {less} alone "
+        f"{points(alone[less])}. Which of these are more than chance says the table.",
         made(results, "weights"),
     ]
     return text, pd.DataFrame(lines)
@@ -339,36 +366,46 @@ def answers(results: Path) -> list[str]:
     found = recording.pick(demo, wanted).set_index("state")["value"]
     text = [
         f"**Pre-training without labels helps**: on the shop, given all five modalities, mAP@10 "
-        f"rises from {found['untrained']:.2f} to {found['pretrained']:.2f} (`{DEFAULT}`)."
+        f"rises from {100 * found['untrained']:.1f} to {100 * found['pretrained']:.1f} % (SCALE "
+        f"with a loss on the fused vector, `{DEFAULT}`)."
     ]
     for data, rows in both(results, "modality_count"):
         rows = rows[rows["model"] == "scale"]
         steps = ("T", "I+T", "I+T+Tab", "I+T+Tab+V", most)
         means = {given: 100 * series(rows, "scale", given, DEFAULT).mean() for given in steps}
         several = ", ".join(f"{given} {x:.1f}" for given, x in means.items() if x == x)
-        text.append(f"**A modality more**, {NAMES[data]}, mAP@10 by `{DEFAULT}`: {several}.")
-    _, table = best(results)
+        text.append(f"**A modality more**, {NAMES[data]}, mAP@10 in % by `{DEFAULT}`: {several}.")
+    said, table = best(results)
     for data, own in table.groupby("data", sort=False) if len(table) else ():
         rivals = "; ".join(
             f"{row.second.replace('`', '')} {row.difference.split()[0]} ({row.verdict})"
             for row in own.rename(columns={"the first is": "verdict"}).itertuples()
+            if row.first == own["first"].iloc[0]
         )
         first = own["first"].iloc[0].replace("`", "")
         text.append(
             f"**Given picture and title**, on {data}, the best model and read-out by validation "
-            f"products is {first}. Its mAP@10 of queries, points over: {rivals}."
+            f"products is {first}. Its lead in mAP@10 of queries, in points: over {rivals}."
         )
+    if lines := [line for line in said if line.startswith("By the")]:
+        text.append(f"**Against a control without a model.** {' '.join(lines)}")
     _, table = scores(results)
     for other in ("no scores", "released scores"):
         lines = table[table["second"] == other].to_dict("records")
-        text.append(f"**SCALE's scores against {other}**: {counted(lines)}")
+        text.append(
+            f"**SIMCL's harmony scores as in SCALE, against {other}** (both data, two read-outs): "
+            f"{counted(lines)}"
+        )
     _, table = losses(results)
     for other, what in (
         ("no loss", "The contrast alone, against random weights"),
         ("contrast only", "Masked tasks beside the contrast, against the contrast alone"),
     ):
         lines = table[(table["second"] == other) & ~table["first"].str.startswith("masked")]
-        text.append(f"**{what}**: {counted(lines.to_dict('records'))}")
+        text.append(
+            f"**{what}** (both data; mAP@10 by two read-outs, and accuracy): "
+            f"{counted(lines.to_dict('records'))}"
+        )
     frame = claims.judged(results / "claims.json")
     tested = frame[frame["verdict"] != "not testable"]["verdict"].value_counts()
     several = ", ".join(f"{tested.get(word, 0)} {word}" for word in claims.VERDICTS[:4])
@@ -400,15 +437,17 @@ def converged(found: dict) -> tuple[list[str], pd.DataFrame]:
     """What ``benchmarks/converge.py`` recorded; enough is a length that has converged and is within
     a point of the best."""
     ends, text = pd.DataFrame(found["ends"]), []
-    for key, own in ends.groupby(["data", "training", "model", "seed"], sort=False):
-        data, training, model, seed = key
+    for key, own in ends.groupby(["data", "profile", "training", "model", "seed"], sort=False):
+        data, profile, training, model, seed = key
         near = own[DEFAULT] >= own[DEFAULT].max() - stats.CONVERGED  # of the best length
         enough = own[own["converged"] & near].sort_values("epochs")
         said = "no length that was tried is enough"
         if len(enough):
-            said = f"{enough.iloc[0]['epochs']:g} epochs ({enough.iloc[0]['steps']} steps) do"
-        where = f"{NAMES.get(data, data).capitalize()}, {training} training products"
+            epochs, steps = enough.iloc[0][["epochs", "steps"]]
+            said = f"{epochs:g} epochs ({steps} steps) are enough"
+        where = f"{NAMES.get(data, data).capitalize()}, {profile}, {training} training products"
         text.append(f"{where}, {model}, seed {seed}: {said}.")
+    text.append("One seed each: differences of a few points mean nothing.")
     for data in ends["data"].unique():
         text.append(f"![How quality grows](../benchmarks/converge_{data}.png)")
     ends["epochs"] = ends["epochs"].map("{:g}".format)
@@ -423,20 +462,22 @@ def more(found: dict) -> tuple[list[str], pd.DataFrame]:
     them all; nothing of a catalogue where none has."""
     rows = pd.DataFrame(found["rows"])
     numbers, text, tables = [DEFAULT, PAPER, "accuracy"], [], []
-    for (data, listed), own in rows.groupby(["data", "listings"], sort=False):
+    for (data, profile, listed), own in rows.groupby(["data", "profile", "listings"], sort=False):
         wide = own.pivot(index="training", columns="seed", values=numbers)
         whole = wide.columns.levels[1][wide.notna().T.groupby("seed").all().all(axis=1)]
         wide = wide.loc[:, (slice(None), whole)]
-        if not len(whole):
+        sizes = wide.index
+        if not len(whole) or len(sizes) < 2:
             continue
-        values, sizes = wide[DEFAULT], wide.index
-        half = sizes[sizes <= 0.6 * sizes[-1]].max()
+        values = wide[DEFAULT]
+        half = max(sizes[0], sizes[sizes <= 0.6 * sizes[-1]].max())
         ends = (values.loc[few].to_numpy() for few in (sizes[0], half))
         tests = [stats.paired_seeds(values.loc[sizes[-1]].to_numpy(), few) for few in ends]
         gains = [interval(*test[:3]) for test in tests]
         text.append(
             f"On {NAMES.get(data, data)} ({listed} in all, {own['queries'].iloc[0]} queries, "
-            f"{own['steps'].iloc[0]} steps each, seeds: {len(whole)}), {sizes[-1]} training "
+            f"profile {profile}, {own['steps'].iloc[0]} steps each, seeds: {len(whole)}), "
+            f"{sizes[-1]} training "
             f"products instead of {sizes[0]} bring {gains[0]} points by `{DEFAULT}`, instead of "
             f"{half} {gains[1]}."
         )
@@ -445,6 +486,7 @@ def more(found: dict) -> tuple[list[str], pd.DataFrame]:
         tables.append(pd.DataFrame(said).reset_index().assign(**named))
     if not tables:
         return ["No seed has been run with every number of products yet."], pd.DataFrame()
+    text.append("The model is `scale`. Few seeds: differences of a few points mean nothing.")
     text.append("![How quality grows with training products](../benchmarks/more.png)")
     return text, pd.concat(tables)[["data", "listings", "training", "seeds", *numbers]]
 
@@ -453,10 +495,11 @@ def more(found: dict) -> tuple[list[str], pd.DataFrame]:
 def nothing(found: dict) -> tuple[list[str], pd.DataFrame]:
     """What ``benchmarks/nothing.py`` recorded."""
     again = found["put together anew"]
-    said = f"{found['seeds']} seeds of one configuration ({found['data']}, {found['training']} "
-    said += f"training products, {found['queries']} queries), judged as if they were rivals: "
-    said += f"{found['decided']} of {found['verdicts']} verdicts are decided, where none should be"
-    more = f"; the same seeds put together anew: {again['decided']} of {again['verdicts']}"
+    said = f"One configuration against itself: {found['seeds']} seeds ({found['data']}, "
+    said += f"{found['training']} training products, {found['queries']} queries), put into groups "
+    said += f"and compared as if they were rivals. {found['decided']} of {found['verdicts']} "
+    said += "verdicts are decided, where none should be"
+    more = f"; of {again['verdicts']} with other groups of the same seeds {again['decided']}"
     return [f"{said}{more if again['verdicts'] else ''}."], pd.DataFrame()
 
 
@@ -470,7 +513,8 @@ def again(found: dict) -> tuple[list[str], pd.DataFrame]:
     )
     said += f"the code. Of their {numbers} numbers {same} are the same to the last digit"
     most = f", the others differ by {100 * rows['most'].max():.2f} points at most"
-    text = [f"{said}{most * bool(same < numbers)}."]
+    text = [f"{said}{most * bool(same < numbers)}. Trainings on titles alone are less stable "
+            "(`LOG.md`)."]  # fmt: skip
     if same < numbers:
         text.append("Another processor's rounding is enough for that. Do not trust one run's last "
                     "points; trust means over seeds, with their intervals.")  # fmt: skip
@@ -494,11 +538,12 @@ PARTS = {
 HEAD = (
     "# Findings\n\nGenerated by `python docs/readme.py`: the words are written, every number and "
     "verdict among them is computed from `results/`. Numbers are per cent of mAP@10 where nothing "
-    "else is said, differences are points with a 95 % interval. *Ahead*, *behind*: it lies above, "
-    "below zero; *level*: it holds zero and nothing as large as "
-    f"{100 * claims.margin('fashion'):.0f} points (on the shop "
-    f"{100 * claims.margin('shop'):.0f}); *undecided*: it holds both. *Over*: what the interval is "
-    "over. On the real products all seeds ask the same queries, so an interval over seeds alone "
+    "else is said, differences are points with a 95 % interval. *Ahead*, *behind*: the whole "
+    "interval lies above, below zero. *Level*: it contains zero and stays within "
+    f"±{100 * claims.margin('fashion'):.0f} points (on the shop "
+    f"±{100 * claims.margin('shop'):.0f}). *Undecided*: it contains zero and reaches beyond. "
+    "*Over*: what the interval is over. "
+    "On the real products all seeds ask the same queries, so an interval over seeds alone "
     "says what another training would bring, and nothing of other queries. These comparisons are "
     "by themselves; only the paper's claims are corrected for their number. How numbers are made: "
     "[numbers.md](numbers.md).\n"

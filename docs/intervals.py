@@ -69,13 +69,13 @@ def judged(path: Path, content: list[dict]) -> Iterator[tuple[dict, dict]]:
 def differs(row: dict, test: dict) -> list[str]:
     """What of a claim came out otherwise: its numbers, each seed's, p, or the verdict."""
     names = ("difference", "low", "high", "each_seed")
-    sides = {name: [np.array(x[name], dtype=float) for x in (row, test)] for name in names}
+    sides = {name: [np.array(x[name], dtype=float) for x in (row, test)] for name in (*names, "p")}
+    near = dict.fromkeys(names, (0, ROUNDING)) | {"p": (0.05, 1e-4)}  # None, no interval: NaN
     bad = [
         name
         for name, (one, other) in sides.items()
-        if one.shape != other.shape or not (np.abs(one - other) < ROUNDING).all()
+        if one.shape != other.shape or not np.allclose(one, other, *near[name], equal_nan=True)
     ]
-    bad += ["p"] * (not np.isclose(row["p"], test["p"], rtol=0.05, atol=1e-4))
     return bad + ["verdict"] * (row["verdict"] != test["verdict"])
 
 

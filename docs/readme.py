@@ -211,6 +211,8 @@ def counted(path: Path) -> str:
     text += f"confirmed and {before.get('contradicted', 0)} contradicted. After the correction for "
     text += f"so many tests, {now.get('confirmed', 0)} and {now.get('contradicted', 0)}. Of the "
     text += f"confirmed, {len(built_in)} are orders that the shop was calibrated for."
+    sizes = claims.get("profile", pd.Series(dtype=str))[claims["verdict"] != "not testable"]
+    text += "".join(f" {n} are of profile `{name}`." for name, n in sizes.value_counts().items())
     lines = ["Contradicted, in per cent with 95 % intervals:", ""]
     for row in claims.query("verdict == 'contradicted'").itertuples():
         paper = f" (paper {row.published_difference})" if row.published_difference != "" else ""

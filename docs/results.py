@@ -164,7 +164,8 @@ def made(
         if all(one["status"] == "finished" for one in own):
             took[record] = [sum(one["seconds"] for one in own)]
     for record, seconds in took.items():
-        _timed(record, sum(seconds), len(seconds))
+        if seconds:
+            _timed(record, sum(seconds), len(seconds))
     _pages()
     return [one["status"] == "finished" for one in ended] + [False] * len(broken)
 
@@ -223,7 +224,8 @@ def _expected(
     for record, own in points.items():
         ended = [p.ended() for p in own]
         here = [p["seconds"] for p in ended if p.get("status") == "finished"]
-        pace = known[record]["seconds"] / known[record]["seeds"] if record in known else 0.0
+        before = known.get(record, {"seeds": 0})
+        pace = before["seconds"] / before["seeds"] if before["seeds"] else 0.0
         pace = sum(here) / len(here) if here else pace
         unknown += [record] if not pace else []
         for last in rounds:

@@ -66,6 +66,7 @@ def write_video(
     rotation: int = 0,
     pixels=numbered,
     title="",
+    samples: int = 0,  # of a sound that is not compressed
 ) -> Path:
     with av.open(str(path), "w", format="matroska" if path.suffix == ".mkv" else "mp4") as out:
         video = out.add_stream("libx264", rate=fps, options={"crf": "10", "preset": "ultrafast"})
@@ -75,6 +76,7 @@ def write_video(
         if rotation:
             video.set_display_rotation(rotation)
         track = out.add_stream("aac", rate=16_000, layout="mono") if sound else None
+        plain = out.add_stream("pcm_s16le", rate=16_000, layout="mono") if samples else None
         for n in range(count):
             frame = av.VideoFrame.from_ndarray(pixels(n), format="rgb24")
             frame.pts = n
@@ -82,6 +84,10 @@ def write_video(
         out.mux(video.encode())
         if track:
             _encode(out, track, tone(sound), 16_000)
+        if plain:
+            frame = av.AudioFrame.from_ndarray(np.ones((1, samples), "i2"), "s16", "mono")
+            frame.sample_rate, frame.pts = 16_000, 0
+            out.mux(plain.encode(frame)), out.mux(plain.encode())
     return path
 
 

@@ -192,7 +192,7 @@ def test_wall_time_is_said_from_what_earlier_runs_took(made, capsys, monkeypatch
     assert "4 seeds in 120 min" in capsys.readouterr().out
 
 
-def test_a_run_whose_process_was_lost_has_no_seconds_to_count(made, monkeypatch):
+def test_a_run_whose_process_was_lost_has_no_seconds_to_count(made, monkeypatch, capsys):
     def run(points, workers=None, results=None):
         assert not results or [p.label for p in points] == ["text_table"]  # the other is broken
         for point, took in zip(points, (float("nan"), 60.0)[-len(points) :], strict=True):
@@ -201,8 +201,11 @@ def test_a_run_whose_process_was_lost_has_no_seconds_to_count(made, monkeypatch)
     monkeypatch.setattr(sweep, "run", run)
     words = ["--seeds", "1", "--first", "none", "--only", "mem_vs_mlm", "text_table"]
     assert results.main([*words, "--workers", "2"]) == 1
-    lost, fine = results.times().values()
-    assert lost == {"seconds": 0, "seeds": 0} and fine == {"seconds": 60, "seeds": 1}
+    assert results.times() == {"text_table": {"seconds": 60, "seeds": 1}}
+    capsys.readouterr()
+    write_json(home("results", "times.json"), {"mem_vs_mlm": {"seconds": 0, "seeds": 0}})
+    assert results.main([*words, "--workers", "2", "--dry-run"]) == 0
+    assert "not known of mem_vs_mlm" in capsys.readouterr().out
 
     def run_single(points, workers=None, results=None):
         for point, took in zip(points, (60.0, float("nan"), 60.0)[: len(points)], strict=True):

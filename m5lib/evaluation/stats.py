@@ -46,7 +46,8 @@ def paired_queries(
 
     This is the test of two readings by the same readers of the same cases (Obuchowski and Rockette,
     1995), seeds for readers. Of models that differ by chance alone it calls one in twenty
-    different, or fewer, whatever seeds, queries and both together bring.
+    different, or fewer, whatever seeds, queries and both together bring: from some thirty queries
+    on; of fewer, more (ten queries of one seed: one in twelve).
 
     Raises ``ValueError``: seeds or queries of the two do not match, or there are none.
     """

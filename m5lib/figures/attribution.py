@@ -153,7 +153,10 @@ def _bars(axes: Axes, scores: np.ndarray, told, label: str) -> None:
 def _film(panel: Panel) -> None:
     """A strip with one frame per token, and a bar below each."""
     (x, y, width, height), file, values = panel.at, panel.content, panel.scores[1:]
-    stamps = seconds_of(decoding.probe(file).video.seconds, len(values))
+    length = decoding.probe(file).video.seconds
+    stamps = seconds_of(length, len(values))
+    if panel.step is None and length:  # tokens of no second: spread over the film
+        stamps = [length * (n + 0.5) / len(values) for n in range(len(values))]
     frames, _ = decoding.frames(file, stamps, 160)
     side = width / max(len(values), 5)
     tall = min(side * frames.shape[1] / frames.shape[2], 0.55 * height)
@@ -163,7 +166,7 @@ def _film(panel: Panel) -> None:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=True, color=_shade(values[n], _reach(values)), linewidth=3)
     axes = inset(panel.figure, x, y + tall + 0.05, side * len(values), height - tall - 0.05)
-    _bars(axes, values, panel.told, "seconds of the film")
+    _bars(axes, values, panel.told, "tokens" if panel.step is None else "seconds of the film")
     axes.set_xlim(0, len(values))
 
 
@@ -216,7 +219,8 @@ def product(
     for name, (draw, at, ending, above) in zip(MODALITIES, PANELS, strict=False):
         there = name in streams.modalities and name in contents
         own = np.asarray(scores[name])[: int(tokens[name].valid[0].sum())] if there else np.zeros(0)
-        sum_of = f"{own.sum():+.2f}" if there else "the product has none"
+        none = "the model does not read it" if name in contents else "the product has none"
+        sum_of = f"{own.sum():+.2f}" if there else none
         _note(figure, at[0], at[1] - above, f"{name}: {sum_of}")
         if there:
             true = () if told is None else told[f"{name}_{ending}"]

@@ -126,7 +126,7 @@ def neighbours(
         queries: (Q,) rows of the catalogue.
         rows: (Q, R) those of their neighbours, -1 for none.
         matched: (Q, R) whether they are what was sought; None where nobody knows: grey frames. A
-            product without a label shows its title.
+            product without a label has one, too, and shows its title.
     """
     columns, labels = 1 + rows.shape[1], catalogue.labels
     titles = lambda row: short(title_of(catalogue.products[row]), 3, 18)  # noqa: E731
@@ -139,10 +139,11 @@ def neighbours(
             if row < 0:
                 place.axis("off")
                 continue
-            shade = QUIET if matched is None else RIGHT if matched[line, number] else WRONG
+            known = matched is not None and labels[row] is not None
+            shade = QUIET if not known else RIGHT if matched[line, number] else WRONG
             picture(place, catalogue, row, shade)
             said = titles(row) if labels[row] is None else short(labels[row], 1)
-            ink = "black" if matched is None else shade
+            ink = shade if known else "black"
             place.set_title(said, fontsize=7, color=ink, fontweight="normal")
     heading(figure, title)
     return figure

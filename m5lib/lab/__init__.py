@@ -12,9 +12,10 @@ from types import UnionType
 from typing import get_args
 
 LIBRARY = Path(__file__).resolve().parents[1]
-#: Folders whose code a training run depends on (``""`` is the core), and all there are.
+#: Folders whose code a training run depends on (``""`` is the core), and all there are. Features
+#: that ``data/columns`` keeps are made by ``data``, which counts.
 TRAINING = ("", "data", "models")
-ROOMS = (*TRAINING, "shop", "evaluation", "explain", "figures", "lab", "search")
+ROOMS = (*TRAINING, "data/columns", "shop", "evaluation", "explain", "figures", "lab", "search")
 
 
 @cache

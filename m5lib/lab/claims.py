@@ -218,10 +218,13 @@ def judged(path: str | Path) -> pd.DataFrame:
 
 def record(name: str, verdicts: list[dict], made: dict) -> Path | None:
     """Keep verdicts in ``results/claims.json``, those of the same claim and data replaced; nothing,
-    where the name is empty. Other notebooks may do so at the same time."""
+    where the name is empty. Other notebooks may do so at the same time. Each says of which profile
+    and commit it is."""
     path, content = results_folder() / "claims.json", {"provenance": {}, "claims": []}
     if not name:
         return None
+    of = {name: made.get(name) for name in ("profile", "commit")}
+    verdicts = [row | of for row in verdicts]
     new = {(row["id"], row["data"]) for row in verdicts}
     sources = {f"{row['notebook']}, {row['data']}": made for row in verdicts}
     with locked(path.with_suffix(".lock")):

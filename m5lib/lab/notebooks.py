@@ -260,8 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     option("--data", default="", help="folder or file of products; by default each notebook's own")
     option("--extractors", default="", help="such as image=regions:weights.pt; by default plain")
     option("--bert", default="", help="a BERT that titles start from; by default random weights")
-    options, begun, failed = parser.parse_args(arguments), time.monotonic(), []
+    options, begun, failed = parser.parse_args(arguments), time.monotonic(), {}
     show_progress()
+    started = time.time() - 2  # file systems that count in seconds
     todo = options.notebook or [n for n in find() if not options.demo or "demo" in results_of(n)]
     reports, shared = home("reports"), {"profile": options.profile}
     shared |= {"data": str(Path(options.data).resolve())} if options.data else {}
@@ -282,18 +283,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 own = {name: value for name, value in shared.items() if name in known}
                 run(notebook, reports / notebook.name, own)
             except NotebookError as error:
-                failed.append(str(error))
+                failed[notebook] = str(error)
         results, table, figures = recording.results_folder() / f"{options.record}.json", "", []
         if options.demo and results.exists():
+            ran = [notebook.stem for notebook in todo if notebook not in failed]
+            recording.keep_only(results, ran)  # nothing of an earlier demo stays, or is shown
             headline = recording.headline(results)
-            print("\n" + headline.to_string())
-            table = headline.to_html(border=0)
+            print("\n" + headline.to_string() if len(headline) else "")
+            table = headline.to_html(border=0) if len(headline) else ""
+            pictures = results.parent.glob(f"{options.record}_*.png")
             figures = sorted(
-                results.parent.glob(f"{options.record}_*.png"),
+                (path for path in pictures if path.stat().st_mtime >= started),
                 key=lambda path: (not path.stem.endswith("_front"), path.name),
             )
         page = write_index(reports, table, figures)
-    for error in failed:
+    for error in failed.values():
         print(f"FAILED {error}", file=sys.stderr)
     done, seconds = len(todo) - len(failed), time.monotonic() - begun
     print(f"{done} of {len(todo)} notebooks in {seconds:.0f} s; open {page}")

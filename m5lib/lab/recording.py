@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -77,6 +78,16 @@ def save_results(path: str | Path, rows: list[dict] | pd.DataFrame, made: dict) 
         sources = content["provenance"] | dict.fromkeys(sorted(own), made)
         others = [one for one in content["measured"] if one["notebook"] not in own]
         return write_json(path, {"provenance": sources, "measured": others + measured})
+
+
+def keep_only(path: Path, notebooks: Iterable[str]) -> None:
+    """Leave in a results file what these notebooks recorded."""
+    wanted = set(notebooks)
+    with locked(path.with_suffix(".lock")):
+        content = read_results(path)
+        sources = {name: made for name, made in content["provenance"].items() if name in wanted}
+        rows = [one for one in content["measured"] if one["notebook"] in wanted]
+        write_json(path, {"provenance": sources, "measured": rows})
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
@@ -151,6 +162,7 @@ def _flat(names: pd.Index) -> list:
 CODE = ("m5lib", "notebooks", "benchmarks/*.py", "paper")
 
 
+@cache  # a commit while a notebook runs is not the code that it runs
 def _git(*words: str) -> str:
     command, quiet = ["git", "-C", str(ROOT), *words], {"stderr": subprocess.DEVNULL}
     with suppress(OSError, subprocess.SubprocessError):

@@ -323,6 +323,9 @@ def _assignments(notebook: Path, words: Sequence[str], several: bool) -> dict:
         if type(known.get(name, "")) is not str:
             with suppress(ValueError):  # said by `check`, with the parameter's name
                 values = json.loads(f"[{text}]")
+        if not several and len(values) != 1:
+            mend = "one value is needed here; several are for --grid, a number has a decimal point"
+            raise ParameterError(f"{word!r}: {mend}")
         parameters[name] = values if several else values[0]
     return parameters
 

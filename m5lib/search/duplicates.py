@@ -18,6 +18,9 @@ from m5lib.search.encode import cosine, unit
 RANKS = (5, 30)
 #: The cosine of equal vectors, but for rounding.
 EQUAL = 1 - 1e-6
+#: The least power of a product, as a share of the median: listed more often than RANKS[0] times, it
+#: would seem to have different products at every distance.
+LEAST = 0.25
 
 
 class Near(NamedTuple):
@@ -25,7 +28,7 @@ class Near(NamedTuple):
 
     Attributes:
         cosine: pairs at or above it count as near-duplicates.
-        pairs: how many there are.
+        pairs: how many there are, of each product with its nearest ``RANKS[1]`` others.
         different: how many pairs of different products to expect among them.
     """
 
@@ -47,8 +50,8 @@ def calibrate(vectors: Float[np.ndarray, "N D"], precision: float = 0.9) -> Near
     The others of a product that lie within a distance are expected to grow as a power of it: with
     ``d(r) = 1 - cosine`` at rank r, ``K (d / d(K))^p`` of them lie within d, ``p = (1/(m+1) + … +
     1/(K-1)) / log(d(K) / d(m+1))`` (the spacings of the logarithms are exponential; p is half the
-    local intrinsic dimension), m and K of :data:`RANKS`. Groups of more than K listings of one
-    product pass for different products.
+    local intrinsic dimension; at least :data:`LEAST` of the median), m and K of :data:`RANKS`.
+    Groups of more than K listings of one product pass for different products.
 
     Raises ``ValueError``: ``precision`` is not between 0 and 1, or a vector that is not finite.
     """
@@ -76,6 +79,7 @@ def expected(near: Float[np.ndarray, "N K"], cosine: float) -> float:
     first = min(RANKS[0], count - 2)
     far = np.log((1 - near.astype(np.float64)).clip(1e-6))
     power = (1 / np.arange(first + 1, count)).sum() / (far[:, -1] - far[:, first]).clip(1e-4)
+    power = np.maximum(power, LEAST * np.median(power))
     share = np.exp(power * (np.log(max(1 - cosine, 1e-6)) - far[:, -1]).clip(max=0))
     return float(count * share.sum() / 2)
 

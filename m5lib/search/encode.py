@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ class Encoder:
         return cls(model, agreed(model.extractors, extractors))
 
     def product(self, contents: Any, name: str = "query") -> Product:
-        """A product by that id. ``contents`` is a dict, its keys modalities: a title as text,
+        """A product by that name, its id, before which stands a blank: no product of a catalogue
+        has such an id. ``contents`` is a dict, its keys modalities: a title as text,
         attributes as a dict or as JSON, the path of each file, a picture also in memory (Pillow, or
         a uint8 array (H, W) or (H, W, 3)); what is empty is absent.
 
@@ -77,11 +78,12 @@ class Encoder:
             raise ValueError(f"the model does not read {unread}; it reads {', '.join(reads)}")
         if not contents:
             raise ValueError(f"the {name} is empty; give one or more of {', '.join(reads)}")
-        return Product(name, {key: _content(key, x, name) for key, x in contents.items()})
+        return Product(f" {name}", {key: _content(key, x, name) for key, x in contents.items()})
 
     def streams(self, products: Sequence[Product]) -> Streams:
-        """Their streams for the model; a sound that lies in its video is part of it. Raises
-        ``DataError`` for a file that cannot be read."""
+        """Their streams for the model, of what it reads; a sound that lies in its video is part of
+        it. Raises ``DataError`` for a file that cannot be read."""
+        products = [replace(p, contents=self._read(p)) for p in products]
         if self.extractors is None:
             self.extractors = agreed(self.model.extractors)
         wanted = {n: e for n, e in self.extractors.items() if n in self.model.spec.modalities}
@@ -89,11 +91,17 @@ class Encoder:
             catalogue, features = store.extract(Catalogue("query", tuple(products)), wanted)
         except DataError as error:
             raise DataError(f"nothing of the query can be read; {error}") from None
-        contents = {product.id: product.contents for product in products}
-        if catalogue.skipped:
-            skip = catalogue.skipped[0]
-            raise DataError(f"{contents[skip.where][skip.field].name}: {skip.reason}")
+        given = {product.id: product.contents for product in products}
+        for skip in catalogue.skipped:
+            if skip.field in given[skip.where]:  # else a video whose sound is of no use
+                file, whose = given[skip.where][skip.field].name, skip.where.strip()
+                of = "" if whose in ("query", file.rpartition(" of the ")[2]) else f" of {whose}"
+                raise DataError(f"{file}{of}: {skip.reason}")
         return Streams(catalogue, features, self.model.tokenizer, spec=self.model.spec)
+
+    def _read(self, product: Product) -> dict:
+        reads = self.model.spec.modalities
+        return {name: x for name, x in product.contents.items() if name in reads}
 
     def embed(
         self,
@@ -120,7 +128,7 @@ class Encoder:
 
         Args:
             products: dicts as for :meth:`product`, or products of a catalogue, each with whatever
-                modalities it has.
+                modalities it has that the model reads.
             readout: ``weighted``, or ``pooled`` where one modality meets another
                 (:mod:`m5lib.embeddings`).
 
@@ -132,7 +140,7 @@ class Encoder:
         )
         made = []
         for place, given in enumerate(products if several else [products]):
-            contents = given.contents if isinstance(given, Product) else given
+            contents = self._read(given) if isinstance(given, Product) else given
             made.append(self.product(contents, f"product {place}"))
         if not made:
             raise ValueError("no product to encode; give one or more")
@@ -214,8 +222,9 @@ def _content(modality: str, given: Any, name: str) -> Any:
     if (row := MODALITIES[modality]).hides == "entity":  # pairs
         said = " ".join(repr(given).split())
         with reading(f"{whose} {said:.60}", 'give attributes as {"colour": "red"}'):
-            pairs = json.loads(given) if isinstance(given, str) else dict(given)
-            pairs = tuple((words(key), words(value)) for key, value in pairs.items())
+            given = json.loads(given) if isinstance(given, str) else given
+            pairs = given.items() if isinstance(given, Mapping) else given  # a key may repeat
+            pairs = tuple((words(key), words(value)) for key, value in pairs)
             if not all(map(all, pairs)):
                 raise ValueError("an attribute without a value")
             return pairs

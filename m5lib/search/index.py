@@ -114,7 +114,9 @@ def build(
     vectors = encoder.embed(streams, range(len(streams)))
     how = recording.provenance(profile, seed, time.monotonic() - begun, extractors, bert)
     how |= {"model": str(folder.name), "fingerprint": catalogue.fingerprint}
-    how["data"] = runs.data_name(catalogue, trained.extractors, bert)
+    how["data"] = runs.data_name(catalogue, trained.extractors, "" if model else bert)
+    how |= intake.provenance(folder, trained) if model else {}
+    how["at_most"] = size.products
     return Index(encoder, streams, vectors, how)
 
 
@@ -149,7 +151,8 @@ class Index:
     @cached_property
     def report(self) -> intake.Report:
         """What was read and what was not."""
-        return intake.Report(self.catalogue)
+        reads, most = self.model.spec.modalities, self.made.get("at_most", 0)
+        return intake.Report(self.catalogue, reads, most)
 
     def save(self, folder: str | Path) -> Path:
         """Write the report and ``embeddings.parquet`` into a folder; returns the latter's path.
@@ -196,7 +199,10 @@ class Index:
         self, products: Any, readout: str = DEFAULT, truncate_dim: int = 0, batch_size: int = 128
     ) -> Float[np.ndarray, "... D"]:
         """Vectors of unit length of any products (:meth:`m5lib.search.encode.Encoder.encode`); with
-        ``truncate_dim`` as by :meth:`truncate`."""
+        ``truncate_dim`` as by :meth:`truncate`, which knows two read-outs. ``ValueError``: others.
+        """
+        if truncate_dim and readout not in COMPARED:
+            raise ValueError(f"truncate_dim with read-out {readout!r}: give one of {COMPARED}")
         encoder = self.truncate(truncate_dim).encoder if truncate_dim else self.encoder
         return encoder.encode(products, readout, batch_size)
 
@@ -269,10 +275,12 @@ class Index:
 
     def scale(self, names: tuple[str, ...], way: str) -> Float[np.ndarray, "N 2"]:
         """:func:`m5lib.search.across.one_scale` for queries of these modalities, by up to 300
-        products that have them; slope 1 and offset 0 where both sides are given the same."""
+        products that have them (or some, where none has all); slope 1 and offset 0 where both sides
+        are given the same."""
         if (names, way) not in self._scale:
             there = self.catalogue.presence.reindex(columns=MODALITIES, fill_value=False)
-            rows, groups = np.flatnonzero(there[list(names)].all(axis=1)), np.zeros(len(there), int)
+            own, groups = there[list(names)], np.zeros(len(there), int)
+            rows = np.flatnonzero(own.all(axis=1) if own.all(axis=1).any() else own.any(axis=1))
             if way != DEFAULT and len(rows):
                 sets = there[list(self.streams.modalities)].to_numpy()
                 groups = np.unique(sets, axis=0, return_inverse=True)[1].reshape(-1)
@@ -318,8 +326,8 @@ class Index:
         return pd.DataFrame(rows, index, ["id", "label", "title", "has", "cosine"])
 
     def picture(self, *searches: Hits, title: str = "") -> Figure:
-        """Queries and their hits, a line for each. With the query's category: blue frame, the same,
-        orange frame, another; else grey."""
+        """Queries and their hits, a line for each. Where both categories are known: blue frame, the
+        same, orange frame, another; else grey."""
         named = enumerate((hits.query for hits in searches), 1)
         queries = [replace(q, id=_name(q) + " " * n) for n, q in named]  # no two ids alike
         shown = replace(self.catalogue, products=(*self.catalogue.products, *queries))

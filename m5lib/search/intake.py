@@ -1,6 +1,7 @@
 """Products of your own on their way in: read, extracted, as streams for a model, and a report of
 what was read and what was not."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ import pandas as pd
 
 from m5lib.catalogue import Catalogue, DataError
 from m5lib.data import whole_file, write_json
+from m5lib.files import reading
 from m5lib.lab import checked, runs
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model
@@ -17,6 +19,8 @@ from m5lib.model import Model
 #: What a cell of :attr:`Report.products` says of content that is there; one that was not given is
 #: empty, else it is the reason.
 READ = "read"
+#: Why content was not read that a model has no use for.
+UNREAD = "the model does not read it"
 
 
 @checked
@@ -37,13 +41,32 @@ def load_model(folder: str | Path) -> Model:
     return model
 
 
+def provenance(folder: Path, model: Model) -> dict:
+    """How a model came to be that lies in a folder: what made its features, and the profile and
+    seed of its run, ``None`` where nothing says so."""
+    made, file = {}, folder / "job.json"
+    if file.is_file():
+        with reading(file, "delete it: it only says how the run was made"):
+            made = dict(json.loads(file.read_text(encoding="utf-8"))["job"])
+    settings = model.extractors.items()
+    extractors = ",".join(f"{name}={how['extractor']}" for name, how in settings)
+    return {name: made.get(name) for name in ("profile", "seed")} | {"extractors": extractors}
+
+
 @dataclass(frozen=True)
 class Report:
     """What was read of a catalogue and what was not, as tables; ``print`` it for a few lines. Best
     made after extraction (:mod:`m5lib.data.store`): broken files are found there. Words cannot be
-    broken: an empty title counts as not given. Of a row that repeats an id nothing is used."""
+    broken: an empty title counts as not given. Of a row that repeats an id nothing is used.
+
+    Attributes:
+        reads: the modalities that the model reads; empty: all.
+        most: how many products the profile takes at most; 0: all.
+    """
 
     catalogue: Catalogue
+    reads: tuple[str, ...] = ()
+    most: int = 0
 
     @cached_property
     def _skips(self) -> pd.DataFrame:
@@ -62,6 +85,8 @@ class Report:
         why = first.pivot(index="where", columns="what", values="reason")
         cells = catalogue.presence.map({True: READ, False: ""}.get).reindex(ids, fill_value="")
         cells = cells.where(cells == READ, why.reindex(index=ids, columns=cells.columns)).fillna("")
+        unread = [name for name in cells if self.reads and name not in self.reads]
+        cells[unread] = cells[unread].replace(READ, UNREAD)
         labels = pd.Series(catalogue.labels, catalogue.ids).reindex(ids).fillna("")
         cells.insert(0, "kept", ids.isin(catalogue.ids))
         cells.insert(1, "label", labels)
@@ -113,6 +138,8 @@ class Report:
         kept = len(self.catalogue)
         lost = f"{len(self.products) - kept:,} left out, of which nothing could be read"
         lines = [head, labels, f"  {kept:,} products kept, {lost}"]
+        if 0 < self.most <= len(self.products):
+            lines.append(f"  the profile takes {self.most:,} products: all others were left aside")
         for name, line in self.modalities.iterrows():
             counts = ", ".join(f"{line[how]:,} {how}" for how in ("read", "not given", "not read"))
             inside = f"; {line['inside']:,} of them in the {MODALITIES[name].inside}"
@@ -130,6 +157,7 @@ class Report:
         counts = {
             "products": len(self.catalogue),
             "left out": len(self.products) - len(self.catalogue),
+            "at most": self.most or None,
             "rows": len(self.rows),
             "modalities": self.modalities.to_dict("index"),
             "reasons": self.reasons.to_dict("records"),

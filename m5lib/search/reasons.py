@@ -34,9 +34,10 @@ class Explanation(NamedTuple):
         side: ``hit`` or ``query``, the one that is taken apart.
         cosine: of the two.
         modalities: modality -> its Shapley value; they add up to the cosine.
-        scores: modality -> (L,) of its tokens: integrated gradients from the baseline "absent".
-        error: what the scores miss, as a share of what they should add up to: the cosine, less the
-            offset of its scale (:mod:`m5lib.search.across`).
+        hidden: the cosine with every token of the side hidden, the baseline "absent".
+        scores: modality -> (L,) of its tokens, integrated gradients: they add up to ``cosine -
+            hidden``.
+        error: what they miss of that, as a share of it.
         tokens: the scores by name, pieces of a word together: ``modality``, ``token``, ``score``,
             the largest absolute score first.
         streams: those of the side, and ``row``, its row of them.
@@ -45,6 +46,7 @@ class Explanation(NamedTuple):
     side: str
     cosine: float
     modalities: pd.Series
+    hidden: float
     scores: dict[str, np.ndarray]
     error: float
     tokens: pd.DataFrame
@@ -61,12 +63,15 @@ class Explanation(NamedTuple):
 @checked
 def explain(index: Index, hits: Hits, place: int = 0, side: str = "hit") -> Explanation:
     """The explanation of one hit, ``place`` counted from 0. Raises ``ValueError`` for an unknown
-    side, ``IndexError`` for no such hit."""
+    side or a model that imputes what is missing, ``IndexError`` for no such hit."""
     if side not in ("hit", "query"):
         raise ValueError(f"unknown side {side!r}: known are hit, query")
     if place >= len(hits.rows):
         raise IndexError(f"place {place}: there are {len(hits.rows)} hits, counted from 0")
     model, query, row = index.model, index.query(hits.query), int(hits.rows[place])
+    if model.spec.missing == "impute":  # there is no product without anything to compare with
+        mend = 'give one with Spec.missing="mask"'
+        raise ValueError(f"no modality can be taken away from a model that imputes; {mend}")
     device, names = next(model.parameters()).device, query.modalities
     if side == "hit":
         streams = index.streams
@@ -85,8 +90,9 @@ def explain(index: Index, hits: Hits, place: int = 0, side: str = "hit") -> Expl
     modalities = pd.Series({n: value for n, value in worth if batch.streams[n].valid[0, 0]})
     modalities += offset / len(modalities)  # what each adds to "there is anything"
     tokens = _tokens(model, batch, streams.catalogue.products[row], scores)
-    cosine, error = float(shares.full[0]) + offset, float(gradients.error[0])
-    return Explanation(side, cosine, modalities, scores, error, tokens, streams, row)
+    cosine, hidden = (float(x[0]) + offset for x in (shares.full, gradients.base))
+    error = float(gradients.error[0])
+    return Explanation(side, cosine, modalities, hidden, scores, error, tokens, streams, row)
 
 
 def _cosine(index: Index, names: tuple[str, ...], way: str, slope: float):
@@ -122,17 +128,24 @@ def _tokens(
             groups = np.arange(len(places))
             titles = [_place(stream.boxes, n, int(place)) for n, place in enumerate(places)]
         else:
-            tokens = model.tokenizer.convert_ids_to_tokens(stream.tokens[0, places].tolist())
-            words = np.cumsum([not token.startswith("##") for token in tokens]) - 1
-            pairs = row.hides == "entity"
-            groups = stream.entity[0].cpu().numpy()[places] if pairs else words
-            joined = pd.Series(tokens).groupby(groups).agg(" ".join).str.replace(" ##", "")
-            units = row.units(product.contents[name])
-            titles = [units[n] for n in joined.index] if pairs else list(joined)
+            content, groups = product.contents[name], stream.entity[0].cpu().numpy()[places]
+            units = row.units(content)
+            if row.hides == "entity":
+                titles = [units[n] for n in np.unique(groups)]
+            else:
+                groups, titles = _words(content, model.tokenizer, len(places))
         sums = pd.Series(values[places]).groupby(groups).sum()
         rows += [(name, title, score) for title, score in zip(titles, sums, strict=True)]
     table = pd.DataFrame(rows, columns=["modality", "token", "score"])
     return table.sort_values("score", key=abs, ascending=False, kind="stable", ignore_index=True)
+
+
+def _words(text: str, tokenizer, count: int) -> tuple[np.ndarray, list[str]]:
+    """Which of its words each of the first pieces of a text lies in, and what these are."""
+    made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    groups = np.array(made.word_ids()[:count])
+    spans = pd.DataFrame(made["offset_mapping"][:count]).groupby(groups).agg({0: "min", 1: "max"})
+    return groups, [text[start:end].strip() for start, end in spans.itertuples(index=False)]
 
 
 def _place(boxes: Tensor | None, number: int, place: int) -> str:

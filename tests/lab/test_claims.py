@@ -392,13 +392,18 @@ def test_verdicts_of_other_products_stay(tmp_path, monkeypatch):
     monkeypatch.setenv("M5_RESULTS", str(tmp_path))
     verdicts = claims.judge(two(0.0, seeds=2), ["Table 7"])
     for data in ("shop", "fashion", "shop"):
-        claims.record("r", [row | {"data": data} for row in verdicts], {"commit": data})
+        made = {"commit": data, "profile": "quick" if data == "shop" else "small"}
+        claims.record("r", [row | {"data": data} for row in verdicts], made)
     kept = json.loads((tmp_path / "claims.json").read_text())
     assert len({(row["id"], row["data"]) for row in kept["claims"]}) == len(kept["claims"]) == 4
     assert len(kept["provenance"]) == 2 and claims.record("", [], {}) is None
     text = readme.counted(tmp_path / "claims.json").splitlines()
     said = "4 claims are tested. Each at 5 % by itself, 0 are confirmed and 0 contradicted."
     assert text[0].startswith(said)
+    assert text[0].endswith(" 2 are of profile `small`. 2 are of profile `quick`.")
+    assert {(r["data"], r["commit"]) for r in kept["claims"]} == {
+        (d, d) for d in ("shop", "fashion")
+    }
     assert (
         text[2] == f"| data | table | seeds | {' | '.join(claims.VERDICTS)} | {readme.CALIBRATED} |"
     )

@@ -5,6 +5,7 @@ import ast
 import base64
 import io
 import json
+import os
 import re
 import statistics
 from urllib.parse import unquote
@@ -242,6 +243,42 @@ def test_a_second_call_waits_for_the_first(tmp_path, monkeypatch):
 
     monkeypatch.setattr(notebooks, "run", run)
     assert notebooks.main([str(notebooks.find()[0])]) == 0 and free == [False]
+
+
+@pytest.mark.xdist_group("notebooks")
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_demo_shows_nothing_of_an_earlier_one(labelled, tmp_path, monkeypatch, capsys):
+    """Products without labels, of which nothing is measured by category; a notebook that fails."""
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    monkeypatch.delenv("M5_RESULTS", raising=False)
+    results, row = tmp_path / "results", dict.fromkeys(recording.COLUMNS, "x")
+    row |= {"seed": 0, "state": "pretrained", "variant": PAPER, "modalities": "T"}
+    row |= {"task": "retrieval", "metric": "mAP@10", "convention": "min_k_r", "value": 0.657}
+    results.mkdir()
+    for stem in ("04_pretrain", "05_downstream"):
+        recording.save_results(results / "demo.json", [row | {"notebook": stem}], {})
+    Image.new("RGB", (9, 9)).save(results / "demo_old.png")
+    os.utime(results / "demo_old.png", (1, 1))
+    lines = (f"{n},red mug {n},{'mugs' * labelled}" for n in range(40))
+    (tmp_path / "mine.csv").write_text("\n".join(["id,title,label", *lines]))
+
+    def run(notebook, output, parameters):
+        if notebook.stem == "05_downstream":
+            raise notebooks.NotebookError(notebook.name, 3, "ValueError", "05 failed", output)
+        if notebook.stem == "04_pretrain":
+            own = row | {"notebook": notebook.stem, "data": "mine", "value": 0.25}
+            recording.save_results(results / "demo.json", [own], {})
+            Image.new("RGB", (9, 9)).save(results / "demo_new.png")
+
+    monkeypatch.setattr(notebooks, "run", run)
+    code = notebooks.main(["--demo", "--data", str(tmp_path / "mine.csv")])
+    said, page = capsys.readouterr(), (tmp_path / "reports" / "index.html").read_text()
+    assert code == labelled and ("05 failed" in said.err) == labelled
+    assert ("left out is what measures by category" in said.out) == (not labelled)
+    assert "0.657" not in said.out + page and "mAP@10" not in said.out
+    assert "demo_new" in page and "demo_old" not in page
+    kept = recording.load_results(results / "demo.json")
+    assert list(kept["notebook"]) == ["04_pretrain"] and list(kept["value"]) == [0.25]
 
 
 def test_index_of_what_ran(home):

@@ -19,7 +19,9 @@ def checkout(tmp_path, monkeypatch):
     for words in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "first")):
         subprocess.run(["git", "-C", tmp_path, *words], check=True)
     monkeypatch.setattr(recording, "ROOT", tmp_path)
-    return tmp_path
+    recording._git.cache_clear()
+    yield tmp_path
+    recording._git.cache_clear()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -27,6 +29,8 @@ def test_a_commit_is_marked_where_what_numbers_come_from_was_changed(checkout, n
     clean = recording.provenance("tiny", 0, 1.0)["commit"]
     assert len(clean) == 12
     (checkout / name).write_text("second")
+    assert recording.provenance("tiny", 0, 1.0)["commit"] == clean  # this process runs the first
+    recording._git.cache_clear()
     assert recording.provenance("tiny", 0, 1.0)["commit"] == clean + "+"
 
 

@@ -345,6 +345,11 @@ def test_values_of_the_command_line(book):
     }
     assert read(["n=7", "name=a,true"], several=False) == {"n": 7, "name": "a,true"}
     assert read(["n=a,1"]) == {"n": ["a", "1"]}  # said by the check, with the parameter's name
+    for words in ("n=0,1", "pause=0,5"):  # a grid, a decimal comma
+        with pytest.raises(
+            notebooks.ParameterError, match=f"'{words}': one value is needed here; several"
+        ):
+            read([words], several=False)
 
 
 def test_results_may_lie_elsewhere(tmp_path, monkeypatch):

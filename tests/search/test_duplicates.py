@@ -49,6 +49,18 @@ def test_copies_are_found_with_the_precision_that_is_stated(seed):
     assert calibrate(vectors, 0.5).cosine <= near.cosine
 
 
+@pytest.mark.parametrize("listings", [7, 12, 28])
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_a_product_listed_many_times_hides_no_other_copies(listings, noise):
+    """Its own listings are among its neighbours of every rank that others are told by."""
+    vectors = products(2000, 100)
+    more = vectors[500] + noise * np.random.default_rng(1).normal(size=(listings - 1, 12))
+    near = calibrate(np.vstack([vectors, more]).astype("f4"))
+    alone, group = calibrate(vectors), listings * (listings - 1) // 2
+    assert alone.pairs >= 90 and near.cosine < alone.cosine + 0.06
+    assert near.pairs >= 85 + group and near.precision >= 0.9
+
+
 def test_few_products_and_wrong_shares():
     for count in (1, 2, 3):
         near = calibrate(np.eye(count, dtype="f4"))

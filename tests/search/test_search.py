@@ -3,25 +3,35 @@
 import json
 import shutil
 from collections import Counter
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from make_media import write_video
 from make_products import spoiled
+from matplotlib.colors import to_rgba
 from PIL import Image
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
 
 from m5lib import search
 from m5lib.catalogue import DataError
 from m5lib.data import MediaFile, readers
+from m5lib.data.backbones import choose
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings
 from m5lib.evaluation import evaluate
+from m5lib.figures.style import QUIET, RIGHT, WRONG
 from m5lib.lab import runs
+from m5lib.model import Model
+from m5lib.models import zoo
+from m5lib.search import intake
 from m5lib.search.across import answering, asking, one_scale
 from m5lib.search.encode import unit
 from m5lib.search.index import WAYS
-from m5lib.search.reasons import explain
+from m5lib.search.reasons import _words, explain
 from m5lib.streams import Streams
 
 
@@ -42,6 +52,13 @@ def index(folder, home):
         )
         spoiled(folder, home / "shop", broken=6, limit=120)
         return search.build(home / "shop" / "products.csv", profile="tiny")
+
+
+def with_products(index, products):
+    """The same index, whose products are called otherwise."""
+    streams = copy(index.streams)
+    streams.catalogue = replace(index.catalogue, products=products)
+    return replace(index, streams=streams)
 
 
 def test_vectors_in_parquet_and_back(index, tmp_path):
@@ -269,6 +286,94 @@ def test_a_model_from_a_folder_and_for_more_than_the_products_have(
     )
 
 
+def test_a_model_that_reads_less_than_the_products_have(index, home, folder, tmp_path, monkeypatch):
+    """Their films are not opened, nor said to be read; products are asked for by what it reads."""
+    monkeypatch.setenv("M5_HOME", str(home))
+    frame = pd.read_csv(home / "shop" / "products.csv", dtype=str).dropna(subset=["id", "title"])
+    frame = frame.drop_duplicates("id").head(30)[["id", "title"]].assign(video="bad.mp4")
+    frame.iloc[3:5, 1] = None
+    (tmp_path / "bad.mp4").write_bytes(b"no film")
+    frame.to_csv(tmp_path / "films.csv", index=False)
+    where = runs.home("runs", index.made["model"])
+    other = search.build(tmp_path / "films.csv", where, profile="tiny", seed=7)
+    own = other.report.products
+    assert set(own["video"]) == {intake.UNREAD} and set(own["text"]) == {"read", ""}
+    assert list(other.report.modalities.loc["video"][:3]) == [0, 0, len(own)]
+    first = other.catalogue.products[0]
+    np.testing.assert_allclose(
+        other.similarity(other.encode([first])[0], other.vectors[DEFAULT][0]), 1, atol=1e-4
+    )
+    assert len(other.like(first.id).query.contents) == 1
+    text = other.picture(other.like(first.id, 2)), explain(other, other.like(first.id)).picture()
+    assert "video: the model does not read it" in {t.get_text() for t in text[1].texts}
+    with pytest.raises(ValueError, match="the product 0 is empty"):
+        other.encode(other.catalogue.products[3])
+    made = {name: other.made[name] for name in ("profile", "seed", "extractors")}
+    assert made == {"profile": "tiny", "seed": 0, "extractors": "image=Crops"}
+
+
+def test_a_film_whose_sound_is_of_no_use_is_encoded_without_it(index, tmp_path):
+    """Nobody gave the sound, so it is no fault of the query; a film that is broken is one."""
+    made = choose("")
+    spec = replace(zoo.scale(width=16, layers=1, heads=2), modalities=("text", "video", "audio"))
+    widths = tuple((name, made[name].width) for name in ("video", "audio"))
+    model = Model(replace(spec, widths=widths, vocabulary=len(index.model.tokenizer))).eval()
+    model.tokenizer = index.model.tokenizer
+    encoder = search.Encoder(model, made)
+    film = write_video(tmp_path / "film.mkv", 20, 10, samples=300)
+    streams = encoder.streams([encoder.product({"video": film})])
+    assert list(streams.catalogue.products[0].contents) == ["video"]
+    (tmp_path / "bad.mp4").write_bytes(b"no film")
+    with pytest.raises(DataError, match="bad.mp4 of product 1: "):
+        encoder.encode([{"video": film}, {"video": tmp_path / "bad.mp4"}])
+
+
+def test_a_product_may_be_called_query(index):
+    """Nothing that is asked has the name of a product."""
+    names = ("query", "product 0")
+    products = (*(replace(p, id=n) for p, n in zip(index.catalogue.products, names, strict=False)),
+                *index.catalogue.products[2:])  # fmt: skip
+    other = with_products(index, products)
+    for place in range(2):
+        contents = {k: getattr(x, "path", x) for k, x in products[place].contents.items()}
+        hits = other.search(3, DEFAULT, **contents)
+        assert place in hits.rows and hits.cosines[list(hits.rows).index(place)] > 0.99
+
+
+def test_a_property_may_have_two_values(index):
+    given = [("gender", "Men"), ("gender", "Women")]
+    one, two, other = index.encode([{"table": x} for x in (given, tuple(given), given[1:])])
+    assert index.similarity(one, two).item() == pytest.approx(1, abs=1e-5)
+    assert index.similarity(one, other).item() < 0.9999
+    assert index.encoder.product({"table": given}).contents["table"] == tuple(given)
+
+
+def test_other_readouts_are_not_truncated_in_silence(index):
+    assert index.encode({"text": "red"}, "layered").shape == index.details.shape[1:]
+    with pytest.raises(ValueError, match="truncate_dim with read-out 'layered': give one of"):
+        index.encode({"text": "red"}, "layered", 8)
+
+
+def test_a_query_of_modalities_that_no_product_has_together(index, monkeypatch):
+    """Cosines are put on one scale by the products that have some of them."""
+    there = index.catalogue.presence.copy()
+    there.loc[:, "image"] = np.arange(len(there)) % 2 == 0
+    there.loc[:, "text"] = np.arange(len(there)) % 2 == 1
+    monkeypatch.setitem(index.catalogue.__dict__, "presence", there)
+    part = replace(index, _scale={})
+    scale = part.scale(("image", "text"), ACROSS)
+    assert not np.allclose(scale, [1, 0]) and np.isfinite(scale).all()
+
+
+def test_the_report_says_that_a_profile_took_a_part(index, tmp_path):
+    whole = index.report
+    assert "left aside" not in str(whole) and whole.most == 400
+    part = replace(whole, most=len(whole.products))
+    assert f"takes {len(whole.products)} products: all others were left aside" in str(part)
+    part.save(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["at most"] == len(whole.products)
+
+
 def test_too_few_products_and_models_that_do_not_fit(tmp_path, monkeypatch):
     monkeypatch.setenv("M5_HOME", str(tmp_path))
     pd.DataFrame({"id": list("abcdef"), "title": ["tea pot"] * 6}).to_csv(
@@ -301,9 +406,11 @@ def test_an_explanation_adds_up_to_the_cosine_of_the_hit(index, way, side):
         hits.cosines[1], abs=1e-5
     ) and why.modalities.sum() == pytest.approx(why.cosine, abs=1e-5)
     assert why.error < 0.05 and set(why.tokens["modality"]) <= set(why.modalities.index)
+    summed = sum(x.sum() for x in why.scores.values())
+    assert summed == pytest.approx(why.cosine - why.hidden, rel=0.05)
     if side == "query":
         words = why.tokens[why.tokens["modality"] == "text"]["token"]
-        assert sorted(words) == ["acme", "men", "red", "watch"]
+        assert sorted(words) == ["Acme", "Men", "Red", "Watch"]
         assert sorted(why.tokens[why.tokens["modality"] == "table"]["token"]) == [
             "Men",
             "Red",
@@ -324,6 +431,41 @@ def test_figures(index):
     ] == [True, True]
     with pytest.raises(ValueError, match="known are hit, query"):
         explain(index, hits, 0, "both")
+    asked = index.catalogue.products[hits.rows[0]]
+    of = index.like(asked.id, 3)
+    unlabelled = tuple(
+        replace(p, label=None) if n == of.rows[1] else p
+        for n, p in enumerate(index.catalogue.products)
+    )
+    part = with_products(index, unlabelled)
+    colours = [axes.spines["top"].get_edgecolor() for axes in part.picture(of).axes[1:]]
+    same = [p.label == asked.label for p in (unlabelled[row] for row in of.rows)]
+    expected = [RIGHT if same[0] else WRONG, QUIET, RIGHT if same[2] else WRONG]
+    assert colours == [to_rgba(shade) for shade in expected]
+
+
+def test_a_model_that_imputes_is_not_explained(index):
+    hits, spec = index.search(1, text="Blue Scarf"), index.model.spec
+    try:
+        index.model.spec = replace(spec, missing="impute")
+        with pytest.raises(ValueError, match="no modality can be taken away .*; give one with"):
+            explain(index, hits)
+    finally:
+        index.model.spec = spec
+
+
+def test_words_of_a_title_are_whole_whatever_the_tokenizer():
+    """Bytes instead of word pieces: a leading blank is no letter, and no character falls apart."""
+    made = ByteLevelBPETokenizer()
+    made.train_from_iterator(["red mug"] * 9, vocab_size=270)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made._tokenizer)
+    text = "red handbag 红色"
+    count = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert count > 9
+    groups, words = _words(text, tokenizer, count)
+    assert words == ["red", "handbag", "红色"] and len(groups) == count
+    groups, words = _words(text, tokenizer, 3)  # a title that was cut off
+    assert len(groups) == 3 and words[0] == "red" and text.startswith(" ".join(words))
 
 
 def test_planted_copies_are_found(index, home, tmp_path, monkeypatch):
