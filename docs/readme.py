@@ -177,7 +177,7 @@ def paces(path: Path) -> str:
     return "\n\n".join(text)
 
 
-def planted(path: Path) -> pd.DataFrame:
+def planted(path: Path) -> str:
     """What near-duplicates are found from which cosine on (``benchmarks/duplicates.py``)."""
     states = json.loads(path.read_text(encoding="utf-8"))
     rows = [{"model": state, **row} for state in states for row in states[state]["thresholds"]]
@@ -186,7 +186,11 @@ def planted(path: Path) -> pd.DataFrame:
     recall = [" · ".join(f"{value:.2f}" for value in row["recall"].values()) for row in rows]
     columns = ["cosine", "pairs", "planted", "others", "of two labels", "different, expected"]
     table = table[["model", *columns]].assign(**{f"recall of {kinds}": recall})
-    return table.set_index("model")
+    chosen = states["trained"]["thresholds"][0]
+    others, alike = chosen["others"], chosen["others of one title"]
+    text = f"Of the {others} others at the chosen threshold (trained) {alike} have the very same "
+    text += "title: they may be products that are listed twice, which nobody has checked."
+    return f"{markdown(table.set_index('model'))}\n\n{text}"
 
 
 def _several(each_seed: pd.Series) -> str:
@@ -320,9 +324,10 @@ def blocks(results: Path) -> dict[str, str]:
         text["paces"] = paces(path)
     if (path := results.parent / "benchmarks/backbones.json").exists():
         text["extraction"] = extraction(path)
-    for name, shown in (("backbones", costs), ("duplicates", planted)):
-        if (path := results.parent / "benchmarks" / f"{name}.json").exists():
-            text[name] = markdown(shown(path))
+    if (path := results.parent / "benchmarks/backbones.json").exists():
+        text["backbones"] = markdown(costs(path))
+    if (path := results.parent / "benchmarks/duplicates.json").exists():
+        text["duplicates"] = planted(path)
     return text
 
 

@@ -13,6 +13,7 @@ from functools import partial
 import pytest
 import readme
 from conftest import ROOT
+from papermill.cli import _resolve_type
 from PIL import Image
 
 from m5lib.__main__ import VERBS, main
@@ -167,7 +168,8 @@ def test_commands_of_the_pages_are_understood(command, tmp_path, monkeypatch, ca
             assert (ROOT / word).exists(), word
     if module == "papermill":
         given = [words[n + 1 : n + 3] for n, word in enumerate(words) if word == "-p"]
-        notebooks.check(ROOT / words[0], dict(given))
+        typed = {name: _resolve_type(value) for name, value in given}
+        notebooks.check(ROOT / words[0], typed)
         return
     assert module == "m5lib", "one command line"
     if words[:1] == ["sweep"] and len(words) > 1:
