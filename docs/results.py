@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         done += [one["status"] == "finished" for one in recorded(quick, workers)]
         _pages()
         if fresh and options.only == names and all(done):
-            _timed(FIRST, workers * (time.monotonic() - begun), 1)
+            _timed(FIRST, [workers * (time.monotonic() - begun)])
         _expected(points, rounds, workers)
     for first, last in zip([0, *rounds[:-1]], rounds, strict=True):
         done += made(todo, points, first, last, workers)
@@ -142,10 +142,8 @@ def made(
         for record, own in points.items()
     }  # finished ones took their time in an earlier call
     sweep.run([point for own in part.values() for point in own], workers=workers)
-    took = {
-        record: [x for p in own if (x := p.ended()["seconds"]) == x]  # NaN: lost
-        for record, own in part.items()
-    }
+    for record, own in part.items():  # before the recording, which may be stopped
+        _timed(record, [x for p in own if (x := p.ended()["seconds"]) == x])  # NaN: lost
     broken = [
         record
         for record, own in points.items()
@@ -162,10 +160,7 @@ def made(
             single.setdefault(given["record"], []).append(one)
     for record, own in single.items():  # several notebooks may record into one file
         if all(one["status"] == "finished" for one in own):
-            took[record] = [sum(one["seconds"] for one in own)]
-    for record, seconds in took.items():
-        if seconds:
-            _timed(record, sum(seconds), len(seconds))
+            _timed(record, [sum(one["seconds"] for one in own)])
     _pages()
     return [one["status"] == "finished" for one in ended] + [False] * len(broken)
 
@@ -202,13 +197,17 @@ def times() -> dict[str, dict]:
         }
 
 
-def _timed(record: str, seconds: float, seeds: int) -> None:
-    """Add to it, all parts of what resumed; another call may do so at the same time."""
+def _timed(record: str, took: Sequence[float]) -> None:
+    """Add seconds of so many seeds to it, all parts of what resumed; another call may do so at the
+    same time."""
+    if not took:
+        return
     file = home("results", "times.json")
     with locked(file.with_suffix(".lock")):
         known = times()
         own = known.get(record, {"seconds": 0, "seeds": 0})
-        known[record] = {"seconds": round(own["seconds"] + seconds), "seeds": own["seeds"] + seeds}
+        seconds, seeds = round(own["seconds"] + sum(took)), own["seeds"] + len(took)
+        known[record] = {"seconds": seconds, "seeds": seeds}
         write_json(file, known)
 
 

@@ -234,7 +234,7 @@ def test_seconds_of_calls_side_by_side_are_all_counted(tmp_path, monkeypatch):
     monkeypatch.setenv("M5_HOME", str(tmp_path))
     with ThreadPoolExecutor(8) as pool:
         for n in range(24):
-            pool.submit(results._timed, f"r{n % 3}", 10.0, 1)
+            pool.submit(results._timed, f"r{n % 3}", [10.0])
     assert results.times() == {f"r{n}": {"seconds": 80, "seeds": 8} for n in range(3)}
 
 
