@@ -287,7 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results, table, figures = recording.results_folder() / f"{options.record}.json", "", []
         if options.demo and results.exists():
             ran = [notebook.stem for notebook in todo if notebook not in failed]
-            recording.keep_only(results, ran)  # nothing of an earlier demo stays, or is shown
+            if not options.notebook:  # nothing of an earlier demo stays, or is shown
+                recording.keep_only(results, ran)
             headline = recording.headline(results)
             print("\n" + headline.to_string() if len(headline) else "")
             table = headline.to_html(border=0) if len(headline) else ""
