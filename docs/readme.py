@@ -337,7 +337,8 @@ LEGEND = (
     "deviation over seeds. Of the [claims](#claims), *ours* is the difference of two rows in "
     "points, *low* and *high* its 95 % interval; *detectable*: the smallest true difference that "
     "such a test finds in four of five repetitions; *p*: before the correction for so many tests; "
-    "*verdict*: after it. `fashion`, `weights` and names that end in `_fashion` are of the real "
+    "*verdict*: after it. In figures of several seeds dots are seeds, diamonds and bars their mean "
+    "with its deviation. `fashion`, `weights` and names that end in `_fashion` are of the real "
     "products, the others of the shop."
 )
 

@@ -33,6 +33,7 @@ def losses(history: Sequence[Mapping], batch_size: int) -> Figure:
     masked = [key for key in history[-1] if key.isupper()]
     contrast = [key for key in history[-1] if key.startswith("contrast_")]
     panels = {name: [name] for name in masked} | ({"contrast": contrast} if contrast else {})
+    panels |= {n: [n] for n in history[-1] if n == "fused" or n.startswith("matching_")}
     figure, axes = canvas(1, len(panels), (2.7 * len(panels), 2.7))
     for place, (title, parts) in zip(axes[0], panels.items(), strict=True):
         for number, part in enumerate(parts):
@@ -70,7 +71,8 @@ def table(values: pd.DataFrame, ticks: pd.DataFrame | None = None, title: str = 
     """A heat map of numbers, its colours from 0 to 1 at least; a frame where ``ticks`` says."""
     figure, ((axes,),) = canvas(size=(1.6 + 0.75 * values.shape[1], 1.2 + 0.45 * len(values)))
     ends = min(0.0, float(values.min(axis=None))), max(1.0, float(values.max(axis=None)))
-    heat(axes, values.to_numpy(), values.index, values.columns, norm=ends)
+    said = lambda value: "" if value != value else f"{value:.2f}"  # noqa: E731
+    heat(axes, values.to_numpy(), values.index, values.columns, norm=ends, said=said)
     axes.set_title(title)
     for y, x in () if ticks is None else np.argwhere(ticks.to_numpy()):
         frame = {"fill": False, "edgecolor": PALETTE[1], "linewidth": 2}

@@ -279,6 +279,7 @@ def test_a_demo_shows_nothing_of_an_earlier_one(labelled, tmp_path, monkeypatch,
     assert "demo_new" in page and "demo_old" not in page
     kept = recording.load_results(results / "demo.json")
     assert list(kept["notebook"]) == ["04_pretrain"] and list(kept["value"]) == [0.25]
+    assert list(recording.read_results(results / "demo.json")["provenance"]) == ["04_pretrain"]
     (explore,) = (str(path) for path in FOUND if path.stem == "01_explore")
     assert notebooks.main(["--demo", explore]) == 0  # alone: what the others recorded stays
     assert list(recording.load_results(results / "demo.json")["value"]) == [0.25]
