@@ -129,8 +129,8 @@ def _tokens(
             titles = [_place(stream.boxes, n, int(place)) for n, place in enumerate(places)]
         else:
             content, groups = product.contents[name], stream.entity[0].cpu().numpy()[places]
-            units = row.units(content)
             if row.hides == "entity":
+                units = row.units(content)
                 titles = [units[n] for n in np.unique(groups)]
             else:
                 groups, titles = _words(content, model.tokenizer, len(places))
