@@ -61,7 +61,7 @@ def one(form: str, epochs: float, asked, size, catalogue, streams) -> tuple[list
     named |= {"training": len(catalogue.split("train")), "model": form, "epochs": epochs}
     lines = curve(run, training.batch_size)
     gained = stats.last_quarter(*([line[key] for line in lines] for key in ("seen", DEFAULT)))
-    needed = np.union1d(catalogue.split("validation"), evaluate.needed_rows(catalogue))
+    needed = evaluate.needed_rows(catalogue, "validation")
     vectors, labels = runs.tuned_vectors(runs.finetuned(run, job, streams), streams, needed)
     how = (["classification"], "validation", asked.seed, labels)
     (accuracy, *_) = evaluate.evaluate(catalogue, vectors, *how)

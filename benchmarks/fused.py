@@ -55,7 +55,7 @@ def retrieved(catalogue, vectors) -> list[dict]:
 def measured(run: runs.Run, streams, context: dict, readouts=(*READOUTS, ACROSS)) -> list[dict]:
     """The rows of a run: the read-outs given each of SETS."""
     catalogue, found = streams.catalogue, []
-    rows = np.union1d(evaluate.needed_rows(catalogue), catalogue.split("validation"))
+    rows = evaluate.needed_rows(catalogue, "validation")
     for given in SETS:
         names = from_codes(given)
         if not set(names) <= set(streams.modalities):

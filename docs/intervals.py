@@ -9,7 +9,7 @@ these files alone, without a model or products, the claims are judged again and 
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +24,23 @@ ROUNDING = 2e-4
 
 
 def read_asked(
-    path: str | Path, labels: Iterable[str] | None = None
+    path: str | Path,
+    labels: Iterable[str] | None = None,
+    wanted: Sequence[Mapping[str, str]] | None = None,
 ) -> dict[tuple[str, int], study.Study]:
-    """The studies of a table again (all, or those of some labels), from what
-    :func:`m5lib.lab.claims.asked` kept: their numbers as means over their queries; no history."""
+    """The studies of a table again (all, or those of some labels and with the ``wanted`` numbers
+    only), from what :func:`m5lib.lab.claims.asked` kept: their numbers as means over their queries;
+    no history."""
     found, frame = {}, pd.read_parquet(path).astype({"id": str})
     frame = frame if labels is None else frame[frame["label"].isin(list(labels))]
     known = ["label", "seed", "products", "data", "notebook", "model"]
     names = frame.columns.drop([*known, "id"])
     keys = [name.split(", ", 4) for name in names]
     keys = pd.DataFrame(keys, index=names, columns=list(study.KEYS))
+    if wanted is not None:
+        names = names[
+            [any(_of(key, number) for number in wanted) for key in keys.to_dict("records")]
+        ]
     for (label, seed, products, *more), part in frame.groupby(known, observed=True, sort=False):
         queries = part.melt("id", names, "name").dropna(subset="value").join(keys, on="name")
         queries = queries.astype({"value": float})
@@ -49,6 +56,12 @@ def read_asked(
     return found
 
 
+def _of(key: Mapping[str, str], number: Mapping[str, str]) -> bool:
+    """Whether a column is asked for a number; NMI and purity are made of several."""
+    names = study.KEYS[:3] if key["task"] == "clustering" else number
+    return all(key[name] == number[name] for name in names)
+
+
 def judged(path: Path, content: list[dict]) -> Iterator[tuple[dict, dict]]:
     """Each tested claim of ``claims.json`` that the studies of a file are about, and what these say
     of it now."""
@@ -61,7 +74,8 @@ def judged(path: Path, content: list[dict]) -> Iterator[tuple[dict, dict]]:
         own = {(row["notebook"], row["data"], label) for label, _ in sides}
         if row["verdict"] != "not testable" and own <= there:
             about.append((row, sides))
-    studies = read_asked(path, {label for _, sides in about for label, _ in sides})
+    asked = [side for _, sides in about for side in sides]
+    studies = read_asked(path, {label for label, _ in asked}, [number for _, number in asked])
     for row, sides in about:
         yield row, claims.tested(studies, *sides)
 

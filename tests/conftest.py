@@ -128,6 +128,17 @@ class FewWords:
         return self.size
 
 
+#: Files whose tests share something costly, which two workers would make twice.
+TOGETHER = {"test_shop": "shop", "test_search": "search", "test_study": "study"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if name := TOGETHER.get(item.path.stem):
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     return write_shop(tmp_path_factory.mktemp("fashion") / "shop")

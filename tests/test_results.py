@@ -262,5 +262,10 @@ def test_studies_with_titles_from_a_bert_are_recorded_beside_the_others(made, tm
     given = {"bert": str(tmp_path / "words"), "seeds": 1, "record": "baselines_bert"}
     words = ["--seeds", "1", "--only", "baselines", "demo", "maps", "--bert", given["bert"]]
     assert results.main(words) == 0
+    both = ("10_baselines", "baselines_bert"), ("11_embedding_maps", "maps_bert")
     shop = {"data": "shop"} | given
-    assert ran == [("10_baselines", {"profile": p} | shop) for p in ("quick", "small")]
+    assert ran == [
+        (stem, {"profile": p} | shop | {"record": record})
+        for p in ("quick", "small")
+        for stem, record in both
+    ]

@@ -1,6 +1,7 @@
 """Controls, so that numbers mean something: label-free vectors that need no model, fitted on the
 ``train`` split like a model."""
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,16 +15,23 @@ from m5lib.evaluation import evaluate
 from m5lib.modalities import MODALITIES
 from m5lib.streams import Ragged
 
+#: A word: two characters and more, or, as our tokenizers split them, one Chinese character.
+CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"
+WORD = rf"[{CHINESE}]|[^\W{CHINESE}]{{2,}}"
+
 
 def tfidf(catalogue: Catalogue, names: tuple[str, ...]) -> sparse.csr_matrix:
-    """(N, V) TF-IDF of the words of some modalities (scikit-learn's smoothed idf, unit rows)."""
+    """(N, V) TF-IDF of the words (:data:`WORD`) of some modalities (scikit-learn's smoothed idf,
+    unit rows); zeros, where the training products have none."""
     texts = []
     for product in catalogue.products:
         there = [name for name in names if name in product.contents]
         words = [text for n in there for text in MODALITIES[n].units(product.contents[n])]
         texts.append(" ".join(words))
     train = [texts[row] for row in catalogue.split("train")]
-    return TfidfVectorizer(dtype=np.float32).fit(train).transform(texts)
+    if not re.search(WORD, " ".join(train)):
+        return sparse.csr_matrix((len(texts), 1), dtype=np.float32)
+    return TfidfVectorizer(token_pattern=WORD, dtype=np.float32).fit(train).transform(texts)
 
 
 def pca_pixels(catalogue: Catalogue, pixels: Ragged, seed: int = 0) -> np.ndarray:
@@ -41,7 +49,7 @@ def pca_pixels(catalogue: Catalogue, pixels: Ragged, seed: int = 0) -> np.ndarra
 def svd(catalogue: Catalogue, matrix: sparse.csr_matrix, seed: int = 0) -> np.ndarray:
     """(N, 256) truncated SVD of a sparse matrix (latent semantic analysis), unit rows."""
     train = matrix[catalogue.split("train")]
-    k = min(256, min(train.shape) - 1)
+    k = max(1, min(256, min(train.shape) - 1))
     latent = TruncatedSVD(k, random_state=seed).fit(train).transform(matrix)
     return normalize(latent).astype(np.float32)
 
@@ -49,10 +57,12 @@ def svd(catalogue: Catalogue, matrix: sparse.csr_matrix, seed: int = 0) -> np.nd
 def controls(
     catalogue: Catalogue, pixels: Mapping[str, Ragged], seed: int = 0
 ) -> dict[str, tuple[tuple[str, ...], object]]:
-    """Every control that the catalogue allows: name -> (modalities that it reads, (N, D) vectors,
-    dense or sparse). ``svd+pca`` puts the SVD of title TF-IDF beside the PCA of pixels, both of
-    unit length."""
-    found, has, text, table, image = {}, set(catalogue.modalities), "text", "table", "image"
+    """Every control whose modalities training products have: name -> (what it reads, (N, D)
+    vectors, dense or sparse). ``svd+pca`` puts the SVD of title TF-IDF beside the PCA of pixels,
+    both of unit length."""
+    found, text, table, image = {}, "text", "table", "image"
+    known = catalogue.presence.iloc[catalogue.split("train")].any()
+    has = set(known.index[known])
     for name, read in (("tfidf", (text,)), ("tfidf_title+table", (text, table))):
         if set(read) <= has:
             found[name] = (read, tfidf(catalogue, read))

@@ -32,9 +32,9 @@ PER_QUERY = ("id", "task", "metric", "convention", "value")
 Given = tuple[Iterable[str], Iterable[str]]
 
 
-def needed_rows(catalogue: Catalogue, split: str = "query") -> np.ndarray:
-    """Rows whose vectors :func:`evaluate` reads, ascending."""
-    names = (split, "gallery", "classifier", "fine_query", "fine_gallery")
+def needed_rows(catalogue: Catalogue, *more: str) -> np.ndarray:
+    """Rows whose vectors :func:`evaluate` reads of the queries, and ``more`` splits, ascending."""
+    names = ("query", "gallery", "classifier", "fine_query", "fine_gallery", *more)
     return np.unique(np.concatenate([catalogue.split(name) for name in names]))
 
 
@@ -43,10 +43,14 @@ def sought(catalogue: Catalogue, split: str = "query") -> tuple[np.ndarray, np.n
     common with the query.
 
     ``fine_query`` looks for listings of the same product in ``fine_gallery``, every other split for
-    the same category in ``gallery`` (section 5: fine-grained and coarse retrieval).
+    the same category in ``gallery`` (section 5: fine-grained and coarse retrieval). Where it is not
+    known which listings are of one product, as in the official data, those of one label are, as in
+    the released script.
     """
     if split == "fine_query":
-        return catalogue.split("fine_gallery"), catalogue.instances
+        unknown = np.equal(catalogue.instances, None)
+        same = np.where(unknown, catalogue.labels, catalogue.instances)
+        return catalogue.split("fine_gallery"), same
     return catalogue.split("gallery"), catalogue.labels
 
 

@@ -37,8 +37,9 @@ def hits(
 
 
 def _count(labels: np.ndarray, among: np.ndarray) -> Int[np.ndarray, " Q"]:
-    """How many of ``among`` each label is."""
-    counts = dict(zip(*np.unique(among.astype(str), return_counts=True), strict=True))
+    """How many of ``among`` each label is; no label is none."""
+    among = among[np.not_equal(among, None)].astype(str)
+    counts = dict(zip(*np.unique(among, return_counts=True), strict=True))
     return np.array([counts.get(str(label), 0) for label in labels], dtype=np.int64)
 
 

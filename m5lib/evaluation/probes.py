@@ -3,6 +3,7 @@ and together. They calibrate the synthetic shop and show how hard a data set is.
 they are no rival of label-free embeddings."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -32,27 +33,34 @@ def summaries(catalogue: Catalogue, features: Mapping[str, Ragged]) -> dict:
 
     Words: TF-IDF. Features: where every product has the same tokens (crops of a grid) all of them,
     else their mean, deviation and maximum; standardised, 80 principal components of the training
-    products, unit length.
+    products (at most :data:`LIMIT`), unit length.
     """
-    vectors = {}
+    vectors, training = {}, catalogue.split("train")
     for name in catalogue.modalities:
         if MODALITIES[name].kind == "words":
             vectors[name] = tfidf(catalogue, (name,))
             continue
-        values, offsets = features[name].values, features[name].offsets
-        lengths = np.diff(offsets)
+        lengths = np.diff(features[name].offsets)
         there, same = np.flatnonzero(lengths), len(set(lengths[lengths > 0])) == 1
-        tokens = [np.asarray(values[offsets[n] : offsets[n + 1]], dtype=np.float32) for n in there]
-        if not same:
-            tokens = [np.concatenate([t.mean(0), t.std(0), t.max(0)]) for t in tokens]
-        flat = np.stack([t.reshape(-1) for t in tokens])
-        train = np.isin(there, catalogue.split("train"))
-        flat = (flat - flat[train].mean(0)) / (flat[train].std(0) + 1e-6)
-        size = min(80, flat.shape[1], int(train.sum()))
-        pca = PCA(size, svd_solver="randomized", random_state=0).fit(flat[train])
+        flat = partial(_flat, features[name], same)
+        train = flat(there[np.isin(there, training)][:LIMIT])
+        mean, deviation = train.mean(0), train.std(0) + 1e-6
+        size = min(80, *train.shape)
+        pca = PCA(size, svd_solver="randomized", random_state=0).fit((train - mean) / deviation)
         vectors[name] = np.zeros((len(catalogue), size), dtype=np.float32)
-        vectors[name][there] = normalize(pca.transform(flat))
+        for start in range(0, len(there), LIMIT):  # all at once may not fit into memory
+            rows = there[start : start + LIMIT]
+            vectors[name][rows] = normalize(pca.transform((flat(rows) - mean) / deviation))
     return vectors
+
+
+def _flat(feature: Ragged, same: bool, rows: np.ndarray) -> np.ndarray:
+    """The tokens of each of these products as one row."""
+    values, offsets = feature.values, feature.offsets
+    tokens = [np.asarray(values[offsets[n] : offsets[n + 1]], dtype=np.float32) for n in rows]
+    if not same:
+        tokens = [np.concatenate([t.mean(0), t.std(0), t.max(0)]) for t in tokens]
+    return np.stack([t.reshape(-1) for t in tokens])
 
 
 class Experts(NamedTuple):
@@ -73,7 +81,7 @@ def experts(catalogue: Catalogue, features: Mapping[str, Ragged]) -> Experts:
     """A logistic regression per modality, on the products that have all of them: trained on
     ``train``, tested on all others, at most :data:`LIMIT` on either side. Categories with fewer
     than two training products are left out. Raises ``DataError``: there are not two others."""
-    vectors, labels = summaries(catalogue, features), catalogue.labels.astype(str)
+    labels = catalogue.labels.astype(str)
     whole = catalogue.presence[list(catalogue.modalities)].all(axis=1).to_numpy()
     whole = whole & np.array([label is not None for label in catalogue.labels])
     rows = catalogue.split("train")
@@ -87,9 +95,11 @@ def experts(catalogue: Catalogue, features: Mapping[str, Ragged]) -> Experts:
         lack = "no two categories with products that have every modality"
         raise DataError(f"{catalogue.name}: {lack}; probes need labels")
     inside, outside = {}, {}
-    for name, block in vectors.items():
+    for name, block in summaries(catalogue, features).items():
         inside[name] = np.full((len(train), len(classes)), np.log(DOUBT))
         for fit, held in KFold(3, shuffle=True, random_state=0).split(train):
+            if len(set(own[fit])) < 2:  # of a handful of products
+                continue
             probe = _probe(block[train[fit]], own[fit])  # a fold may lack a category
             places = np.ix_(held, np.searchsorted(classes, probe.classes_))
             inside[name][places] = probe.predict_log_proba(block[train[held]])

@@ -153,9 +153,8 @@ def modality_cosines(
         for side, name in zip(sides, pair, strict=True):
             side.append(F.normalize(output.summary[name][both].float(), dim=1))
     one, other = (torch.cat(side) for side in sides)
-    cosines = one @ other.T
-    own = cosines.diagonal()
-    others = (cosines.sum(dim=1) - own) / max(1, len(one) - 1)
+    own = (one * other).sum(dim=1)
+    others = (one @ other.sum(dim=0) - own) / max(1, len(one) - 1)
     return np.asarray(rows)[np.concatenate(here)], own.cpu().numpy(), others.cpu().numpy()
 
 
@@ -174,17 +173,16 @@ def mean_harmony(model: Model, streams: Streams, rows: Rows) -> np.ndarray:
 
 
 def glance(model: Model, streams: Streams) -> dict:
-    """A look at a model on validation products: mAP@10 (min(K, R)) of each read-out, which are
-    fitted on the way, the mean harmony scores before the fusion, and :func:`modality_cosines` of
-    its first two modalities, ``own`` and with ``others``."""
+    """A look at a model on labelled validation products: mAP@10 (min(K, R)) of each read-out (they
+    are fitted on the way), the mean harmony scores before the fusion, and :func:`modality_cosines`
+    of its first two modalities, ``own`` and with ``others``."""
     catalogue = streams.catalogue
     fit_readouts(model, streams)
     asking, _ = queries(catalogue, "validation")
     rows = np.concatenate([asking, catalogue.split("gallery")])
     measured, seen = {}, {"harmony": mean_harmony(model, streams, asking).tolist()}
-    for readout, part in embeddings(model, streams, rows).items():
-        if len(asking):  # none, where products have no labels
-            measured[readout] = quality(catalogue, spread(part, rows, len(streams), np.nan))
+    for readout, part in embeddings(model, streams, rows).items() if len(asking) else ():
+        measured[readout] = quality(catalogue, spread(part, rows, len(streams), np.nan))
     pair = model.spec.modalities[:2]
     if len(pair) == 2 and len(asking):
         _, own, others = modality_cosines(model, streams, asking, pair)

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy import special
 from scipy.optimize import brentq
 
 from m5lib.evaluation.metrics import scores_drawn
@@ -59,7 +59,7 @@ def paired_queries(
     common = _common(np.stack(gains, axis=1)) / len(gains[0]) if shared else 0.0
     alike = max(0.0, np.mean([gain.var() / len(gain) for gain in gains]) - common) / len(gains)
     if np.ptp(every := np.concatenate(gains)) < 1e-12 and common == common:
-        common = (3 / (len(gains[0]) if shared else len(every)) / stats.norm.isf(0.025)) ** 2
+        common = (3 / (len(gains[0]) if shared else len(every)) / special.ndtri(0.025)) ** 2
     return _tested(np.array([gain.mean() for gain in gains]), common, alike)
 
 
@@ -124,8 +124,8 @@ def level(bound: float, spread: float, common: float, seeds: int) -> float:
 
 def half_width(p: float, spread: float, common: float, seeds: int) -> float:
     """sqrt(t² v + z² w) of that interval, with the quantiles 1 - p / 2."""
-    t = stats.t.isf(p / 2, seeds - 1) if spread else 0.0
-    return float(np.sqrt(t**2 * spread + stats.norm.isf(p / 2) ** 2 * common))
+    t = special.stdtrit(seeds - 1, p / 2) if spread else 0.0
+    return float(np.sqrt(t**2 * spread + special.ndtri(p / 2) ** 2 * common))
 
 
 def _tested(means: Float[np.ndarray, " S"], common: float, alike: float = 0.0) -> Difference:

@@ -26,7 +26,7 @@ from m5lib.figures.style import (
     short,
     styled,
 )
-from m5lib.figures.tokens import GAP, LINE, chip, chip_width, frame
+from m5lib.figures.tokens import GAP, LINE, chip, chip_width, drawable, frame
 from m5lib.modalities import MODALITIES
 from m5lib.models.words import word_numbers
 from m5lib.streams import Stream, Streams
@@ -187,6 +187,11 @@ def _sound(panel: Panel) -> None:
     axes.set_xlim(0, end)
 
 
+def _features(panel: Panel) -> None:
+    """A bar per token of which only features are there."""
+    _bars(inset(panel.figure, *panel.at), panel.scores[1:], (), "tokens")
+
+
 #: In the order of the table: how the tokens of a modality are drawn, where on the page, the ending
 #: of the truth's column that is marked, and how far above stands the heading.
 PANELS = (
@@ -226,7 +231,8 @@ def product(
             true = () if told is None else told[f"{name}_{ending}"]
             made, feature = streams.settings.get(name, {}), streams.features.get(name)
             more = streams.tokenizer, made, getattr(feature, "step", None)
-            draw(Panel(figure, at, contents[name], tokens[name], own, true, *more))
+            panel = Panel(figure, at, contents[name], tokens[name], own, true, *more)
+            (draw if name in drawable(streams, row) else _features)(panel)
     axes = inset(figure, 8.35, 3.25, 1.55, 1.5)
     _note(figure, 8.0, 3.11, "Shapley values")
     axes.barh(codes_of(list(worth)), list(worth.values()), color=_sides(worth.values()))

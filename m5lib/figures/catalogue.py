@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from m5lib.catalogue import Catalogue
+from m5lib.data import MediaError
 from m5lib.data.decoding import frames, open_image, probe, sound
 from m5lib.data.extractors import RATE, LogMel
 from m5lib.figures.style import (
@@ -158,16 +159,24 @@ def title_of(product) -> str:
 def picture(
     axes: Axes, catalogue: Catalogue, row: int | np.integer, frame: str | None = None
 ) -> None:
-    """The product's picture, in a frame of a colour; without one, the modalities it has."""
+    """The product's picture, in a frame of a colour; without one (or with its features only), the
+    modalities it has."""
     axes.set(xticks=[], yticks=[])
     contents = catalogue.products[row].contents
-    if file := contents.get("image"):
-        axes.imshow(open_image(file))
-    else:
+    if "image" not in contents or not _drawn(_photograph, axes, contents["image"]):
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect=4 / 3)
         text = f"no picture\n({codes(contents)})"
         axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=7)
     axes.spines[:].set(visible=frame is not None, color=frame, linewidth=3)
+
+
+def _drawn(draw, axes: Axes, content) -> bool:
+    """Draw a content, unless it cannot be: features in its place, as in the official data."""
+    try:
+        draw(axes, content)
+    except MediaError:
+        return False
+    return True
 
 
 # --- the front page: one product, the model, its vector, its neighbours
@@ -289,10 +298,10 @@ def front(
         place = inset(figure, *at)
         place.set(xticks=[], yticks=[])
         place.spines[:].set(visible=True, color=colour(name), linewidth=2)
-        if name in product.contents:
-            draw(place, product.contents[name])
-        else:
+        if name not in product.contents:
             _say(place, 0.5, 0.5, "absent", color=QUIET)
+        elif not _drawn(draw, place, product.contents[name]):
+            _say(place, 0.5, 0.5, "features", color=QUIET)
     _model(axes, names, list(product.contents), 4.78)
     for left, right in ((4.48, 4.66), (5.99, 6.15), (6.67, 6.88)):
         _arrow(axes, left, right)

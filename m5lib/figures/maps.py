@@ -4,6 +4,7 @@ pointer. Directions and units of a map mean nothing: there are no axes."""
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from m5lib.catalogue import Product
+from m5lib.data import MediaError
 from m5lib.data.decoding import open_image
 from m5lib.figures.catalogue import title_of
 from m5lib.figures.style import PALETTE, canvas, cut, plain, short, styled
@@ -194,9 +196,11 @@ def _tabs(points: Mapping, near: Mapping, column: pd.Series, products: Sequence[
 
 def thumbnails(files: Sequence) -> list[str]:
     """Each picture as a small JPEG in a data URI, as large as :data:`LIMIT` allows for all, never
-    below the last of :data:`SIDES`; blank without a picture."""
-    blank = Image.new("RGB", (1, 1), "#eeeeee")
-    pictures = [blank if file is None else open_image(file, 2 * SIDES[0]) for file in files]
+    below the last of :data:`SIDES`; blank without a picture, or with its features only."""
+    pictures = [Image.new("RGB", (1, 1), "#eeeeee") for _ in files]
+    for number, file in enumerate(files):
+        with suppress(MediaError):
+            pictures[number] = open_image(file, 2 * SIDES[0]) if file else pictures[number]
     for side in SIDES:
         small = []
         for picture in pictures:

@@ -10,7 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
+from m5lib.data.m5features import StoredRegions, StoredRows
 from m5lib.figures.style import PALETTE, QUIET, TRUE, blank, canvas, page, plain, styled
+from m5lib.streams import Streams
 
 #: What became of a word piece, how its chip is painted (face, edge, letters), and the legend.
 CHIPS = {
@@ -24,6 +26,14 @@ SIZE = 9.0  # of a chip's letters, in points; DejaVu Sans Mono is 0.602 wide
 LETTER, PAD, GAP, LINE = 0.602 * SIZE / 72, 0.05, 0.06, 0.27  # inches
 Values = Sequence | np.ndarray
 SHEET = {"fc": "#d0d0d0", "ec": "#333333", "hatch": "////", "lw": 1.2, "alpha": 0.92, "zorder": 3}
+
+
+def drawable(streams: Streams, row: int | np.integer) -> dict[str, object]:
+    """What a product has and can be drawn: no features in the place of media (official data)."""
+    stored = (StoredRegions.__name__, StoredRows.__name__)
+    bare = [name for name, made in streams.settings.items() if made["extractor"] in stored]
+    contents = streams.catalogue.products[row].contents
+    return {name: content for name, content in contents.items() if name not in bare}
 
 
 class Pieces(NamedTuple):

@@ -4,6 +4,7 @@ what an argument must be."""
 import ast
 import hashlib
 import inspect
+import json
 import sys
 from functools import cache, wraps
 from numbers import Integral, Real
@@ -31,6 +32,12 @@ def code_version(*rooms: str) -> str:
     paths = [path for x in places for path in ([x] if x.suffix else x.glob("*.py"))]
     found = sorted(tree for path in paths for tree in _definitions(path.read_text("utf-8")))
     return hashlib.blake2b("\n".join(found).encode(), digest_size=6).hexdigest()
+
+
+def digest(settings: object) -> str:
+    """10 hex digits of what JSON can say: part of the names of runs and sweeps."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
 
 @cache  # half a second for all modules, which a table of results asks for many times

@@ -243,24 +243,47 @@ def write_index(folder: Path, table: str = "", figures: Sequence[Path] = ()) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m m5lib notebooks``. Returns 1 where a notebook failed (the others still ran)."""
-    from m5lib.data import locked
-    from m5lib.data.backbones import absolute, choose
-    from m5lib.lab import recording, runs
-    from m5lib.models.pretrained import read_bert
-
+    """``python -m m5lib notebooks``. Returns 1: a notebook failed (the others still ran), 2: wrong
+    use, 130: Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m m5lib notebooks", description="Run notebooks into reports/."
     )
     option = parser.add_argument
     option("notebook", nargs="*", type=Path, help="notebooks; by default all")
     option("--demo", action="store_true", help="only the main story, then print its results")
-    option("--profile", default="small", choices=list(runs.PROFILES))
+    option("--profile", default="small")
     option("--record", default="demo", help="name in results/ of what the demo finds")
     option("--data", default="", help="folder or file of products; by default each notebook's own")
     option("--extractors", default="", help="such as image=regions:weights.pt; by default plain")
     option("--bert", default="", help="a BERT that titles start from; by default random weights")
-    options, begun, failed = parser.parse_args(arguments), time.monotonic(), {}
+    option("--set", nargs="+", default=[], metavar="NAME=A", help="other parameters of them")
+    options = parser.parse_args(arguments)
+    for path in options.notebook:
+        if not path.is_file():
+            names = ", ".join(known.stem for known in find())
+            parser.error(f"no notebook {path}; in notebooks/ are {names}")
+    options.data = "" if options.data == "shop" else options.data
+    if options.data and not Path(options.data).exists():
+        parser.error(f"--data {options.data}: no such file or folder")
+    try:
+        return _run_all(options)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"{error or 'stopped'}; the same call goes on from there", file=sys.stderr)
+        return 130
+
+
+def _run_all(options: argparse.Namespace) -> int:
+    """What the command line asks for, one notebook after another, and their page."""
+    from m5lib.data import locked
+    from m5lib.data.backbones import absolute, choose
+    from m5lib.lab import recording, runs, sweep
+    from m5lib.models.pretrained import read_bert
+
+    begun, failed = time.monotonic(), {}
+    runs.profile_of(options.profile)
     show_progress()
     started = time.time() - 2  # file systems that count in seconds
     todo = options.notebook or [n for n in find() if not options.demo or "demo" in results_of(n)]
@@ -275,13 +298,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shared["bert"] = absolute(f":{options.bert}")[1:]
     if options.demo and options.data and not options.extractors:
         todo = _measurable(todo, shared["data"])
+    given = {}
+    for notebook in todo:
+        own = {name: x for name, x in shared.items() if name in parameters_of(notebook)}
+        given[notebook] = own | sweep.assignments(notebook, options.set, several=False)
+        check(notebook, given[notebook])
     with locked(reports / ".lock"):  # a second call waits: notebooks are written in place
         for notebook in todo:
-            known = parameters_of(notebook)
             print(f"\n=== {notebook.name} ===", flush=True)
             try:
-                own = {name: value for name, value in shared.items() if name in known}
-                run(notebook, reports / notebook.name, own)
+                run(notebook, reports / notebook.name, given[notebook])
             except NotebookError as error:
                 failed[notebook] = str(error)
         results, table, figures = recording.results_folder() / f"{options.record}.json", "", []

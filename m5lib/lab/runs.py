@@ -5,9 +5,10 @@ fingerprint and the library's source. A finished run is not run again, an interr
 """
 
 import copy
-import hashlib
 import inspect
 import json
+import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from m5lib import home, simcl
-from m5lib.catalogue import Catalogue, Rows
+from m5lib.catalogue import Catalogue, DataError, Rows
 from m5lib.data import columns, locked, m5features, readers, store, write_json
 from m5lib.data.backbones import agreed, choose
 from m5lib.data.extractors import PLAIN, Pixels
@@ -26,7 +27,7 @@ from m5lib.embeddings import READOUTS, embeddings
 from m5lib.evaluation.evaluate import fit_readouts, spread
 from m5lib.evaluation.separation import glance
 from m5lib.files import reading, whole_file
-from m5lib.lab import checked, code_version
+from m5lib.lab import checked, code_version, digest
 from m5lib.modalities import MODALITIES, codes, from_codes
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier, classify, finetune, labels_of
@@ -110,7 +111,7 @@ def load(
             wrote, with its features as they are.
         extractors: as :func:`m5lib.data.backbones.choose`; empty: the plain ones.
 
-    Raises ``DataError``: nothing readable lies there, or an unknown extractor.
+    Raises ``DataError``: nothing readable lies there, an unknown extractor, the shop's features.
     """
     if (Path(data) / columns.FILE).is_file():
         whole, features = columns.opened(data)
@@ -119,6 +120,8 @@ def load(
         return catalogue, columns.some(features, np.flatnonzero(np.isin(whole.ids, catalogue.ids)))
     chosen = choose(extractors)
     stored = any(not getattr(extractor, "decodes", True) for extractor in chosen.values())
+    if data == "shop" and stored:
+        raise DataError("the shop has media and no stored features: leave out 'official'")
     if data == "shop":
         catalogue = listings.make(size=profile.name, seed=seed, asked=profile.asked)
     else:
@@ -141,13 +144,25 @@ def pixels(catalogue: Catalogue) -> dict[str, Ragged]:
 
 
 def streams_of(
-    catalogue: Catalogue, features, profile: Profile, modalities: str = "", tokenizer: str = ""
+    catalogue: Catalogue,
+    features: Mapping[str, Ragged],
+    profile: Profile,
+    modalities: str = "",
+    tokenizer: str = "",
+    model: str = "",
 ) -> Streams:
-    """Streams of modality codes (empty: all) and a tokenizer (empty: trained on the catalogue)."""
+    """Streams of modality codes (empty: what a row of the zoo reads of the catalogue; without one,
+    all) and a tokenizer (empty: trained on the catalogue). Warns of features that a stream cuts."""
+    for name, made in features.items():
+        most = MODALITIES[name].max_tokens
+        if cut := int((np.diff(made.offsets) > most).sum()):
+            what = f"{name}: of {cut:,} products only the first {most} tokens are read"
+            warnings.warn(f"{what}; choose settings of its extractor that make fewer", stacklevel=2)
     names = from_codes(modalities) if modalities else None
-    if tokenizer:
-        return Streams(catalogue, features, load_tokenizer(tokenizer), names)
-    return Streams(catalogue, features, train_tokenizer(catalogue, profile.vocabulary), names)
+    if model and not modalities:
+        names = [n for n in catalogue.modalities if n in build(model).takes] or None
+    trained = None if tokenizer else train_tokenizer(catalogue, profile.vocabulary)
+    return Streams(catalogue, features, trained or load_tokenizer(tokenizer), names)
 
 
 @dataclass(frozen=True)
@@ -226,13 +241,8 @@ class Job:
         form = simcl.FORMS.get(spec.objective.contrast)
         if form and not form.__module__.startswith("m5lib."):  # a notebook's own: by its lines
             settled["form"] = inspect.getsource(form)
-        folder = home("runs", f"{self.model}-{codes(spec.modalities)}-{_digest(settled)}")
+        folder = home("runs", f"{self.model}-{codes(spec.modalities)}-{digest(settled)}")
         return Plan(spec, training, replace(size.tuning, seed=self.seed), rows, folder)
-
-
-def _digest(settled: Mapping) -> str:
-    text = json.dumps(settled, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -334,6 +344,9 @@ def _train(job: Job, streams: Streams) -> None:
     plan, leads, history = job.plan(streams), world()[0] == 0, []
     model = untrained(job, streams) if job.products == "none" else _started(job, streams)
     if leads:
+        for name in ("finetuned-*", "metrics-*", "queries-*", "map-*"):  # of earlier weights
+            for old in plan.folder.glob(name):
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
         known = {"job": asdict(job), "training": asdict(plan.training)}
         known |= {"extractors": streams.settings, "data": streams.catalogue.fingerprint}
         write_json(plan.folder / "job.json", known)
@@ -363,7 +376,7 @@ def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
     """The run's model fine-tuned, in ``finetuned-<hash of how>`` of its folder, as by
     :func:`pretrained`."""
     tuning = job.plan(streams).tuning
-    folder = run.folder / f"finetuned-{_digest(asdict(tuning))}"
+    folder = run.folder / f"finetuned-{digest(asdict(tuning))}"
     with locked(folder / ".lock"):
         if not (folder / "classifier.safetensors").exists():
             torch.manual_seed(job.seed)

@@ -151,7 +151,7 @@ def _measure(run: runs.Run, job: runs.Job, streams: Streams) -> tuple[list[dict]
         parts.append(found.assign(state=state, variant=variant))
         return evaluate.clustering_of(found)
 
-    needed = np.union1d(evaluate.needed_rows(catalogue), catalogue.split("validation"))
+    needed = evaluate.needed_rows(catalogue, "validation")
     by_query, seed = evaluate.TASKS[:3], job.seed
     for readout, vectors in runs.vectors(run.model, streams, needed).items():
         more, tasks, protocols = choosing(catalogue, vectors), by_query[:1], ("usual",)

@@ -16,7 +16,6 @@ seconds and error; ``runs.parquet`` has a row for every run that ever ended ther
 """
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
@@ -37,7 +36,7 @@ import pandas as pd
 from m5lib import ROOT, home
 from m5lib.data import locked, whole_file, write_json
 from m5lib.files import reading
-from m5lib.lab import ROOMS, checked, code_version, notebooks
+from m5lib.lab import ROOMS, checked, code_version, digest, notebooks
 from m5lib.lab.notebooks import ParameterError
 
 #: What :func:`sweep` says of a run, after its parameters: ``finished``, ``failed`` or ``cached``
@@ -70,10 +69,6 @@ def _read(path: Path) -> dict:
     return {}
 
 
-def _digest(content: object) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=5).hexdigest()
-
-
 @checked
 def points(
     notebook: str | Path,
@@ -101,7 +96,7 @@ def points(
     cells = nbformat.read(notebook, as_version=4).cells
     code = [cell.source for cell in cells if cell.cell_type == "code"]
     # not the cached version: kernels start with the library as it is now
-    version = _digest([code, code_version.__wrapped__(*ROOMS)])
+    version = digest([code, code_version.__wrapped__(*ROOMS)])
     place = Path(folder or home("sweeps")).absolute() / f"{notebook.stem}-{version}"
     found: dict[str, Point] = {}
     for own in grid:
@@ -112,7 +107,7 @@ def points(
         words = re.sub(r"[^A-Za-z0-9=,.+_-]+", "_", ",".join(changed))[:100] or "defaults"
         if "record" in known and not parameters["record"]:
             parameters["record"] = notebook.stem  # into the point's own folder, for `collect`
-        words += f"-{_digest(parameters)}"
+        words += f"-{digest(parameters)}"
         label = " ".join(f"{key}={value}" for key, value in own.items()) or "defaults"
         found.setdefault(words, Point(words, label, parameters, place / f"{words}.ipynb", notebook))
     return list(found.values())
@@ -312,7 +307,7 @@ def collect(frame: pd.DataFrame) -> pd.DataFrame:
 # --- from the shell
 
 
-def _assignments(notebook: Path, words: Sequence[str], several: bool) -> dict:
+def assignments(notebook: Path, words: Sequence[str], several: bool) -> dict:
     """``name=value`` as the notebook's default is: text, or JSON; ``several`` between commas."""
     known, parameters = notebooks.parameters_of(notebook), {}
     for word in words:
@@ -345,10 +340,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if bool(options.grid) == bool(options.json):
         parser.error("give the points by --grid or by --json, one of them")
     try:
-        grid = _assignments(options.notebook, options.grid, several=True)
+        grid = assignments(options.notebook, options.grid, several=True)
         if options.json:
             grid = json.loads(options.json.read_text(encoding="utf-8"))
-        fixed = _assignments(options.notebook, options.set, several=False)
+        fixed = assignments(options.notebook, options.set, several=False)
         todo, begun = points(options.notebook, grid, fixed, options.folder), time.monotonic()
         if options.dry_run:
             for point in todo:
@@ -379,7 +374,7 @@ def pretrain(arguments: Sequence[str] | None = None) -> int:
     notebook = ROOT / "notebooks" / "04_pretrain.ipynb"
     parser.add_argument("set", nargs="*", metavar="NAME=A", help=f"parameters of {notebook.name}")
     try:
-        words = _assignments(notebook, parser.parse_args(arguments).set, several=False)
+        words = assignments(notebook, parser.parse_args(arguments).set, several=False)
         given = notebooks.parameters_of(notebook) | notebooks.check(notebook, words)
         job = runs.Job(**{f.name: given[f.name] for f in fields(runs.Job) if f.name in given})
     except ValueError as error:

@@ -75,7 +75,7 @@ class Encoder:
         contents = {key: contents[key] for key in ordered(contents) if _there(contents[key])}
         reads = self.model.spec.modalities
         if unread := [key for key in contents if key not in reads]:
-            raise ValueError(f"the model does not read {unread}; it reads {', '.join(reads)}")
+            raise ValueError(f"no {', '.join(unread)}: the model reads only {', '.join(reads)}")
         if not contents:
             raise ValueError(f"the {name} is empty; give one or more of {', '.join(reads)}")
         return Product(f" {name}", {key: _content(key, x, name) for key, x in contents.items()})
@@ -90,7 +90,8 @@ class Encoder:
         try:
             catalogue, features = store.extract(Catalogue("query", tuple(products)), wanted)
         except DataError as error:
-            raise DataError(f"nothing of the query can be read; {error}") from None
+            why = str(error).replace(": no usable product was read", "").replace("( query: ", "(")
+            raise DataError(f"nothing can be read of the {why}") from None
         given = {product.id: product.contents for product in products}
         for skip in catalogue.skipped:
             if skip.field in given[skip.where]:  # else a video whose sound is of no use

@@ -103,8 +103,9 @@ def build(
         streams = Streams(catalogue, features, trained.tokenizer, spec=trained.spec)
         folder = Path(model).resolve()
     elif count < FEWEST:
-        few = f"{count} products to train on, at least {FEWEST} are needed"
-        raise DataError(f"{catalogue.name}: {few}; give `model`, a run's folder")
+        few = f"{count} of its {len(catalogue)} products are for training (some half, by their ids)"
+        few += f", {FEWEST} are needed: give some {2 * FEWEST} products"
+        raise DataError(f"{catalogue.name}: {few}, or `model`, a run's folder")
     else:
         streams = runs.streams_of(catalogue, features, size, tokenizer=bert)
         job = runs.Job(profile, "scale_fused", seed=seed, extractors=extractors, bert=bert)
@@ -315,7 +316,8 @@ class Index:
         return self._best[names]
 
     def table(self, hits: Hits) -> pd.DataFrame:
-        """The hits: id, label, title, what the product has, cosine."""
+        """The hits: id, label, title, what the product has, and the score that orders them: the
+        cosine, put on one scale where products have different modalities (it may pass 1)."""
         products = [self.catalogue.products[row] for row in hits.rows]
         texts = [[*(c for c in p.contents.values() if isinstance(c, str)), ""] for p in products]
         rows = [
@@ -323,7 +325,7 @@ class Index:
             for p, text, cosine in zip(products, texts, hits.cosines, strict=True)
         ]
         index = pd.RangeIndex(1, len(rows) + 1, name="hit")
-        return pd.DataFrame(rows, index, ["id", "label", "title", "has", "cosine"])
+        return pd.DataFrame(rows, index, ["id", "label", "title", "has", "score"])
 
     def picture(self, *searches: Hits, title: str = "") -> Figure:
         """Queries and their hits, a line for each. Where both categories are known: blue frame, the

@@ -2,6 +2,7 @@
 what was read and what was not."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,14 +137,21 @@ class Report:
     def __str__(self) -> str:
         head, labels, *left_out = self.catalogue.report().splitlines()
         kept = len(self.catalogue)
-        lost = f"{len(self.products) - kept:,} left out, of which nothing could be read"
-        lines = [head, labels, f"  {kept:,} products kept, {lost}"]
+        lost = f"{len(self.products) - kept:,} left out because nothing of them could be read"
+        lines = [head, labels, f"  {kept:,} products kept; {lost}"]
         if 0 < self.most <= len(self.products):
             lines.append(f"  the profile takes {self.most:,} products: all others were left aside")
         for name, line in self.modalities.iterrows():
             counts = ", ".join(f"{line[how]:,} {how}" for how in ("read", "not given", "not read"))
             inside = f"; {line['inside']:,} of them in the {MODALITIES[name].inside}"
             lines.append(f"  {name}: {counts}{inside if line['inside'] else ''}")
+        if len(self.attributes):
+            lines.append(f"  attributes: {_some(self.attributes.index, 12)}")
+        contents = [c for p in self.catalogue.products[:100] for c in p.contents.values()]
+        pairs = [pair for c in contents if isinstance(c, tuple) for pair in c]
+        if files := dict.fromkeys(name for name, value in pairs if re.search(MEDIA, value, re.I)):
+            mend = "paths of files? call such columns image, video or audio"
+            lines.append(f"  {_some(files)}: {mend}")
         return "\n".join([*lines, *left_out])
 
     def save(self, folder: str | Path) -> list[Path]:
@@ -164,6 +172,10 @@ class Report:
             "attributes": self.attributes.to_dict(),
         }
         return [*(folder / name for name in tables), write_json(folder / "report.json", counts)]
+
+
+#: What a path of a picture, a video or a sound ends with.
+MEDIA = r"\.(jpe?g|png|webp|gif|bmp|tiff?|mp4|mov|webm|mkv|avi|mp3|wav|flac|m4a|ogg)$"
 
 
 def _some(names: Iterable, count: int = 3) -> str:

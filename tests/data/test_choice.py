@@ -13,13 +13,16 @@ from make_products import spoiled
 from make_release import write_features
 from torch import nn
 
-from m5lib import search
+from m5lib import figures, search
 from m5lib.catalogue import Catalogue, DataError, Product
 from m5lib.data import networks, store
 from m5lib.data.backbones import absolute, agreed, choose, extractor_of
 from m5lib.data.extractors import PLAIN, Crops, LogMel, Mfcc, described, settings
 from m5lib.data.m5features import OFFICIAL
 from m5lib.data.networks import Regions
+from m5lib.figures import attribution
+from m5lib.figures.maps import thumbnails
+from m5lib.figures.tokens import drawable
 from m5lib.lab import runs
 from m5lib.model import Model
 from m5lib.streams import Ragged, Streams, computed
@@ -191,6 +194,21 @@ def test_a_detector_by_its_path_trains_a_model_that_is_asked_with_a_picture(
     assert Model.from_pretrained(saved).extractors["image"]["weights"] == made["weights"]
 
 
+def draws_without_media(catalogue, streams):
+    """Features in their place cannot be decoded: said, and the rest is drawn."""
+    (place,) = figures.gallery(catalogue, [0], columns=1).axes
+    assert place.texts[0].get_text().startswith("no picture")
+    front = figures.front(catalogue, 0, [1], np.eye(len(catalogue)), [True], "r")
+    said = [text.get_text() for axes in front.axes for text in axes.texts]
+    assert said.count("features") == 2 and "absent" in said
+    assert len(set(thumbnails([p.contents["image"] for p in catalogue.products]))) == 1
+    assert not {"image", "video"} & set(drawable(streams, 0)) and "text" in drawable(streams, 0)
+    scores = {n: np.ones(s.valid.shape[1]) for n, s in streams.batch([0]).streams.items()}
+    bars = attribution.product(streams, 0, scores, {"image": 1.0}, "t")
+    drawn = [len(axes.containers[0]) for axes in bars.axes if axes.containers]
+    assert drawn == [3, 3, 1]  # of image, of video; Shapley values
+
+
 @pytest.mark.parametrize("annotated", [False, True])
 def test_official_features_are_a_choice(annotated, tmp_path, monkeypatch):
     """Where there are no media, with and without the annotation; what is not chosen is decoded."""
@@ -213,8 +231,10 @@ def test_official_features_are_a_choice(annotated, tmp_path, monkeypatch):
         assert np.array_equal(np.asarray(ragged.values), values[name])
     assert features["video"].step == 1.0 and "audio" not in features
     streams = runs.streams_of(catalogue, features, tiny)
+    draws_without_media(catalogue, streams)
     job = runs.Job("tiny", epochs=0.1, extractors=words)
     named = runs.pretrained(job, streams).context("05", job, catalogue)["data"]
     assert named == f"{catalogue.name} (image=StoredRegions, video=StoredRows)"
-    with pytest.raises(DataError, match="no features; expected some of lmdb_features"):
+    monkeypatch.setattr(runs.listings, "make", None)  # hours of rendering, for nothing
+    with pytest.raises(DataError, match="the shop has media.*leave out 'official'"):
         runs.load("shop", tiny, 0, words)

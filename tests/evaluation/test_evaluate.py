@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from m5lib.catalogue import Catalogue, Product
 from m5lib.embeddings import READOUTS
@@ -33,6 +35,61 @@ def test_controls_know_words_and_pixels(catalogue):
     chance = max(np.mean(labels == label) for label in set(labels))
     assert all(value > chance for value in at_one.values()), at_one
     assert found["svd+pca"][0] == ("image", "text")
+
+
+def of_texts(titles, splits=("train",), labels=None, **more):
+    products = [
+        Product(f"{n}", {"text": text} if text else {"table": (("a", "b"),)}, label, split, **more)
+        for n, (text, label, split) in enumerate(
+            zip(titles, labels or titles, splits * len(titles), strict=False)
+        )
+    ]
+    return Catalogue("c", tuple(products))
+
+
+def test_words_of_titles_are_scikit_learn_s_and_chinese_characters():
+    """A run of Chinese would be one word, which no two titles share; other words are as ever."""
+    titles = ["red T-shirt 5 x_y café", "Blue shirts, XL a b", "red café Жук αβ"]
+    found = controls.tfidf(of_texts(titles), ("text",))
+    usual = TfidfVectorizer(dtype=np.float32).fit_transform(titles)
+    assert (found != usual).nnz == 0
+    chinese = controls.tfidf(of_texts(["不锈钢保温杯500ml", "保温杯 大容量", "红裙"]), ("text",))
+    cosine = (chinese @ chinese.T).toarray()
+    assert cosine[0, 1] > 0.3 and cosine[0, 2] == cosine[1, 2] == 0
+    assert chinese.shape[1] == len("不锈钢保温杯大容量红裙") + 1
+
+
+def test_controls_without_training_products_to_learn_of(catalogue):
+    """Titles or pictures that only others have, and titles without a word."""
+    no_titles = of_texts(["", "mug", "cup"], ("train", "query", "gallery"))
+    assert controls.controls(no_titles, {}) == {}
+    letters = controls.controls(of_texts(["a", "b"]), {})
+    assert letters["tfidf"][1].nnz == 0
+    train = set(catalogue.split("train"))
+    bare = [
+        replace(p, contents={"text": "mug"}) if n in train else p
+        for n, p in enumerate(catalogue.products)
+    ]
+    bare = replace(catalogue, products=tuple(bare))
+    assert set(controls.controls(bare, runs.pixels(catalogue))) == {"tfidf"}
+    one = controls.svd(
+        of_texts(["red mug", "blue cup"], ("train", "query")), sparse.csr_matrix(np.ones((2, 3)))
+    )
+    assert one.shape == (2, 1)
+
+
+def test_fine_retrieval_without_known_products_is_by_label():
+    """As the released script does: the official data names no product of a listing."""
+    titles, splits = ["a b", "c d", "e f", "g h"], ("fine_query", *["fine_gallery"] * 3)
+    official = of_texts(titles, splits, ["mug", "mug", "cup", "mug"])
+    rows, left_out = evaluate.queries(official, "fine_query")
+    assert rows.tolist() == [0] and left_out == 0
+    found = evaluate.retrieval(official, np.eye(4)[[0, 1, 0, 0]], "fine_query")
+    assert evaluate.value(found, "mAP@10") == pytest.approx((1 / 2 + 2 / 3) / 2)
+    known = of_texts(titles, splits, ["mug"] * 4, instance="one")
+    products = [replace(p, instance=f"{n // 2}") for n, p in enumerate(known.products)]
+    asked, same = evaluate.sought(replace(known, products=tuple(products)), "fine_query")
+    assert asked.tolist() == [1, 2, 3] and same.tolist() == ["0", "0", "1", "1"]
 
 
 def test_controls_are_fitted_on_training_products_only(catalogue):
@@ -296,6 +353,13 @@ def test_without_labels_every_modality_counts_alike(stream_set):
     model.importance.fill_(3.0)
     evaluate.fit_readouts(model, streams)
     assert model.importance.tolist() == [1.0, 1.0]
+    assert separation.glance(model, streams)["validation"] == {}
+
+
+def test_a_look_where_every_product_is_for_training(stream_set):
+    some = stream_set.catalogue.take(stream_set.catalogue.split("train")[:20])
+    streams = Streams(some, {}, stream_set.tokenizer, ["text", "table"])
+    model = Model(zoo.build("scale", width=32).fit(streams))
     assert separation.glance(model, streams)["validation"] == {}
 
 

@@ -127,3 +127,5 @@ def test_hits_count_what_the_gallery_holds():
         ranking, np.array(["a"], object), np.array(["a", "a", "b", "a"], object)
     )
     assert matched.tolist() == [[True, False, False]] and positives.tolist() == [3]
+    _, positives = metrics.hits(ranking, np.array(["None"]), np.array(["None", None, None, "a"]))
+    assert positives.tolist() == [1]  # of a category of that name, not of those without one

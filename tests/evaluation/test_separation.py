@@ -1,11 +1,15 @@
 """Groups that separate and groups that do not: the numbers are their formulas."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from m5lib.evaluation import separation
+from m5lib.catalogue import Catalogue, Product
+from m5lib.data import columns
+from m5lib.evaluation import probes, separation
 
 
 def islands(products=60, kinds=3, width=8, noise=0.1, seed=0):
@@ -107,3 +111,28 @@ def test_only_incomplete_products_are_asked_what_they_lack():
     wanted = separation.number_of("missing", "1-NN accuracy", "t-SNE", "r")
     asked = each[(each[list(wanted)] == pd.Series(wanted)).all(axis=1)]
     assert list(asked["id"]) == [6, 7, 8], "a lack that occurs once cannot be found again"
+
+
+def test_raw_summaries_in_parts_are_those_of_all_at_once(extracted, monkeypatch):
+    """And learn of so many training products at most."""
+    catalogue, features = extracted
+    whole, train = probes.summaries(catalogue, features), catalogue.split("train")
+    monkeypatch.setattr(probes, "LIMIT", len(train))
+    parts = probes.summaries(catalogue, features)
+    np.testing.assert_allclose(parts["image"], whole["image"], atol=1e-6)
+    others = [n for n in range(len(catalogue)) if n not in set(train[80:])]
+    monkeypatch.setattr(probes, "LIMIT", 80)
+    few = columns.some(features, np.array(others))
+    same = probes.summaries(catalogue.take(others), few)["image"]
+    np.testing.assert_allclose(
+        probes.summaries(catalogue, features)["image"][others], same, atol=1e-4
+    )
+
+
+def test_probes_of_a_handful_of_products():
+    """A fold that leaves one category has nothing to learn."""
+    products = [Product(f"{n}", {"text": f"{'ab'[n % 2] * 3} {n}"}, "ab"[n % 2]) for n in range(6)]
+    splits = ["train"] * 4 + ["query"] * 2
+    products = [replace(p, split=split) for p, split in zip(products, splits, strict=True)]
+    found = probes.experts(Catalogue("c", tuple(products)), {})
+    assert found.train["text"].shape == (4, 2) and probes.together(found, ["text"]) == 1.0

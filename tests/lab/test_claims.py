@@ -3,6 +3,7 @@ each against a slow transcription."""
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import readme
+from scipy.special import ndtri, stdtrit
 from scipy.stats import norm
 from scipy.stats import t as student
 
@@ -413,7 +415,7 @@ def test_verdicts_of_other_products_stay(tmp_path, monkeypatch):
     text = readme.counted(tmp_path / "claims.json").splitlines()
     assert text[5] == "| shop | Table 7 | 2 | 0 | 2 | 0 | 0 | 0 | 0 |"
     against = [line for line in text if line.startswith("- shop, Table 7, mAP@1: MEM over MLM")]
-    assert len(against) == 1 and "ours -10." in against[0] or "ours -9." in against[0]
+    assert len(against) == 1 and re.search(r"ours -(10|9)\.", against[0])
 
 
 def test_verdicts_recorded_side_by_side_are_all_kept(tmp_path, monkeypatch):
@@ -437,13 +439,14 @@ def standing(p):
 
 
 def slow_level(bound, each, common):
-    """By bisection: the p of the interval that ends so far from its mean."""
+    """By bisection: the p of the interval that ends so far from its mean. (The quantiles of
+    ``special`` are those of ``stats``, in a thirtieth of the time.)"""
     S, levels = len(each), (0.0, 1.0)
     v = np.var(each, ddof=1) / S if S > 1 else 0.0
     for _ in range(60):
         middle = sum(levels) / 2
-        t = student.isf(middle / 2, S - 1) if S > 1 else 0.0
-        wide = (t**2 * v + norm.isf(middle / 2) ** 2 * common) ** 0.5
+        t = stdtrit(S - 1, middle / 2) if S > 1 else 0.0
+        wide = (t**2 * v + ndtri(middle / 2) ** 2 * common) ** 0.5
         levels = (middle, levels[1]) if wide > bound else (levels[0], middle)
     return levels[0]
 

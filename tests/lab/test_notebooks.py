@@ -81,7 +81,7 @@ def test_runs_on_tiny(path, folder, home, monkeypatch):
     )
     book = nbformat.read(output, as_version=4)
     assert all(c.execution_count for c in book.cells if c.cell_type == "code")
-    results = home / "results" / "check.json"
+    results, rows = home / "results" / "check.json", ()
     if results.exists():
         frame = recording.load_results(results)
         rows = frame[frame["notebook"] == path.stem]
@@ -98,6 +98,7 @@ def test_runs_on_tiny(path, folder, home, monkeypatch):
                 "seed",
                 "wall_seconds",
             } <= set(entry)
+    assert len(rows) or not notebooks.results_of(path)
     if path.stem == "12_attribution":
         check_attribution(rows)
     if path.stem == "14_released":
@@ -245,6 +246,47 @@ def test_a_second_call_waits_for_the_first(tmp_path, monkeypatch):
     assert notebooks.main([str(notebooks.find()[0])]) == 0 and free == [False]
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["nowhere.ipynb"], "no notebook nowhere.ipynb; in notebooks/ are 01_explore, 02_"),
+        (["--data", "nowhere.csv"], "--data nowhere.csv: no such file or folder"),
+        (["--profile", "tinny"], "unknown profile 'tinny': known are"),
+        (["--extractors", "image=crop"], "extractors: 'image=crop' is unknown; known are"),
+        ([str(FOUND[1]), "--set", "rite=0.2"], "02_tokens_and_masks.ipynb has no parameter 'rite'"),
+        ([str(FOUND[1]), "--set", "rate=high"], "rate = 'high' is str, but the default"),
+        ([str(FOUND[1]), "--set", "rate"], "'rate': write each parameter once, as name=value"),
+    ],
+)
+def test_a_mistyped_call_ends_in_a_line(words, said, monkeypatch, capsys):
+    """Before anything starts."""
+    monkeypatch.setattr(notebooks, "run", None)
+    code = 0
+    try:
+        code = notebooks.main(words)
+    except SystemExit as stop:  # of argparse
+        code = stop.code
+    printed = capsys.readouterr().err
+    assert code == 2 and said in printed and "Traceback" not in printed
+
+
+def test_parameters_of_one_call(tmp_path, monkeypatch, capsys):
+    """Each as the notebook's default is; Ctrl-C ends in a line, too."""
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    ran = []
+
+    def run(notebook, output, parameters):
+        ran.append(parameters)
+        raise KeyboardInterrupt(f"{notebook.name}: interrupted")
+
+    monkeypatch.setattr(notebooks, "run", run)
+    words = ["--profile", "tiny", "--set", "rate=0.2", "product=007"]
+    assert notebooks.main([str(FOUND[1]), *words]) == 130
+    assert ran == [{"profile": "tiny", "rate": 0.2, "product": "007"}]
+    said = "02_tokens_and_masks.ipynb: interrupted; the same call goes on from there"
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.xdist_group("notebooks")
 @pytest.mark.parametrize("labelled", [False, True])
 def test_a_demo_shows_nothing_of_an_earlier_one(labelled, tmp_path, monkeypatch, capsys):
@@ -285,6 +327,7 @@ def test_a_demo_shows_nothing_of_an_earlier_one(labelled, tmp_path, monkeypatch,
     assert list(recording.load_results(results / "demo.json")["value"]) == [0.25]
 
 
+@pytest.mark.xdist_group("notebooks")
 def test_index_of_what_ran(home):
     done = sorted((home / "reports").glob("*.ipynb"))
     if not done:

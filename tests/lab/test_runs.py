@@ -14,6 +14,7 @@ from m5lib.embeddings import DEFAULT
 from m5lib.figures import style
 from m5lib.lab import notebooks, recording, runs
 from m5lib.models.words import train_tokenizer
+from m5lib.streams import Ragged
 
 CONTEXT = {
     "notebook": "05_downstream",
@@ -145,6 +146,9 @@ def test_a_finished_run_is_loaded_and_another_seed_is_another_run(
 def test_an_interrupted_run_resumes(stream_set, tmp_path, monkeypatch):
     from m5lib import pretrain as module
 
+    tiny = runs.PROFILES["tiny"]
+    tiny = replace(tiny, training=replace(tiny.training, checkpoint_seconds=0))
+    monkeypatch.setitem(runs.PROFILES, "tiny", tiny)
     job = runs.Job(profile="tiny", epochs=1)
     monkeypatch.setenv("M5_HOME", str(tmp_path / "whole"))
     whole = runs.pretrained(job, stream_set)
@@ -161,6 +165,7 @@ def test_an_interrupted_run_resumes(stream_set, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         runs.pretrained(job, stream_set)
     resumed = runs.pretrained(job, stream_set)
+    assert len(count) == len(whole.history) + 1  # none of the steps before it again
     assert [x["loss"] for x in resumed.history] == [x["loss"] for x in whole.history]
     seen = [[entry.get("validation") for entry in run.history] for run in (resumed, whole)]
     assert seen[0] == seen[1] and any(seen[0])
@@ -319,6 +324,40 @@ def test_what_a_kill_leaves_beside_a_finished_model_goes(stream_set, tmp_path, m
     (run.folder / "history.jsonl").write_bytes(kept["history.jsonl"][:-9])
     with pytest.raises(ValueError, match=r"history\.jsonl: .*put it back, or delete .* train anew"):
         runs.pretrained(job, stream_set)
+
+
+def test_what_earlier_weights_gave_goes_when_a_run_is_trained_again(
+    stream_set, tmp_path, monkeypatch
+):
+    """Or a table would show the fine-tuning of a model that is no longer there."""
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    job = runs.Job(profile="tiny", epochs=1)
+    run = runs.pretrained(job, stream_set)
+    monkeypatch.setattr(runs, "finetune", lambda *_: None)
+    runs.finetuned(run, job, stream_set)
+    made = [run.folder / name for name in ("metrics-0.json", "queries-0.parquet", "map-x.parquet")]
+    for path in made:
+        path.write_bytes(b"of these weights")
+    made += run.folder.glob("finetuned-*")
+    runs.pretrained(job, stream_set)
+    assert len(made) == 4 and all(path.exists() for path in made)
+    (run.folder / "model.safetensors").unlink()
+    again = runs.pretrained(job, stream_set)
+    assert again.folder == run.folder and not any(path.exists() for path in made)
+
+
+def test_streams_are_those_that_a_row_of_the_zoo_reads(extracted):
+    def built(*given, **named):
+        return runs.streams_of(*extracted, runs.profile_of("tiny"), *given, **named).modalities
+
+    everything = extracted[0].modalities
+    assert built() == built(model="scale") == everything
+    assert built(model="clip") == ("image", "text") and built(model="bert") == ("text",)
+    assert built("T+Tab", model="clip") == ("text", "table")  # as asked
+    many = Ragged(np.zeros((80, 3), np.float16), np.array([0, 37, 73, 80]))
+    few = extracted[0].take(range(3))
+    with pytest.warns(UserWarning, match="image: of 1 products only the first 36 tokens are read"):
+        runs.streams_of(few, {"image": many}, runs.profile_of("tiny"), "I")
 
 
 def test_a_run_killed_at_any_write_of_its_end_ends_as_one_left_alone(

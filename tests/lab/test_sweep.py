@@ -338,7 +338,7 @@ def test_commands_of_the_pages(monkeypatch, tmp_path):
 
 def test_values_of_the_command_line(book):
     def read(words, several=True):
-        return sweep._assignments(book, words, several)
+        return sweep.assignments(book, words, several)
 
     assert read(["n=0,1", "name=I,I+T", "pause=1"]) == {
         **{"n": [0, 1], "name": ["I", "I+T"], "pause": [1]},

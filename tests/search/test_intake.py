@@ -60,9 +60,20 @@ def test_rows_that_are_no_product(mine, report):
         "empty id",
         "3 cells where the header has 8",
         "no modality at all",
-        "60 products kept",
+        "60 products kept; 0 left out because",
+        "\n  attributes: gender, ",
     ):
         assert words in str(report)
+    assert "paths of files?" not in str(report)
+
+
+def test_a_column_by_another_name_is_pointed_at(tmp_path):
+    """It is an attribute then, and no picture is ever read."""
+    lines = ["id,name,image_path,clip", *(f"{n},mug {n},img/{n}.JPG,{n}.mp4" for n in range(3))]
+    (tmp_path / "p.csv").write_text("\n".join(lines))
+    said = str(intake.Report(readers.read(tmp_path / "p.csv")))
+    assert "\n  attributes: name, image_path, clip" in said
+    assert "\n  image_path, clip: paths of files? call such columns image, video or audio" in said
 
 
 def test_saved_and_read_again(mine, report, tmp_path):

@@ -209,9 +209,9 @@ def test_bad_questions_get_one_clear_error(index, tmp_path):
         ({}, ValueError, "the query is empty; give one or more of image, text, table"),
         ({"text": ""}, ValueError, "the query is empty"),
         ({"smell": "x"}, ValueError, "unknown modality"),
-        ({"video": "a.mp4"}, ValueError, "does not read .'video'.; it reads image, text, table"),
+        ({"video": "a.mp4"}, ValueError, "no video: the model reads only image, text, table"),
         ({"image": "gone.jpg"}, DataError, "gone.jpg: no such file"),
-        ({"image": broken}, DataError, "not a picture"),
+        ({"image": broken}, DataError, r"^nothing can be read of the query \(.*not a picture"),
         ({"image": broken, "text": "x"}, DataError, "broken.jpg: not a picture"),
         (
             {"table": {"colour": "Red"}},
@@ -380,7 +380,8 @@ def test_too_few_products_and_models_that_do_not_fit(tmp_path, monkeypatch):
         tmp_path / "few.csv", index=False
     )
     with pytest.raises(
-        DataError, match="few: . products to train on, at least 20 are needed; give `model`"
+        DataError,
+        match="few: . of its .+ are for training .*give some 40 products, or `model`",
     ):
         search.build(tmp_path / "few.csv", profile="tiny")
     with pytest.raises(DataError, match="no such folder"):
