@@ -302,9 +302,7 @@ class Index:
             if way != DEFAULT:
                 mine, gallery = asking(mine), answering(gallery, self.scale(names, way))
             given = (names, names if way == DEFAULT else self.streams.modalities)
-            numbers = evaluate.retrieval(
-                catalogue, mine, "validation", gallery=gallery, given=given
-            )
+            numbers = evaluate.retrieval(catalogue, mine, "validation", "usual", gallery, given)
             scores[way] = evaluate.value(numbers)
         return scores
 
