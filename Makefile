@@ -83,7 +83,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 lab: environment
-	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" notebooks
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir="$(CURDIR)" notebooks
 
 clean:
 	rm -rf .venv reports runs sweeps cache build .pytest_cache .ruff_cache .hypothesis m5lib.egg-info

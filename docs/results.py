@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     option("--workers", type=int, help="runs side by side; by default as many as pay")
     option("--dry-run", action="store_true", help="only say how long it takes")
     options, begun = parser.parse_args(arguments), time.monotonic()
+    if options.data and not Path(options.data).exists():
+        parser.error(f"--data {options.data}: no such file or folder")
     notebooks.show_progress()
     workers = options.workers or sweep.side_by_side(options.profile)
     rounds = sorted({1, min(3, options.seeds), options.seeds})
@@ -143,7 +145,8 @@ def made(
     }  # finished ones took their time in an earlier call
     sweep.run([point for own in part.values() for point in own], workers=workers)
     for record, own in part.items():  # before the recording, which may be stopped
-        _timed(record, [x for p in own if (x := p.ended()["seconds"]) == x])  # NaN: lost
+        took = [x for p in own if (x := p.ended()["seconds"]) == x]  # NaN: lost
+        _timed(_kept(points[record][0].parameters, record), took)
     broken = [
         record
         for record, own in points.items()
@@ -157,7 +160,7 @@ def made(
     ended, single = recorded(now, workers), {}
     for (_, given), one in zip(now, ended, strict=True):
         if "seeds" not in given:
-            single.setdefault(given["record"], []).append(one)
+            single.setdefault(_kept(given, given["record"]), []).append(one)
     for record, own in single.items():  # several notebooks may record into one file
         if all(one["status"] == "finished" for one in own):
             _timed(record, [sum(one["seconds"] for one in own)])
@@ -184,6 +187,11 @@ def recorded(todo: Sequence[Task], workers: int) -> list[dict]:
 
 def _pages() -> None:
     subprocess.run([sys.executable, ROOT / "docs" / "readme.py"], check=True)
+
+
+def _kept(given: Mapping, record: str) -> str:
+    """The name in ``times.json``: that of the file, and the profile, where it is not ``small``."""
+    return record if given["profile"] == "small" else f"{record}, {given['profile']}"
 
 
 def times() -> dict[str, dict]:
@@ -223,7 +231,7 @@ def _expected(
     for record, own in points.items():
         ended = [p.ended() for p in own]
         here = [p["seconds"] for p in ended if p.get("status") == "finished"]
-        before = known.get(record, {"seeds": 0})
+        before = known.get(_kept(own[0].parameters, record), {"seeds": 0})
         pace = before["seconds"] / before["seeds"] if before["seeds"] else 0.0
         pace = sum(here) / len(here) if here else pace
         unknown += [record] if not pace else []
@@ -241,4 +249,8 @@ def _expected(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt as stopped:
+        print(stopped or "stopped", file=sys.stderr)
+        sys.exit(130)

@@ -2,6 +2,7 @@
 
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -46,6 +47,7 @@ def test_results_are_made_of_what_the_notebooks_name(made, tmp_path):
     what failed is not recorded, the others are."""
     ran, swept = made
     real = str(tmp_path / "fashion-products")
+    Path(real).mkdir()
     assert results.main(["--seeds", "2", "--data", real, "--products", "70"]) == 1
     first = [given["record"] for _, given in ran if given["profile"] == "quick"]
     assert {"simcl", "simcl_fashion", "probes", "fashion"} <= set(first)
@@ -106,6 +108,7 @@ def test_first_answers_come_before_any_seed_is_trained_in_full(made, tmp_path, c
     before how long, by what it took; not again when a study of the profile has finished."""
     ran, swept = made
     real, elsewhere = str(tmp_path / "fashion-products"), tmp_path / "repository"
+    Path(real).mkdir()
     monkeypatch.setattr(results, "ROOT", elsewhere)
     todo = [(p, name) for p, name in results._todo() if name in ("baselines", "demo", "probes")]
     monkeypatch.setattr(results, "_todo", lambda: todo)
@@ -176,6 +179,7 @@ def test_first_answers_alone_are_made_once(made):
     ran, _ = made
     assert results.main(["--profile", "quick", "--seeds", "1", "--only", "baselines"]) == 0
     assert [given["profile"] for _, given in ran] == ["quick"]
+    assert list(results.times()) == ["baselines, quick"]
 
 
 def test_wall_time_is_said_from_what_earlier_runs_took(made, capsys, monkeypatch, tmp_path):
@@ -190,6 +194,11 @@ def test_wall_time_is_said_from_what_earlier_runs_took(made, capsys, monkeypatch
     assert said.rstrip().endswith("not known of text_table")
     results.main([*words, "1"])
     assert "4 seeds in 120 min" in capsys.readouterr().out
+    results.main([*words, "1", "--profile", "tiny"])  # small ones say nothing of it
+    assert "not known of mem_vs_mlm, text_table" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        results.main(["--data", str(tmp_path / "nowhere")])
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
 
 
 def test_a_run_whose_process_was_lost_has_no_seconds_to_count(made, monkeypatch, capsys):
