@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.model_selection import KFold
 from sklearn.neighbors import KNeighborsClassifier
 
 from m5lib.catalogue import Catalogue, Product
@@ -131,7 +132,9 @@ def test_raw_summaries_in_parts_are_those_of_all_at_once(extracted, monkeypatch)
 
 def test_probes_of_a_handful_of_products():
     """A fold that leaves one category has nothing to learn."""
-    products = [Product(f"{n}", {"text": f"{'ab'[n % 2] * 3} {n}"}, "ab"[n % 2]) for n in range(6)]
+    _, held = next(KFold(3, shuffle=True, random_state=0).split(range(4)))
+    labels = ["a" if n in held else "b" for n in range(4)] + ["a", "b"]
+    products = [Product(f"{n}", {"text": f"{x * 3} {n}"}, x) for n, x in enumerate(labels)]
     splits = ["train"] * 4 + ["query"] * 2
     products = [replace(p, split=split) for p, split in zip(products, splits, strict=True)]
     found = probes.experts(Catalogue("c", tuple(products)), {})
