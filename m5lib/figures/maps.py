@@ -199,8 +199,9 @@ def thumbnails(files: Sequence) -> list[str]:
     below the last of :data:`SIDES`; blank without a picture, or with its features only."""
     pictures = [Image.new("RGB", (1, 1), "#eeeeee") for _ in files]
     for number, file in enumerate(files):
-        with suppress(MediaError):
-            pictures[number] = open_image(file, 2 * SIDES[0]) if file else pictures[number]
+        if file is not None:
+            with suppress(MediaError):
+                pictures[number] = open_image(file, 2 * SIDES[0])
     for side in SIDES:
         small = []
         for picture in pictures:

@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     option = parser.add_argument
     option("notebook", nargs="*", type=Path, help="notebooks; by default all")
     option("--demo", action="store_true", help="only the main story, then print its results")
-    option("--profile", default="small")
+    option("--profile", default="small", help="tiny, quick, small or full")
     option("--record", default="demo", help="name in results/ of what the demo finds")
     option("--data", default="", help="folder or file of products; by default each notebook's own")
     option("--extractors", default="", help="such as image=regions:weights.pt; by default plain")
