@@ -77,7 +77,8 @@ def check(
 ) -> dict[str, object]:
     """The given parameters, converted where nothing is lost (an ``int`` for a float or words).
     ``known`` are :func:`parameters_of` the notebook, where they were read before. Raises
-    ``ParameterError``: an unknown name or a wrong type; the message lists what there is."""
+    ``ParameterError``: an unknown name, a wrong type, a profile, model or modality that there is
+    not; the message lists what there is."""
     known, checked, file = known or parameters_of(notebook), {}, Path(notebook).name
     for name, value in given.items():
         if name not in known:
@@ -89,8 +90,28 @@ def check(
             default = f"the default {known[name]!r} is {kind.__name__}"
             is_a = f"{name} = {value!r} is {type(value).__name__}"
             raise ParameterError(f"{file}: {is_a}, but {default}")
+        if value != known[name]:
+            _exists(file, name, value, known[name])
         checked[name] = value
     return checked
+
+
+def _exists(file: str, name: str, value: object, default: object) -> None:
+    """Raises ``ParameterError``, if the library has no such profile, row of the zoo or modality
+    (and a parameter of that name is one): before a kernel starts, or a cluster's hundred."""
+    if name not in ("profile", "model", "modalities") or not isinstance(value, str) or not value:
+        return
+    from m5lib.lab.runs import PROFILES, profile_of  # late: it takes seconds
+    from m5lib.modalities import from_codes
+    from m5lib.models.zoo import MODELS, build
+
+    ours = {"profile": (PROFILES, profile_of), "model": (MODELS, build)}
+    named, made = ours.get(name, ({""}, from_codes))
+    if default in named:
+        try:
+            made(value)
+        except ValueError as error:
+            raise ParameterError(f"{file}: {error}") from None
 
 
 def _manager(environment: Mapping[str, str]) -> type:

@@ -35,6 +35,8 @@ STATES = ("untrained", "pretrained", "finetuned", "control")
 HIDDEN = "hidden"
 #: Convention of mAP@10 of validation products: what choices are made by.
 VALIDATION = "min_k_r, validation queries"
+#: Columns of what choices of rate and temperature tried (``<record>_rates.csv``).
+TRIED = ["row", "learning rate", "temperature", "seed", VALIDATION]
 RECORD_AGAIN = "delete it; what it held is recorded again by its notebook"
 
 # What notebooks show of products in tables is text: two dollar signs in a title are no mathematics.
@@ -104,6 +106,17 @@ def read_results(path: str | Path, part: str = "measured") -> dict:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         dict(content["provenance"]), [dict(one) for one in content[part]]  # or it is none
         return content
+
+
+def load_tried(name: str) -> dict[tuple[str, float, float, int], float]:
+    """What the choices of a record in ``results/`` tried: (row, learning rate, temperature, seed)
+    -> mAP@10 of validation products; nothing of no name. Raises ``ValueError``: it has none."""
+    if not name:
+        return {}
+    path = home("results") / f"{name}_rates.csv"
+    with reading(path, "give a record in results/ that was made with fair, such as 'baselines'"):
+        frame = pd.read_csv(path)[TRIED]
+        return {tuple(key): reached for *key, reached in frame.itertuples(index=False)}
 
 
 def results_folder() -> Path:

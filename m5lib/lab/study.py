@@ -260,23 +260,28 @@ def fair(
     profile: str,
     products: int = 0,
     extractors: str = "",
+    choices: str = "",
     **more,
 ) -> tuple[dict[str, dict[str, object]], pd.DataFrame]:
     """A grid with each row at its best rate of pre-training, then at its best start of the
     temperature: by mAP@10 of validation products, mean of the paper's read-out and the default one,
     and of three seeds (of the shop too) that no table has, where one does not tell. A row's own
-    rate is tried beside the profile's; one that is not pre-trained or asks for what the products
-    lack stays. Returns what was tried, too. Arguments as for :func:`studies`."""
-    size, found, tried = sized(profile, products), {}, []
+    rate is tried, too; one that is not pre-trained or asks for what the products lack stays.
+    ``choices``: a record of these products in ``results/``; what it tried is not trained again.
+    Returns what was tried, too. Arguments as for :func:`studies`."""
+    size, found, tried = sized(profile, products), {}, {}
     loaded = cache(lambda seed: (*runs.load(data, size, seed, extractors), size, seed, extractors))
+    seen = recording.load_tried(choices)
 
     def value(label: str, row: dict, seed: int) -> float:
         job, streams = jobs({label: row}, *loaded(seed), **more)[label]
-        plan, run = job.plan(streams), runs.pretrained(job, streams)
-        seen = np.mean([run.history[-1]["validation"].get(by, np.nan) for by in (PAPER, DEFAULT)])
-        settings = plan.training.learning_rate, plan.spec.objective.temperature
-        tried.append((label, *settings, seed, seen))
-        return float(np.nan_to_num(seen))
+        plan = job.plan(streams)
+        key = label, plan.training.learning_rate, plan.spec.objective.temperature, seed
+        if key not in seen:
+            last = runs.pretrained(job, streams).history[-1]["validation"]
+            seen[key] = float(np.mean([last.get(by, np.nan) for by in (PAPER, DEFAULT)]))
+        tried[key] = seen[key]
+        return float(np.nan_to_num(seen[key]))
 
     def best(label: str, ways: Sequence[dict]) -> dict:
         first = [value(label, row, CHOOSING[0]) for row in ways]
@@ -301,8 +306,7 @@ def fair(
             changed = [((*start, objective.temperature * x),) if x != 1 else () for x in TRIED]
             row = best(label, [row | {"changes": (*row.get("changes", ()), *x)} for x in changed])
         found[label] = row
-    columns = ["row", "learning rate", "temperature", "seed", VALIDATION]
-    return found, pd.DataFrame(tried, columns=columns).drop_duplicates(ignore_index=True)
+    return found, pd.DataFrame([(*key, x) for key, x in tried.items()], columns=recording.TRIED)
 
 
 def controls(
@@ -341,8 +345,7 @@ def controls(
 
 
 def tidy(studies: Studies) -> pd.DataFrame:
-    """The result rows of all studies, with their label in the grid in a further column: to be asked
-    by ``rows.query(...)``."""
+    """The result rows of all studies, with their label in the grid in a further column."""
     parts = [study.rows.assign(label=label) for (label, _), study in studies.items()]
     return pd.concat(parts, ignore_index=True)
 
@@ -353,8 +356,7 @@ def only(studies: Studies, labels: Iterable[str]) -> dict[tuple[str, int], Study
 
 
 def published(name: str, label: str, **only: str) -> pd.DataFrame:
-    """A table of the paper (``paper/tables/<name>.csv``) by its column of labels; ``only`` keeps
-    the rows with these values."""
+    """A table of ``paper/tables`` by its column of labels; ``only`` keeps rows of these values."""
     frame = pd.read_csv(ROOT / "paper" / "tables" / f"{name}.csv")
     return (pick(frame, only) if only else frame).set_index(label)
 

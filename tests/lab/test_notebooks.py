@@ -255,6 +255,8 @@ def test_a_second_call_waits_for_the_first(tmp_path, monkeypatch):
         (["--extractors", "image=crop"], "extractors: 'image=crop' is unknown; known are"),
         ([str(FOUND[1]), "--set", "rite=0.2"], "02_tokens_and_masks.ipynb has no parameter 'rite'"),
         ([str(FOUND[1]), "--set", "rate=high"], "rate = 'high' is str, but the default"),
+        ([str(FOUND[3]), "--set", "model=scal"], "04_pretrain.ipynb: unknown model 'scal': known"),
+        ([str(FOUND[3]), "--set", "modalities=I+X"], "unknown modality code ['X'] in 'I+X': known"),
         ([str(FOUND[1]), "--set", "rate"], "'rate': write each parameter once, as name=value"),
     ],
 )

@@ -266,9 +266,10 @@ def test_a_job_has_a_learning_rate_of_its_own_or_the_profiles(stream_set):
         runs.Job(learning_rate=-1)
 
 
-def test_rivals_take_what_validation_products_find_best(stream_set, monkeypatch):
+def test_rivals_take_what_validation_products_find_best(stream_set, monkeypatch, tmp_path):
     """One after the other, with seeds of their own; a rate that a row asks for is tried too. Those
-    near the best of the first seed are tried with the others, and their means decide."""
+    near the best of the first seed are tried with the others, and their means decide. What a record
+    tried is not trained again."""
     catalogue, features, asked = stream_set.catalogue, stream_set.features, []
     luck = {}  # (model, rate, seed) -> what a seed adds
     best = {"scale": (1e-3, 0.15), "clip": (1e-4, 0.07 / 3), "image_based": (9e-3, 0.05)}
@@ -307,6 +308,19 @@ def test_rivals_take_what_validation_products_find_best(stream_set, monkeypatch)
     assert found["one modality"]["learning_rate"] == pytest.approx(9e-3)
     assert "changes" not in found["one modality"]
     assert tried["row"].value_counts().to_dict() == {"slow": 5, "own": 6, "one modality": 3}
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    trained = []
+    count = lambda job, streams: trained.append(job.model) or pretrained(job, streams)  # noqa: E731
+    monkeypatch.setattr(runs, "pretrained", count)
+    for several, again in ((tried, []), (tried[1:], ["scale"]), (tried[:-1], ["image_based"])):
+        recording.record("kept", [], {}, {}, {"rates": several})
+        kept, reached = study.fair(grid, "d", "tiny", choices="kept")
+        assert (kept, trained) == (found, again)
+        pd.testing.assert_frame_equal(reached, tried, check_exact=True)
+        trained.clear()
+    with pytest.raises(ValueError, match="other_rates.csv.*give a record in results/"):
+        study.fair(grid, "d", "tiny", choices="other")
+    monkeypatch.setattr(runs, "pretrained", pretrained)
     best["scale"] = (3e-3, 0.05)  # what the row has already: it stays the run that it is
     again = study.fair({"slow": grid["slow"]}, "d", "tiny")[0]["slow"]
     jobs = [
