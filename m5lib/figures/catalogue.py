@@ -142,7 +142,7 @@ def neighbours(
                 continue
             known = matched is not None and labels[row] is not None
             shade = QUIET if not known else RIGHT if matched[line, number] else WRONG
-            picture(place, catalogue, row, shade)
+            picture(place, catalogue, row, shade, titled=labels[row] is not None)
             said = titles(row) if labels[row] is None else short(labels[row], 1)
             ink = shade if known else "black"
             place.set_title(said, fontsize=7, color=ink, fontweight="normal")
@@ -157,15 +157,20 @@ def title_of(product) -> str:
 
 
 def picture(
-    axes: Axes, catalogue: Catalogue, row: int | np.integer, frame: str | None = None
+    axes: Axes,
+    catalogue: Catalogue,
+    row: int | np.integer,
+    frame: str | None = None,
+    titled: bool = False,
 ) -> None:
     """The product's picture, in a frame of a colour; without one (or with its features only), the
-    modalities it has."""
+    modalities it has; if ``titled``, its title, too."""
     axes.set(xticks=[], yticks=[])
-    contents = catalogue.products[row].contents
+    contents = (product := catalogue.products[row]).contents
     if "image" not in contents or not _drawn(_photograph, axes, contents["image"]):
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect=4 / 3)
         text = f"no picture\n({codes(contents)})"
+        text += f"\n\n{short(title_of(product), 3, 10)}" * titled
         axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=7)
     axes.spines[:].set(visible=frame is not None, color=frame, linewidth=3)
 

@@ -2,14 +2,15 @@
 a canvas, text from outside, and the two ways to draw numbers: dots and a heat map."""
 
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib import rc_params_from_file
+from matplotlib import font_manager, rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -19,6 +20,11 @@ from m5lib.modalities import MODALITIES
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 RIGHT, WRONG, QUIET, TRUE = PALETTE[0], PALETTE[1], "#8a8a8a", PALETTE[2]
 STYLE = rc_params_from_file(Path(__file__).with_suffix(".mplstyle"), use_default_template=False)
+
+#: Files of fonts that have Chinese, which matplotlib's own lacks: the first of these is taken.
+CHINESE = "notosanscjk notosanssc sourcehansans wqy-microhei wqy-zenhei droidsansfallback".split()
+CHINESE += "msyh simhei hiraginosansgb stheiti arialuni arialunicode".split()
+INSTALL = "install one, such as Debian's fonts-noto-cjk, and start Python again"
 
 
 def colour(name: str) -> str:
@@ -31,7 +37,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @wraps(draw)
     def wrapped(*arguments, **settings) -> Figure:
-        with plt.rc_context(STYLE):
+        with plt.rc_context({**STYLE, "font.family": families()}):
             return draw(*arguments, **settings)
 
     return wrapped
@@ -40,7 +46,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.2), **settings):
     """A figure of ``size`` inches and its (rows, columns) axes, in the project's style. The caller
     shows or saves it: nothing is drawn twice in a notebook."""
-    with plt.rc_context(STYLE):
+    with plt.rc_context({**STYLE, "font.family": families()}):
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **settings)
     plt.close(figure)
     return figure, axes
@@ -72,10 +78,42 @@ def inset(figure: Figure, left: float, top: float, width: float, height: float) 
 # --- text
 
 
+@cache
+def families() -> list[str]:
+    """The fonts that text is drawn in, the next for what the ones before lack: matplotlib's, and
+    one of :data:`CHINESE`, where one is installed (after matplotlib's list of fonts was made,
+    too)."""
+    files = {Path(x).stem.lower().replace(" ", ""): x for x in font_manager.findSystemFonts()}
+    for name in CHINESE:
+        if found := [path for stem, path in sorted(files.items()) if stem.startswith(name)]:
+            for path in found:  # its weights
+                font_manager.fontManager.addfont(path)
+            return ["DejaVu Sans", font_manager.get_font(found[0]).family_name]
+    return ["DejaVu Sans"]
+
+
+@cache
+def _drawn() -> frozenset[str]:
+    """The letters that these fonts have, and the end of a line."""
+    fonts = [font_manager.get_font(font_manager.findfont(name)) for name in families()]
+    return frozenset({"\n"}.union(*(map(chr, font.get_charmap()) for font in fonts)))
+
+
+@cache
+def _warn() -> None:  # once
+    said = "no font that is installed has some letters of these products; figures show □ for them"
+    warnings.warn(f"{said}. For Chinese {INSTALL}", stacklevel=3)
+
+
 def plain(text: object) -> str:
     """Text from outside as matplotlib shows it letter by letter. All titles, labels and attributes
-    of products go through here: else two dollar signs are mathematics, or an error."""
-    return str(text).replace("$", r"\$")
+    of products go through here: else two dollar signs are mathematics, or an error, and each letter
+    that no font has is a warning (one for all here, and □ in its place)."""
+    text = str(text).replace("$", r"\$")
+    if text.isascii() or _drawn().issuperset(text):
+        return text
+    _warn()
+    return "".join(letter if letter in _drawn() else "□" for letter in text)
 
 
 def short(text: object, lines: int, width: int = 20) -> str:

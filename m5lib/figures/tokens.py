@@ -11,7 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from m5lib.data.m5features import StoredRegions, StoredRows
-from m5lib.figures.style import PALETTE, QUIET, TRUE, blank, canvas, page, plain, styled
+from m5lib.figures.style import (
+    PALETTE,
+    QUIET,
+    TRUE,
+    blank,
+    canvas,
+    families,
+    page,
+    plain,
+    styled,
+)
 from m5lib.streams import Streams
 
 #: What became of a word piece, how its chip is painted (face, edge, letters), and the legend.
@@ -73,7 +83,7 @@ def chip(
     settings = {"fc": face, "ec": edge, "lw": 1.2} | settings
     style = "round,pad=0,rounding_size=0.04"
     axes.add_patch(FancyBboxPatch((x, y - 0.1), width, 0.2, boxstyle=style, **settings))
-    letters = {"color": ink, "fontsize": SIZE, "family": "monospace"}
+    letters = {"color": ink, "fontsize": SIZE, "family": ["DejaVu Sans Mono", *families()]}
     axes.text(x + width / 2, y, plain(text), ha="center", va="center_baseline", **letters)
     if true:
         axes.plot([x, x + width], [y + 0.135] * 2, color=TRUE, lw=2.5, solid_capstyle="butt")

@@ -188,7 +188,17 @@ def home() -> Iterator[Finding]:
     yield Finding.of("disk", free >= NEEDS["small"], text, f"free some, or {elsewhere}", bad)
 
 
-CHECKS = (versions, trials, kernel, home)
+def fonts() -> Iterator[Finding]:
+    """Whether figures can draw Chinese, the language of the paper's data."""
+    from m5lib.figures import style
+
+    *_, last = style.families()
+    good = len(style.families()) > 1
+    said = f"{last} has Chinese" if good else "none has Chinese; figures show □ for it"
+    yield Finding.of("fonts", good, said, style.INSTALL, "warning")
+
+
+CHECKS = (versions, trials, kernel, fonts, home)
 
 
 def examine() -> list[Finding]:

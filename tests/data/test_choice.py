@@ -1,6 +1,7 @@
 """Extractors chosen by words, carried by features and models, made again elsewhere."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -197,7 +198,10 @@ def test_a_detector_by_its_path_trains_a_model_that_is_asked_with_a_picture(
 def draws_without_media(catalogue, streams):
     """Features in their place cannot be decoded: said, and the rest is drawn."""
     (place,) = figures.gallery(catalogue, [0], columns=1).axes
-    assert place.texts[0].get_text().startswith("no picture")
+    assert re.fullmatch(r"no picture\n\([\w+]+\)", place.texts[0].get_text())
+    below = figures.neighbours(catalogue, [0], np.array([[1]]), None).axes[1].texts[0].get_text()
+    title = "\n\n" + figures.catalogue.title_of(catalogue.products[1])  # once: else it is above
+    assert below.endswith(title if catalogue.labels[1] else ")")
     front = figures.front(catalogue, 0, [1], np.eye(len(catalogue)), [True], "r")
     said = [text.get_text() for axes in front.axes for text in axes.texts]
     assert said.count("features") == 2 and "absent" in said

@@ -1,5 +1,6 @@
 import ast
 import io
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from m5lib import figures
 from m5lib.data.extractors import PLAIN
 from m5lib.data.store import extract
 from m5lib.evaluation import probes
-from m5lib.figures import style
+from m5lib.figures import style, tokens
 from m5lib.shop import listings
 
 
@@ -126,6 +127,61 @@ def test_text_from_outside_is_drawn_letter_by_letter(text):
     figure.savefig(io.BytesIO(), format="png")
     for drawn in shown:
         assert drawn._preprocess_math(drawn.get_text()) == (text, False)
+
+
+@pytest.fixture
+def fonts(monkeypatch):
+    """A function: no fonts are installed but these files."""
+    caches = (style.families, style._drawn, style._warn)
+
+    def only(*paths):
+        monkeypatch.setattr(style.font_manager, "findSystemFonts", lambda: [str(p) for p in paths])
+        for cached in caches:
+            cached.cache_clear()
+
+    only()
+    yield only
+    monkeypatch.undo()
+    for cached in caches:
+        cached.cache_clear()
+
+
+def drawn_without_warning(figure):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for form in ("png", "svg"):
+            figure.savefig(io.BytesIO(), format=form)
+
+
+def test_letters_that_no_font_has(fonts):
+    """One warning for all of them, which says how to mend it, and a box in the place of each."""
+    mend = "figures show □ .* such as Debian's fonts-noto-cjk"
+    with pytest.warns(UserWarning, match=mend) as said:
+        assert style.plain("红 bag 👜\n$5 é") == "□ bag □\n\\$5 é"
+        figure = figures.table(pd.DataFrame([[0.5]], ["手提包"], ["x"]), title="x")
+    (tick,) = figure.axes[0].get_yticklabels()
+    assert len(said) == 1 and tick.get_text() == "□□□"
+    drawn_without_warning(figure)
+
+
+def test_a_font_with_chinese_is_found_and_used(fonts, tmp_path):
+    """Whatever matplotlib's list of fonts says; here one that has nothing but a letter."""
+    from fontTools import subset, ttLib
+
+    font = ttLib.TTFont(style.font_manager.findfont("DejaVu Serif"))
+    cut = subset.Subsetter()
+    cut.populate(unicodes=[ord("A")])
+    cut.subset(font)
+    for table in font["cmap"].tables:
+        table.cmap = {ord("红"): table.cmap[ord("A")]}
+    for name in font["name"].names:
+        name.string = {1: "Only Red", 2: "Regular"}.get(name.nameID, "Only Red Regular")
+    font.save(path := tmp_path / "WQY-MicroHei.ttf")
+    fonts(tmp_path / "other.ttf", path)
+    assert style.families() == ["DejaVu Sans", "Only Red"] and style.plain("红 bag") == "红 bag"
+    figure = figures.table(pd.DataFrame([[0.5]], ["红"], ["x"]), title="x")
+    drawn_without_warning(figure)
+    drawn_without_warning(tokens.words(["红"], [tokens.Pieces(["红"], ["seen"])]))
 
 
 def test_histograms_of_nothing_say_so():

@@ -50,7 +50,7 @@ def test_this_environment_is_ready(tmp_path):
     *lines, counts = done.stdout.splitlines()
     assert done.returncode == 0 and counts.endswith(", 0 fault"), done.stdout
     said = {line.split()[1]: line for line in lines if not line.startswith(" ")}
-    assert set(said) == {"python", "packages", *doctor.TRIALS, "kernel", "home", "disk"}
+    assert set(said) == {"python", "packages", *doctor.TRIALS, "kernel", "fonts", "home", "disk"}
     assert "H.264" in said["ffmpeg"]
     assert not (tmp_path / "new").exists(), "the doctor leaves nothing behind"
 
