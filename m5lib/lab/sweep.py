@@ -308,7 +308,8 @@ def collect(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def assignments(notebook: Path, words: Sequence[str], several: bool) -> dict:
-    """``name=value`` as the notebook's default is: text, or JSON; ``several`` between commas."""
+    """``name=value`` as the notebook's default is: text, or JSON (or Python's True and False);
+    ``several`` between commas."""
     known, parameters = notebooks.parameters_of(notebook), {}
     for word in words:
         name, _, text = word.partition("=")
@@ -317,7 +318,7 @@ def assignments(notebook: Path, words: Sequence[str], several: bool) -> dict:
         values = text.split(",") if several else [text]
         if type(known.get(name, "")) is not str:
             with suppress(ValueError):  # said by `check`, with the parameter's name
-                values = json.loads(f"[{text}]")
+                values = json.loads(re.sub("True|False", lambda x: x[0].lower(), f"[{text}]"))
         if not several and len(values) != 1:
             mend = "one value is needed here; several are for --grid, a number has a decimal point"
             raise ParameterError(f"{word!r}: {mend}")

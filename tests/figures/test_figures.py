@@ -179,7 +179,7 @@ def test_a_font_with_chinese_is_found_and_used(fonts, tmp_path):
     font.save(path := tmp_path / "WQY-MicroHei.ttf")
     fonts(tmp_path / "other.ttf", path)
     assert style.families() == ["DejaVu Sans", "Only Red"] and style.plain("红 bag") == "红 bag"
-    figure = figures.table(pd.DataFrame([[0.5]], ["红"], ["x"]), title="x")
+    figure = figures.table(pd.DataFrame([[0.5]], ["红"], ["x"]), title="红")
     drawn_without_warning(figure)
     drawn_without_warning(tokens.words(["红"], [tokens.Pieces(["红"], ["seen"])]))
 

@@ -344,6 +344,9 @@ def test_values_of_the_command_line(book):
         **{"n": [0, 1], "name": ["I", "I+T"], "pause": [1]},
     }
     assert read(["n=7", "name=a,true"], several=False) == {"n": 7, "name": "a,true"}
+    fair = notebooks.find()[9]  # as papermill writes it, and as JSON does
+    assert sweep.assignments(fair, ["fair=True,false"], several=True) == {"fair": [True, False]}
+    assert sweep.assignments(fair, ["record=True"], several=False) == {"record": "True"}
     assert read(["n=a,1"]) == {"n": ["a", "1"]}  # said by the check, with the parameter's name
     for words in ("n=0,1", "pause=0,5"):  # a grid, a decimal comma
         with pytest.raises(
