@@ -32,12 +32,16 @@ def colour(name: str) -> str:
     return PALETTE[list(MODALITIES).index(name) % len(PALETTE)]
 
 
+def _style() -> dict:
+    return {**STYLE, "font.family": families()}
+
+
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draw in the project's style without changing anybody else's."""
 
     @wraps(draw)
     def wrapped(*arguments, **settings) -> Figure:
-        with plt.rc_context({**STYLE, "font.family": families()}):
+        with plt.rc_context(_style()):
             return draw(*arguments, **settings)
 
     return wrapped
@@ -46,7 +50,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.2), **settings):
     """A figure of ``size`` inches and its (rows, columns) axes, in the project's style. The caller
     shows or saves it: nothing is drawn twice in a notebook."""
-    with plt.rc_context({**STYLE, "font.family": families()}):
+    with plt.rc_context(_style()):
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **settings)
     plt.close(figure)
     return figure, axes
