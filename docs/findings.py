@@ -108,11 +108,12 @@ def held(results: Path) -> tuple[list[str], pd.DataFrame]:
         said += f"{count['undecided']} left undecided, corrected for their number"
         said += f"; {built} of the confirmed are orders that it was made to show" if built else ""
         fair = part[~(part["calibrated"] | part["unaffordable"])]
-        share = (fair["verdict"] == "undecided").mean()
+        share = [100 * (own["verdict"] == "undecided").mean() for own in (part, fair)]
         shown = "orders that it was made to show and " * bool(part["calibrated"].any())
-        said += f". {100 * share:.0f} % of {len(fair)} are undecided, leaving out {shown}"
-        said += "differences too small for any number of seeds that can be trained here (marked "
-        said += "beforehand)"
+        small = part[part["unaffordable"]]["table"].str.replace(r" \(.*", "", regex=True).unique()
+        said += f". Undecided are {share[0]:.0f} % of all, and {share[1]:.0f} % of the {len(fair)} "
+        said += f"that are left without {shown}differences marked before the runs as too small for "
+        said += f"any number of seeds that can be trained here ({', '.join(small)})"
         text.append(f"{said}.")
         for (table, statement), own in part.groupby(["table", "statement"], sort=False):
             n = own["verdict"].value_counts().reindex(claims.VERDICTS, fill_value=0)
@@ -137,10 +138,12 @@ def failed(results: Path) -> tuple[list[str], pd.DataFrame]:
     small = undecided[undecided["paper"] < undecided["detectable"]]
     middle = undecided[["paper", "detectable"]].median()
     text = [
-        f"For {len(small)} of {len(undecided)} undecided claims the paper's difference (median "
-        f"{100 * middle['paper']:.1f} points) is smaller than what our runs would find in four of "
-        f"five repetitions ({100 * middle['detectable']:.1f} points). Our runs say nothing of "
-        "these. `benchmarks/design.csv` says what more seeds and queries would decide.",
+        f"Of {(frame['verdict'] == 'undecided').sum()} undecided claims {len(undecided)} have a "
+        f"published difference. For {len(small)} of these it is smaller than what our runs would "
+        "find in four of five repetitions, so they say nothing of it (medians of all "
+        f"{len(undecided)}: published {100 * middle['paper']:.1f} points, found "
+        f"{100 * middle['detectable']:.1f}). `benchmarks/design.csv` says what more seeds and "
+        "queries would decide.",
         "The table lists what is contradicted, each claim tested by itself at five per cent, and "
         "what the correction for so many tests leaves of it.",
         "Figure 5 is judged by the cosine of a product's own picture and title *less* that with "
@@ -201,8 +204,9 @@ def scores(results: Path) -> tuple[list[str], pd.DataFrame]:
 def losses(results: Path) -> tuple[list[str], pd.DataFrame]:
     """What each loss teaches: Table 6 read as losses; and another contrast."""
     lines, names = [], {"IMCL+PRE": "both losses", "gram": "both, GRAM's contrast"}
-    pairs = (("contrast only", "no loss"), ("masked tasks only", "no loss"))
-    pairs += (("IMCL+PRE", "contrast only"), ("gram", "IMCL+PRE"))
+    pairs = (("IMCL+PRE", "no loss"), ("contrast only", "no loss"))
+    pairs += (("masked tasks only", "no loss"), ("IMCL+PRE", "contrast only"))
+    pairs += (("gram", "IMCL+PRE"),)
     before = study.number("mAP@10_pretrain")
     numbers = {f"mAP@10, `{name}`": before | {"variant": name} for name in (PAPER, DEFAULT)}
     for data, rows in both(results, "simcl"):
@@ -215,8 +219,9 @@ def losses(results: Path) -> tuple[list[str], pd.DataFrame]:
                 a, b = (side.set_index("seed")["value"].sort_index() for side in sides)
                 one, other = (names.get(label, label) for label in (one, other))
                 lines.append(row(data, f"{one}, {words}", a, other, b))
-    contrast, masked, together, gram = (lines[n::4] for n in range(4))
+    whole, contrast, masked, together, gram = (lines[n::5] for n in range(5))
     text = [
+        f"Pre-training with both losses against random weights: {counted(whole)}",
         f"The contrast alone against random weights: {counted(contrast)}",
         f"The masked tasks alone against random weights: {counted(masked)}",
         f"Masked tasks beside the contrast against the contrast alone: {counted(together)}",
@@ -268,6 +273,16 @@ def as_in_the_paper(path: Path, control: str) -> dict:
     return line | {"over": "seeds and queries", "the first is": WORDS[test["verdict"]]}
 
 
+def tuned(path: Path, line: dict) -> str:
+    """Accuracy of the best model after fine-tuning, beside SCALE's and the control's."""
+    table = pd.read_csv(path.with_name(path.name.replace("_best.csv", "_table5.csv")), index_col=0)
+    ours, label = table["accuracy, ours"], line["first"].rpartition(", ")[0]
+    control = next(name for name in ours.index if name.startswith("control"))
+    names = dict.fromkeys((label, "SCALE", control))
+    several = ", ".join(f"{name} {ours[name]}" for name in names)
+    return f"That is before fine-tuning. Accuracy after it in per cent: {several} (a linear probe)."
+
+
 def best(results: Path) -> tuple[list[str], pd.DataFrame]:
     """Which model and read-out is best given picture and title, by validation products, and what it
     has more than its rivals on the queries (notebook 10)."""
@@ -284,15 +299,16 @@ def best(results: Path) -> tuple[list[str], pd.DataFrame]:
             own.append({"data": name, "first": model, "second": rival})
             own[-1] |= {"difference": interval(*several), "over": "seeds and queries"}
             own[-1] |= {"the first is": WORDS[line.verdict]}
-        said = f"On {name}, best on validation products: {own[0]['first']}. Against its rivals"
-        text.append(f"{said}, {counted(own)}")
+        said = f"On {name}, best on validation products: {own[0]['first']}. Against SCALE, CLIP, "
+        text.append(f"{said}CAPTURE and the best control, {counted(own)} {tuned(path, own[0])}")
         kept = path.with_name(path.name.replace("_best.csv", "_queries.parquet"))
         for second in [line["second"] for line in own if "control" in line["second"]]:
             first = f"SCALE, `{PAPER}`"
             own.append({"data": name, "first": first} | as_in_the_paper(kept, second))
             text.append(
-                f"By the paper's own read-out SCALE has {own[-1].pop('SCALE')} on {name}, the "
-                f"{second} {own[-1].pop('control')}: {own[-1]['difference']}."
+                f"Trained on and given picture and title, SCALE by the paper's own read-out has a "
+                f"mAP@10 of {own[-1].pop('SCALE')} on {name}, the {second} "
+                f"{own[-1].pop('control')}: {own[-1]['difference']}."
             )
         lines += own
     return text or ["Not recorded yet: `make results`."], pd.DataFrame(lines)
@@ -360,21 +376,31 @@ def take(results: Path) -> tuple[list[str], pd.DataFrame]:
 def answers(results: Path) -> list[str]:
     """In short, for the front page: what pre-training brings, each modality, the rivals, the
     scores, the losses, and how much of the paper is decided."""
-    demo, most = recording.load_results(results / "demo.json"), "I+T+Tab+V+A"
-    demo = recording.pick(demo, {"notebook": "05_downstream", "modalities": most})
-    wanted = {"task": "retrieval", "metric": "mAP@10", "convention": "min_k_r", "variant": DEFAULT}
-    found = recording.pick(demo, wanted).set_index("state")["value"]
-    text = [
-        f"**Pre-training without labels helps**: on the shop, given all five modalities, mAP@10 "
-        f"rises from {100 * found['untrained']:.1f} to {100 * found['pretrained']:.1f} % (SCALE "
-        f"with a loss on the fused vector, `{DEFAULT}`)."
-    ]
+    text = []
+    _, table = losses(results)
+    whole = table[table["first"].str.startswith("both losses") & (table["second"] == "no loss")]
+    whole = whole.rename(columns={"of the second": "random", "of the first": "trained"})
+    for data, rows in both(results, "simcl"):
+        numbers = "; ".join(
+            f"{line.first.removeprefix('both losses, ').replace('`', '')} {line.random} → "
+            f"{line.trained} ({line[-1]})"
+            for line in whole[whole["data"] == NAMES[data]].itertuples()
+        )
+        text.append(
+            f"**Pre-training without labels against random weights**, {NAMES[data]}, "
+            f"{rows['seed'].nunique()} seeds, in % (accuracy after fine-tuning): {numbers}."
+        )
     for data, rows in both(results, "modality_count"):
         rows = rows[rows["model"] == "scale"]
-        steps = ("T", "I+T", "I+T+Tab", "I+T+Tab+V", most)
-        means = {given: 100 * series(rows, "scale", given, DEFAULT).mean() for given in steps}
-        several = ", ".join(f"{given} {x:.1f}" for given, x in means.items() if x == x)
-        text.append(f"**A modality more**, {NAMES[data]}, mAP@10 in % by `{DEFAULT}`: {several}.")
+        steps = ("T", "I+T", "I+T+Tab", "I+T+Tab+V", "I+T+Tab+V+A")
+        each = {given: 100 * series(rows, "scale", given, DEFAULT) for given in steps}
+        several = ", ".join(
+            f"{given} {x.mean():.1f} ± {x.std():.1f}" for given, x in each.items() if len(x)
+        )
+        text.append(
+            f"**A modality more**, {NAMES[data]}, {rows['seed'].nunique()} seeds, mAP@10 in % by "
+            f"`{DEFAULT}`: {several}."
+        )
     said, table = best(results)
     for data, own in table.groupby("data", sort=False) if len(table) else ():
         rivals = "; ".join(
@@ -384,10 +410,11 @@ def answers(results: Path) -> list[str]:
         )
         first = own["first"].iloc[0].replace("`", "")
         text.append(
-            f"**Given picture and title**, on {data}, the best model and read-out by validation "
-            f"products is {first}. Its lead in mAP@10 of queries, in points: over {rivals}."
+            f"**Trained on and given picture and title**, on {data}, the best model and read-out "
+            f"by validation products is {first}. Its lead before fine-tuning, in points of mAP@10 "
+            f"of queries: over {rivals}."
         )
-    if lines := [line for line in said if line.startswith("By the")]:
+    if lines := [line for line in said if line.startswith("Trained on")]:
         text.append(f"**Against a control without a model.** {' '.join(lines)}")
     _, table = scores(results)
     for other in ("no scores", "released scores"):
@@ -401,7 +428,8 @@ def answers(results: Path) -> list[str]:
         ("no loss", "The contrast alone, against random weights"),
         ("contrast only", "Masked tasks beside the contrast, against the contrast alone"),
     ):
-        lines = table[(table["second"] == other) & ~table["first"].str.startswith("masked")]
+        first = "contrast" if other == "no loss" else "both losses"
+        lines = table[(table["second"] == other) & table["first"].str.startswith(first)]
         text.append(
             f"**{what}** (both data; mAP@10 by two read-outs, and accuracy): "
             f"{counted(lines.to_dict('records'))}"
@@ -496,9 +524,10 @@ def nothing(found: dict) -> tuple[list[str], pd.DataFrame]:
     again = found["put together anew"]
     said = f"One configuration against itself: {found['seeds']} seeds ({found['data']}, "
     said += f"{found['training']} training products, {found['queries']} queries), put into groups "
-    said += f"and compared as if they were rivals. {found['decided']} of {found['verdicts']} "
-    said += "verdicts are decided, where none should be"
-    more = f"; of {again['verdicts']} with other groups of the same seeds {again['decided']}"
+    said += f"and compared as if they were rivals. In {found['decided']} of {found['verdicts']} "
+    said += "comparisons one side is called ahead, where none is"
+    more = f"; in {again['decided']} of {again['verdicts']} with other groups of the same seeds, "
+    more += f"where chance would give {0.05 * again['verdicts']:.0f} (they share trainings)"
     return [f"{said}{more if again['verdicts'] else ''}."], pd.DataFrame()
 
 
@@ -508,15 +537,17 @@ def again(found: dict) -> tuple[list[str], pd.DataFrame]:
     rows = pd.DataFrame(found["rows"])
     numbers, same = rows["numbers"].sum(), rows["same"].sum()
     said = (
-        f"{len(rows)} recorded runs were made again, on another machine and by another version of "
+        f"{len(rows)} runs of an earlier recording were made again, on another machine and by a "
+        "later version of the code. Of their"
     )
-    said += f"the code. Of their {numbers} numbers {same} are the same to the last digit"
+    said += f" {numbers} numbers {same} are the same to the last digit"
     most = f", the others differ by {100 * rows['most'].max():.2f} points at most"
-    text = [f"{said}{most * bool(same < numbers)}. Trainings on titles alone are less stable "
-            "(`LOG.md`)."]  # fmt: skip
+    text = [f"{said}{most * bool(same < numbers)}. A training on titles alone can differ by "
+            "far more (`LOG.md`)."]  # fmt: skip
     if same < numbers:
-        text.append("Another processor's rounding is enough for that. Do not trust one run's last "
-                    "points; trust means over seeds, with their intervals.")  # fmt: skip
+        text.append("Another processor's rounding is enough for that; on the same kind runs made "
+                    "again are the same ([how](numbers.md#provenance)). Do not trust one run's "
+                    "last points; trust means over seeds, with their intervals.")  # fmt: skip
     return text, rows.assign(most=100 * rows["most"])
 
 
@@ -541,6 +572,8 @@ HEAD = (
     "interval lies above, below zero. *Level*: it contains zero and stays within "
     f"±{100 * claims.margin('fashion'):.0f} points (on the shop "
     f"±{100 * claims.margin('shop'):.0f}). *Undecided*: it contains zero and reaches beyond. "
+    "The claims' verdicts are made after a correction for their number, by which *equivalent* and "
+    "*undecided* may leave zero out ([numbers.md](numbers.md#verdicts-on-the-papers-claims)). "
     "*Over*: what the interval is over. "
     "On the real products all seeds ask the same queries, so an interval over seeds alone "
     "says what another training would bring, and nothing of other queries. These comparisons are "

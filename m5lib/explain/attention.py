@@ -63,10 +63,3 @@ def read_by_summaries(model: Model, batch: Batch, maps: Float[Tensor, "B T T"]) 
             part = part + part[:, :1] / own.sum(1, keepdim=True).clamp(min=1)
         scores[name] = part * own
     return scores
-
-
-def attention_scores(model: Model, batch: Batch) -> dict[str, Tokens]:
-    """Scores by ``attention``, the last layer's weights, and ``rollout``, through all layers."""
-    layers = attention(model, batch)
-    maps = {"attention": layers[-1], "rollout": rollout(layers)}
-    return {method: read_by_summaries(model, batch, x) for method, x in maps.items()}

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
-from m5lib.explain.attention import attention_scores
+from m5lib.explain.attention import attention, read_by_summaries, rollout
 from m5lib.explain.attribution import (
     STEPS,
     Path,
@@ -158,7 +158,9 @@ def infidelity(whole: Path, scores: Mapping[str, Tensor], share: float = 0.5) ->
     """
     from captum.metrics import infidelity as measure
 
-    def hide(inputs: tuple[Tensor, ...], baselines: tuple[Tensor, ...]) -> tuple[tuple, tuple]:
+    def hide(inputs: Tensor | tuple, baselines: Tensor | tuple) -> tuple[tuple, tuple]:
+        if torch.is_tensor(inputs):  # Captum unpacks the inputs of a model that reads one modality
+            inputs, baselines = (inputs,), (baselines,)
         draws, hidden = [], []
         for x, blank in zip(inputs, baselines, strict=True):
             draw = torch.rand(x.shape[:2], generator=generator) < share
@@ -267,8 +269,9 @@ def cascade(
     def scored(classifier: Classifier) -> dict[str, Tokens]:
         target = class_logit(classifier, labels)
         along = integrated_gradients(target, batch, mean or None, steps)
-        others = attention_scores(classifier.model, batch)
-        return {"integrated gradients": along.tokens, "rollout": others["rollout"]}
+        weights = rollout(attention(classifier.model, batch))
+        read = read_by_summaries(classifier.model, batch, weights)
+        return {"integrated gradients": along.tokens, "rollout": read}
 
     before, rows = scored(classifier), {}
     after = {"nothing": before} | {label: scored(anew) for label, anew in randomised(classifier)}

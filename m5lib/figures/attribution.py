@@ -81,6 +81,9 @@ def _chips(panel: Panel, rows: Sequence[Sequence[tuple]], reach: float, lead: fl
         for place, (text, value, true) in enumerate(row):
             if x > lead and x + chip_width(text) > width:
                 x, y = lead, y + LINE
+            if y > height:  # what the page has no room for
+                axes.text(width, height, "…", ha="right", va="bottom", gid="more")
+                return
             face = _shade(value, reach)
             look = face, "#cccccc", "white" if sum(face[:3]) < 1.5 else "#222222"
             x += chip(axes, x, y, text, look, true, lw=0.6, gid="token") + GAP / 2
@@ -131,7 +134,11 @@ def _pairs(panel: Panel) -> None:
     rows = [
         [(short(text, 1, 26), summed[2 * n + side], n in told) for side, text in enumerate(pair)]
         for n, pair in enumerate(panel.content)
-    ][: int(panel.at[3] / LINE)]  # what the page has room for
+    ]
+    if len(rows) > (room := int(panel.at[3] / LINE)):  # the strongest, and how many more there are
+        strength = [max(abs(value) for _, value, _ in row) for row in rows]
+        kept = sorted(np.argsort(strength)[len(rows) - room + 1 :])
+        rows = [rows[n] for n in kept] + [[(f"… {len(rows) - room + 1} more", 0.0, False)]]
     _chips(panel, rows, _reach(summed), lead=max(chip_width(row[0][0]) for row in rows) + GAP)
 
 

@@ -78,21 +78,21 @@ def presence(table: pd.DataFrame) -> Figure:
 
 
 @styled
-def histograms(values: Mapping[str, Iterable], counted: str = "products") -> Figure:
+def histograms(values: Mapping[str, Iterable]) -> Figure:
     """A histogram for each set of values, whose name labels the axis (Figure 9). The longest
     hundredth is drawn at the end."""
     values = {name: np.asarray(list(numbers), dtype=float) for name, numbers in values.items()}
     values = {name: numbers for name, numbers in values.items() if len(numbers)}
     figure, axes = canvas(1, len(values) or 1, (3.0 * max(1, len(values)), 2.6))
     if not values:
-        nothing(axes[0, 0], f"the {counted} have nothing of it")
+        nothing(axes[0, 0], "the products have nothing of it")
     for place, (name, numbers) in zip(axes[0], values.items(), strict=False):
         low, end = numbers.min(), max(np.quantile(numbers, 0.99), numbers.min() + 1)
         whole = (numbers == numbers.round()).all() and end - low < 40  # a bin for each number
         bins = np.arange(low, np.ceil(end) + 2) - 0.5 if whole else 30
         place.hist(np.minimum(numbers, end), bins=bins, color=PALETTE[0])
         place.locator_params(axis="x", nbins=6, integer=bool(whole))
-        place.set(xlabel=name, ylabel=counted)
+        place.set(xlabel=name, ylabel="products")
     return figure
 
 

@@ -113,10 +113,7 @@ class Encoder:
         batch_size: int = 128,
     ) -> dict[str, Float[np.ndarray, "N _"]]:
         """:func:`m5lib.embeddings.embeddings`, turned."""
-        return self.turn(embeddings(self.model, streams, rows, names, readouts, batch_size))
-
-    def turn(self, vectors: Mapping[str, Any]) -> dict:
-        """Vectors by read-out, those that :attr:`turned` names in their fewer numbers."""
+        vectors = embeddings(self.model, streams, rows, names, readouts, batch_size)
         return {n: v @ self.turned[n] if n in self.turned else v for n, v in vectors.items()}
 
     def encode(

@@ -68,7 +68,9 @@ def test_rollout_is_the_product_of_its_layers():
 def test_summaries_share_is_dealt_out(five, five_batch):
     torch.manual_seed(0)
     model, batch = Model(five).eval(), five_batch()
-    for scores in attention.attention_scores(model, batch).values():
+    layers = attention.attention(model, batch)
+    for weights in (layers[-1], attention.rollout(layers)):
+        scores = attention.read_by_summaries(model, batch, weights)
         assert all((scores[n][~attention.content(s)] == 0).all() for n, s in batch.streams.items())
         features = torch.stack([scores[n].sum(1) for n in ("image", "video", "audio")]).sum(0)
         assert (features > 0).all() and (

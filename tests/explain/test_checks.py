@@ -8,7 +8,7 @@ import torch
 
 from m5lib.catalogue import DataError
 from m5lib.embeddings import DEFAULT, embeddings
-from m5lib.explain import attention, attribution, faithfulness
+from m5lib.explain import attribution, faithfulness
 from m5lib.model import Model
 from m5lib.models import zoo
 from m5lib.models.finetune import Classifier, labels_of
@@ -82,4 +82,3 @@ def test_products_without_a_choice_are_left_out(stream_set, classifier, rows):
     hits, chance = faithfulness.pointed(stream_set, batch, truth, {"a": {"text": first}})
     assert hits["text", "a"].tolist() == [1, 1] and len(chance["text"]) == 2
     assert (chance["text"] > 0).all() and (chance["text"] < 1).all()
-    assert set(attention.attention_scores(classifier.model, batch)) == {"attention", "rollout"}

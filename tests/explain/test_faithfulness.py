@@ -130,6 +130,15 @@ def test_infidelity_of_exact_scores_is_nothing_and_of_none_is_one(model, five_ba
     )
 
 
+def test_infidelity_of_a_model_that_reads_one_modality(five, five_batch):
+    linear = straight(Model(replace(five, modalities=("text",), widths=())).eval())
+    linear.model.tokenizer = SimpleNamespace(mask_token_id=4)
+    batch = five_batch().only(["text"])
+    found = attribution.integrated_gradients(linear, batch, steps=2).tokens
+    assert list(found) == ["text"]
+    assert faithfulness.infidelity(attribution.path(linear, batch), found) < 1e-6
+
+
 def test_sensitivity_of_a_linear_number_is_small_and_repeats(model, five_batch):
     linear = straight(model)
     whole = attribution.path(linear, five_batch())

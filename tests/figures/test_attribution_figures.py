@@ -1,7 +1,11 @@
 """The figures of attributions draw every token that has a score, in its colour."""
 
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 
 from m5lib.figures import attribution as figures
 from m5lib.figures.style import RIGHT, WRONG
@@ -26,12 +30,29 @@ def test_a_product_has_a_mark_for_every_token_with_content(stream_set):
         len(stream_set.catalogue.products[row].contents["table"]),
         int((stream["text"].entity >= 0).sum()),
     )
-    drawn = min(pairs, int(figures.PANELS[2][1][3] / figures.LINE))
-    assert len(tokens(figure)) == 14 + pieces + 2 * drawn
+    assert pairs <= int(figures.PANELS[2][1][3] / figures.LINE)
+    assert len(tokens(figure)) == 14 + pieces + 2 * pairs
     said = [text.get_text() for text in figure.texts]
     assert "video: the product has none" in said and any(
         text.startswith("image: ") for text in said
     )
+
+
+def test_what_a_page_has_no_room_for_is_said():
+    scores = np.array([9.0, 0, 8, 0, 0, -1, 2, 0, 0, -7, 1, 1, 0, 0, 0, 0])
+    stream = SimpleNamespace(entity=torch.arange(16)[None], tokens=torch.arange(16)[None])
+    content = [(f"p{n}", f"v{n}") for n in range(8)]
+    given = {"stream": stream, "scores": scores, "told": [], "settings": {}, "step": None}
+    figure = plt.figure()
+    panel = figures.Panel(figure, (0, 0, 5.0, 1.15), content, tokenizer=None, **given)
+    figures._pairs(panel)
+    said = [text.get_text() for text in figure.axes[0].texts]
+    assert said == ["p0", "v0", "p1", "v1", "p4", "v4", "… 5 more"]  # of four lines
+    line = [(f"word{n}", 1.0, False) for n in range(80)]
+    figures._chips(panel, [line], 1.0)
+    words, (axes, more) = tokens(figure)[7:], (figure.axes[1], figure.axes[1].texts[-1])
+    assert more.get_text() == "…" and 5 < len(words) < 80
+    assert all(text.get_position()[1] <= axes.get_ylim()[0] for text in axes.texts)
 
 
 def test_colours_have_the_sign_of_the_score():
