@@ -20,6 +20,7 @@ from m5lib.figures.style import (
     blank,
     canvas,
     codes_of,
+    cut,
     inset,
     legend_beside,
     plain,
@@ -121,7 +122,8 @@ def _regions(panel: Panel) -> None:
 def _words(panel: Panel) -> None:
     """The word pieces."""
     pieces = panel.tokenizer.convert_ids_to_tokens(panel.stream.tokens[0])
-    numbers = word_numbers(panel.content, panel.tokenizer)
+    read = panel.content[: 20 * MODALITIES["text"].max_tokens]  # as much as the model does
+    numbers = word_numbers(read, panel.tokenizer)
     shown = np.flatnonzero(panel.stream.entity[0].numpy() >= 0)
     line = [(pieces[n], panel.scores[n], numbers[n - 1] in list(panel.told)) for n in shown]
     _chips(panel, [line], _reach(panel.scores))
@@ -132,7 +134,7 @@ def _pairs(panel: Panel) -> None:
     entity, told = panel.stream.entity[0].numpy(), list(panel.told)
     summed = [float(panel.scores[entity == n].sum()) for n in range(2 * len(panel.content))]
     rows = [
-        [(short(text, 1, 26), summed[2 * n + side], n in told) for side, text in enumerate(pair)]
+        [(cut(text, 1, 26), summed[2 * n + side], n in told) for side, text in enumerate(pair)]
         for n, pair in enumerate(panel.content)
     ]
     if len(rows) > (room := int(panel.at[3] / LINE)):  # the strongest, and how many more there are

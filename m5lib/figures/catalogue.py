@@ -179,7 +179,7 @@ def _drawn(draw, axes: Axes, content) -> bool:
     """Draw a content, unless it cannot be: features in its place, as in the official data."""
     try:
         draw(axes, content)
-    except MediaError:
+    except (MediaError, OSError):  # or a file that is gone since
         return False
     return True
 

@@ -200,7 +200,7 @@ def thumbnails(files: Sequence) -> list[str]:
     pictures = [Image.new("RGB", (1, 1), "#eeeeee") for _ in files]
     for number, file in enumerate(files):
         if file is not None:
-            with suppress(MediaError):
+            with suppress(MediaError, OSError):
                 pictures[number] = open_image(file, 2 * SIDES[0])
     for side in SIDES:
         small = []

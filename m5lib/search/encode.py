@@ -222,6 +222,8 @@ def _content(modality: str, given: Any, name: str) -> Any:
         with reading(f"{whose} {said:.60}", 'give attributes as {"colour": "red"}'):
             given = json.loads(given) if isinstance(given, str) else given
             pairs = given.items() if isinstance(given, Mapping) else given  # a key may repeat
+            if any(isinstance(pair, str) for pair in pairs):  # "XL" is no pair
+                raise ValueError("words, not pairs of a name and a value")
             pairs = tuple((words(key), words(value)) for key, value in pairs)
             if not all(map(all, pairs)):
                 raise ValueError("an attribute without a value")

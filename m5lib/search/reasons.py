@@ -142,6 +142,7 @@ def _tokens(
 
 def _words(text: str, tokenizer, count: int) -> tuple[np.ndarray, list[str]]:
     """Which of its words each of the first pieces of a text lies in, and what these are."""
+    text = text[: 20 * MODALITIES["text"].max_tokens]  # as much as the model reads
     made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     groups = np.array(made.word_ids()[:count])
     spans = pd.DataFrame(made["offset_mapping"][:count]).groupby(groups).agg({0: "min", 1: "max"})

@@ -3,6 +3,7 @@ import io
 import warnings
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,10 +12,12 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 
 from m5lib import figures
+from m5lib.data import MediaFile, decoding
 from m5lib.data.extractors import PLAIN
 from m5lib.data.store import extract
 from m5lib.evaluation import probes
-from m5lib.figures import style, tokens
+from m5lib.figures import catalogue as catalogue_figures
+from m5lib.figures import maps, style, tokens
 from m5lib.shop import listings
 
 
@@ -195,6 +198,13 @@ def test_a_title_is_cut_where_a_language_has_no_spaces():
     assert style.cut("红色连衣裙夏季新款" * 4, 2, 10) == "红色连衣裙夏季新款红\n色连衣裙夏季新款红…"
     assert style.cut("x" * 30, 1, 10) == "xxxxxxxxx…" and style.cut("x" * 10, 1, 10) == "x" * 10
     assert style.cut("a red shirt", 1, 8) == "a red…" and style.cut("", 1) == ""
+
+
+def test_a_picture_that_is_gone_since_is_not_drawn(tmp_path):
+    axes = plt.figure().subplots()
+    gone = MediaFile(tmp_path / "gone.jpg", size=9)
+    assert not catalogue_figures._drawn(lambda axes, file: decoding.open_image(file), axes, gone)
+    assert maps.thumbnails([gone]) == maps.thumbnails([None])
 
 
 def test_titles_and_labels_with_dollars_are_drawn(tmp_path):

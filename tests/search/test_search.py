@@ -25,6 +25,7 @@ from m5lib.embeddings import ACROSS, DEFAULT, embeddings
 from m5lib.evaluation import evaluate
 from m5lib.figures.style import QUIET, RIGHT, WRONG
 from m5lib.lab import runs
+from m5lib.modalities import MODALITIES
 from m5lib.model import Model
 from m5lib.models import zoo
 from m5lib.search import intake
@@ -469,6 +470,15 @@ def test_words_of_a_title_are_whole_whatever_the_tokenizer():
     assert len(groups) == 3 and words[0] == "red" and text.startswith(" ".join(words))
 
 
+def test_words_of_a_title_longer_than_the_model_reads(index):
+    """A run of letters that the model reads cut off is other pieces than the whole run."""
+    text, tokenizer = " ".join(["shirt" * 22] * 7), index.model.tokenizer
+    row = MODALITIES["text"]
+    read = tokenizer(text[: 20 * row.max_tokens], add_special_tokens=False)["input_ids"]
+    groups, words = _words(text, tokenizer, len(read[: row.max_tokens]))
+    assert len(groups) == len(read[: row.max_tokens]) and words[0] == "shirt" * 22
+
+
 def test_planted_copies_are_found(index, home, tmp_path, monkeypatch):
     """Other ids, a word less in the title, a picture that was saved anew: they are found at the
     label-free threshold, among the first."""
@@ -507,7 +517,7 @@ def test_queries_as_people_type_them(index, tmp_path):
     assert typed.contents == {"table": ((attribute, "5"),)}
     for empty in ("", "{}", {}, None):
         assert index.product(text="x", table=empty).contents == {"text": "x"}
-    for words in ("{colour: red}", "[1, 2]", "red", '"red"', 3, ["red"]):
+    for words in ("{colour: red}", "[1, 2]", "red", '"red"', 3, ["red"], ["XL"], '["XL"]'):
         with pytest.raises(ValueError, match='table of the query .*; give attributes as {"colour"'):
             index.product(table=words)
     for picture in (b"bytes", 7):
