@@ -175,9 +175,9 @@ def corrected(claims: pd.DataFrame) -> pd.Series:
     """The verdicts after the correction of Benjamini and Hochberg (1995) over every claim tested:
     of those that differ, and of those that are equivalent, at most 5 % are expected to be so by
     chance. The p of equivalence is that of the widest interval that fits between the margins."""
-    if (claims["verdict"] == "not testable").all():
+    rows = claims[claims["verdict"] != "not testable"]
+    if rows.empty or (rows := rows[rows["p"].notna()]).empty:
         return claims["verdict"]
-    rows = claims[claims["p"].notna() & (claims["verdict"] != "not testable")]
     low, high, p = (rows[name].astype(float) for name in ("low", "high", "p"))
     differs = false_discovery_control(p) <= 0.05
     same = false_discovery_control([_p_equivalent(row) for row in rows.itertuples()]) <= 0.05

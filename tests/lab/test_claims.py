@@ -144,6 +144,8 @@ def test_the_shop_with_other_features_is_the_shop(tmp_path):
     assert [claims.margin(data) for data in several] == [0.05, 0.05, 0.03]
     untested = pd.DataFrame({"id": ids, "verdict": "not testable"})
     assert claims.corrected(untested).tolist() == ["not testable"] * 3
+    alone = untested.assign(verdict="undecided", p=np.nan, low=np.nan, high=np.nan)  # one seed
+    assert claims.corrected(alone).tolist() == ["undecided"] * 3
 
 
 def test_seeds_that_one_side_lacks_do_not_count():
