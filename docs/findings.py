@@ -273,8 +273,9 @@ def as_in_the_paper(path: Path, control: str) -> dict:
     return line | {"over": "seeds and queries", "the first is": WORDS[test["verdict"]]}
 
 
-def tuned(path: Path, line: dict) -> str:
-    """Accuracy of the best model after fine-tuning, beside SCALE's and the control's."""
+def after_tuning(path: Path, line: dict) -> str:
+    """Accuracy of the best model after fine-tuning, beside SCALE's and the control's; ``path``,
+    ``line``: a ``_best.csv`` and its first line."""
     table = pd.read_csv(path.with_name(path.name.replace("_best.csv", "_table5.csv")), index_col=0)
     ours, label = table["accuracy, ours"], line["first"].rpartition(", ")[0]
     control = next(name for name in ours.index if name.startswith("control"))
@@ -300,15 +301,16 @@ def best(results: Path) -> tuple[list[str], pd.DataFrame]:
             own[-1] |= {"difference": interval(*several), "over": "seeds and queries"}
             own[-1] |= {"the first is": WORDS[line.verdict]}
         said = f"On {name}, best on validation products: {own[0]['first']}. Against SCALE, CLIP, "
-        text.append(f"{said}CAPTURE and the best control, {counted(own)} {tuned(path, own[0])}")
+        text.append(
+            f"{said}CAPTURE and the best control, {counted(own)} {after_tuning(path, own[0])}"
+        )
         kept = path.with_name(path.name.replace("_best.csv", "_queries.parquet"))
         for second in [line["second"] for line in own if "control" in line["second"]]:
             first = f"SCALE, `{PAPER}`"
             own.append({"data": name, "first": first} | as_in_the_paper(kept, second))
             text.append(
-                f"Trained on and given picture and title, SCALE by the paper's own read-out has a "
-                f"mAP@10 of {own[-1].pop('SCALE')} on {name}, the {second} "
-                f"{own[-1].pop('control')}: {own[-1]['difference']}."
+                f"By the paper's own read-out SCALE has a mAP@10 of {own[-1].pop('SCALE')} on "
+                f"{name}, the {second} {own[-1].pop('control')}: {own[-1]['difference']}."
             )
         lines += own
     return text or ["Not recorded yet: `make results`."], pd.DataFrame(lines)
@@ -376,14 +378,14 @@ def take(results: Path) -> tuple[list[str], pd.DataFrame]:
 def answers(results: Path) -> list[str]:
     """In short, for the front page: what pre-training brings, each modality, the rivals, the
     scores, the losses, and how much of the paper is decided."""
-    text = []
-    _, table = losses(results)
-    whole = table[table["first"].str.startswith("both losses") & (table["second"] == "no loss")]
-    whole = whole.rename(columns={"of the second": "random", "of the first": "trained"})
+    text, (_, taught) = [], losses(results)
+    whole = taught[taught["first"].str.startswith("both losses") & (taught["second"] == "no loss")]
+    names = {"of the second": "random", "of the first": "trained", "the first is": "verdict"}
+    whole = whole.rename(columns=names)
     for data, rows in both(results, "simcl"):
         numbers = "; ".join(
             f"{line.first.removeprefix('both losses, ').replace('`', '')} {line.random} → "
-            f"{line.trained} ({line[-1]})"
+            f"{line.trained} ({line.verdict})"
             for line in whole[whole["data"] == NAMES[data]].itertuples()
         )
         text.append(
@@ -414,8 +416,8 @@ def answers(results: Path) -> list[str]:
             f"by validation products is {first}. Its lead before fine-tuning, in points of mAP@10 "
             f"of queries: over {rivals}."
         )
-    if lines := [line for line in said if line.startswith("Trained on")]:
-        text.append(f"**Against a control without a model.** {' '.join(lines)}")
+    if lines := [line for line in said if line.startswith("By the")]:
+        text.append(f"**The same against a control without a model.** {' '.join(lines)}")
     _, table = scores(results)
     for other in ("no scores", "released scores"):
         lines = table[table["second"] == other].to_dict("records")
@@ -423,13 +425,12 @@ def answers(results: Path) -> list[str]:
             f"**SIMCL's harmony scores as in SCALE, against {other}** (both data, two read-outs): "
             f"{counted(lines)}"
         )
-    _, table = losses(results)
     for other, what in (
         ("no loss", "The contrast alone, against random weights"),
         ("contrast only", "Masked tasks beside the contrast, against the contrast alone"),
     ):
         first = "contrast" if other == "no loss" else "both losses"
-        lines = table[(table["second"] == other) & table["first"].str.startswith(first)]
+        lines = taught[(taught["second"] == other) & taught["first"].str.startswith(first)]
         text.append(
             f"**{what}** (both data; mAP@10 by two read-outs, and accuracy): "
             f"{counted(lines.to_dict('records'))}"

@@ -206,7 +206,7 @@ def test_findings_follow_what_was_recorded(recorded):
     text, table = findings.best(recorded)
     (real,) = (line for line in text if line.startswith("On the real products"))
     assert "behind in 0" not in real and "behind" in set(table["the first is"])
-    (against,) = (line for line in text if line.startswith("Trained on") and "on the shop" in line)
+    (against,) = (line for line in text if line.startswith("By the paper's own") and "shop" in line)
     asked = intervals.read_asked(recorded / "baselines_queries.parquet", {"SCALE"})
     wanted = study.number("mAP@10_pretrain")
     mean = np.mean([100 * one.value(wanted) for one in asked.values()])

@@ -27,7 +27,7 @@ from m5lib.figures.style import (
     short,
     styled,
 )
-from m5lib.figures.tokens import GAP, LINE, chip, chip_width, drawable, frame
+from m5lib.figures.tokens import GAP, LINE, as_read, chip, chip_width, drawable, frame
 from m5lib.modalities import MODALITIES
 from m5lib.models.words import word_numbers
 from m5lib.streams import Stream, Streams
@@ -122,8 +122,7 @@ def _regions(panel: Panel) -> None:
 def _words(panel: Panel) -> None:
     """The word pieces."""
     pieces = panel.tokenizer.convert_ids_to_tokens(panel.stream.tokens[0])
-    read = panel.content[: 20 * MODALITIES["text"].max_tokens]  # as much as the model does
-    numbers = word_numbers(read, panel.tokenizer)
+    numbers = word_numbers(as_read(panel.content), panel.tokenizer)
     shown = np.flatnonzero(panel.stream.entity[0].numpy() >= 0)
     line = [(pieces[n], panel.scores[n], numbers[n - 1] in list(panel.told)) for n in shown]
     _chips(panel, [line], _reach(panel.scores))

@@ -22,6 +22,7 @@ from m5lib.figures.style import (
     plain,
     styled,
 )
+from m5lib.modalities import MODALITIES
 from m5lib.streams import Streams
 
 #: What became of a word piece, how its chip is painted (face, edge, letters), and the legend.
@@ -44,6 +45,11 @@ def drawable(streams: Streams, row: int | np.integer) -> dict[str, object]:
     bare = [name for name, made in streams.settings.items() if made["extractor"] in stored]
     contents = streams.catalogue.products[row].contents
     return {name: content for name, content in contents.items() if name not in bare}
+
+
+def as_read(title: str) -> str:
+    """As much of a title as the model reads (:func:`m5lib.streams.word_pieces`)."""
+    return title[: 20 * MODALITIES["text"].max_tokens]
 
 
 class Pieces(NamedTuple):

@@ -175,8 +175,9 @@ def corrected(claims: pd.DataFrame) -> pd.Series:
     """The verdicts after the correction of Benjamini and Hochberg (1995) over every claim tested:
     of those that differ, and of those that are equivalent, at most 5 % are expected to be so by
     chance. The p of equivalence is that of the widest interval that fits between the margins."""
-    rows = claims[claims["verdict"] != "not testable"]
-    if rows.empty or (rows := rows[rows["p"].notna()]).empty:
+    known = claims.get("p", pd.Series(np.nan, claims.index)).notna()
+    rows = claims[known & (claims["verdict"] != "not testable")]
+    if rows.empty:
         return claims["verdict"]
     low, high, p = (rows[name].astype(float) for name in ("low", "high", "p"))
     differs = false_discovery_control(p) <= 0.05

@@ -108,11 +108,11 @@ def build(
         raise DataError(f"{catalogue.name}: {few}, or `model`, a run's folder")
     else:
         streams = runs.streams_of(catalogue, features, size, tokenizer=bert)
-        given = {"extractors": extractors, "bert": bert, "epochs": 0.0}  # notebook 05's run
-        job = runs.Job(profile, "scale_fused", seed=seed, **given)
-        run = runs.pretrained(job, streams)
+        more = {"extractors": extractors, "bert": bert, "epochs": 0.0}  # the run of notebook 05
+        run = runs.pretrained(runs.Job(profile, "scale_fused", seed=seed, **more), streams)
         trained, folder = run.model, run.folder
-    vectors = (encoder := Encoder(trained, made)).embed(streams, range(len(streams)))
+    encoder = Encoder(trained, made)
+    vectors = encoder.embed(streams, range(len(streams)))
     how = recording.provenance(profile, seed, time.monotonic() - begun, extractors, bert)
     how |= {"model": str(folder.name), "fingerprint": catalogue.fingerprint}
     how["data"] = runs.data_name(catalogue, trained.extractors, "" if model else bert)

@@ -20,6 +20,7 @@ from m5lib.catalogue import Product
 from m5lib.embeddings import ACROSS, DEFAULT, read_out
 from m5lib.explain import attribution
 from m5lib.figures import attribution as figures
+from m5lib.figures.tokens import as_read
 from m5lib.lab import checked
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model, Output
@@ -142,7 +143,7 @@ def _tokens(
 
 def _words(text: str, tokenizer, count: int) -> tuple[np.ndarray, list[str]]:
     """Which of its words each of the first pieces of a text lies in, and what these are."""
-    text = text[: 20 * MODALITIES["text"].max_tokens]  # as much as the model reads
+    text = as_read(text)
     made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     groups = np.array(made.word_ids()[:count])
     spans = pd.DataFrame(made["offset_mapping"][:count]).groupby(groups).agg({0: "min", 1: "max"})

@@ -9,6 +9,8 @@ import torch
 
 from m5lib.figures import attribution as figures
 from m5lib.figures.style import RIGHT, WRONG
+from m5lib.modalities import MODALITIES
+from m5lib.streams import word_pieces
 
 
 def tokens(figure):
@@ -53,6 +55,19 @@ def test_what_a_page_has_no_room_for_is_said():
     words, (axes, more) = tokens(figure)[7:], (figure.axes[1], figure.axes[1].texts[-1])
     assert more.get_text() == "…" and 5 < len(words) < 80
     assert all(text.get_position()[1] <= axes.get_ylim()[0] for text in axes.texts)
+
+
+def test_a_title_longer_than_the_model_reads_is_drawn(stream_set):
+    """What the model reads of it may end in a run of letters that is other pieces when whole."""
+    text, tokenizer = " ".join(["shirt" * 22] * 7), stream_set.tokenizer
+    made, _ = word_pieces([text], MODALITIES["text"], tokenizer)
+    pieces, entity = torch.as_tensor(made.T.copy())
+    stream = SimpleNamespace(tokens=pieces[None], entity=entity[None])
+    given = {"told": [6], "tokenizer": tokenizer, "settings": {}, "step": None}
+    figure = plt.figure()
+    scores = np.ones(len(pieces))
+    figures._words(figures.Panel(figure, (0, 0, 60.0, 60.0), text, stream, scores, **given))
+    assert len(tokens(figure)) == int((entity >= 0).sum()) > 7  # the last word in pieces
 
 
 def test_colours_have_the_sign_of_the_score():
