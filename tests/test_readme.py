@@ -201,6 +201,12 @@ def test_findings_follow_what_was_recorded(recorded):
     text, table = findings.scores(recorded)
     none = table[(table["second"] == "no scores") & (table["data"] == "the shop")]
     assert list(none["the first is"]) == ["ahead", "ahead"] and "ahead in 2" in text[0]
+    frame = claims.judged(recorded / "claims.json")
+    for said, (_, part) in zip(findings.held(recorded)[0], frame.groupby("data"), strict=False):
+        part = part[part["verdict"] != "not testable"]
+        fair = part[~part["calibrated"] & ~part["unaffordable"]]
+        every, left = (100 * (own["verdict"] == "undecided").mean() for own in (part, fair))
+        assert f"{every:.0f} % of all, and {left:.0f} % of the {len(fair)} that" in said
     best = recorded / "baselines_fashion_best.csv"
     best.write_text(re.sub("confirmed|undecided", "contradicted", best.read_text()))
     text, table = findings.best(recorded)
