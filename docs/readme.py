@@ -33,7 +33,7 @@ def chosen(rows: pd.DataFrame) -> str:
     part = recording.pick(rows, {"convention": recording.VALIDATION, "state": "pretrained"})
     part = part[~part["variant"].str.contains(",")]  # those were seen on the way
     means = part.groupby("variant")["value"].mean()
-    return DEFAULT if means.get(DEFAULT, -1.0) >= means.max() else means.idxmax()
+    return DEFAULT if means.empty or means.get(DEFAULT, -1.0) >= means.max() else means.idxmax()
 
 
 def _shown(rows: pd.DataFrame) -> list[str]:
@@ -301,7 +301,10 @@ def blocks(results: Path) -> dict[str, str]:
     """The generated parts of README and docs, name -> text: those whose files are there."""
     text = {}
     for name, file, notebook, table in TABLES:
-        if (path := results / file).exists():
+        if not (path := results / file).exists():
+            continue
+        text[name] = f"`results/{file}` holds nothing of `{notebook}`."  # products without labels
+        if notebook in recording.read_results(path)["provenance"]:
             text[name] = f"{markdown(table(path))}\n\n{made_by(path, notebook)}"
     paths = {"shop": results / "simcl.json", "real products": results / "simcl_fashion.json"}
     if all(path.exists() for path in paths.values()):

@@ -15,6 +15,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import joblib
+import torch
+
 from m5lib import ROOT, home
 from m5lib.data import locked, write_json
 from m5lib.files import reading
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     option, names = parser.add_argument, list(dict.fromkeys(name for _, name in _todo()))
     option("--profile", default="small", choices=list(runs.PROFILES))
     option("--first", default="quick", choices=[*runs.PROFILES, "none"], help="of first answers")
-    option("--seeds", type=int, default=3)
+    option("--seeds", type=int, default=3, help="of every study; 1 or more")
     option("--data", default="", help="folder or file of real products, after the shop")
     option("--products", type=int, default=0, help="of the real ones at most so many; 0: all")
     option("--fair", action="store_true", help="each rival at its own rate and temperature")
@@ -53,8 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, begun = parser.parse_args(arguments), time.monotonic()
     if options.data and not Path(options.data).exists():
         parser.error(f"--data {options.data}: no such file or folder")
+    if options.seeds < 1 or (options.workers or 1) < 1:
+        parser.error("--seeds, --workers: give 1 or more")
     notebooks.show_progress()
-    workers = options.workers or sweep.side_by_side(options.profile)
+    workers = options.workers or side_by_side(options.profile)
     rounds = sorted({1, min(3, options.seeds), options.seeds})
     todo, done = planned(options, options.profile, options.seeds), []
     points = seeds_of(todo)
@@ -85,10 +90,12 @@ def planned(
 ) -> list[Task]:
     """What the options ask for, studies first, the shop's beside those of real products. ``first``:
     with every rival at SCALE's rate, and as many real products as the profile reads."""
-    todo = []
+    todo, names = [], [name for _, name in _todo()]
     places = ("shop", *([str(Path(options.data).resolve())] if options.data else []))
     for (path, name), data in itertools.product(_todo(), places):
         place = "" if data == "shop" else Path(data).name.split("-")[0]
+        if data != "shop" and place in ("", *names):  # those files are of the shop
+            place += "_products"
         if name not in options.only or (place and name in SHOP_ONLY):
             continue
         known, given = notebooks.parameters_of(path), {"profile": profile, "data": data}
@@ -145,7 +152,8 @@ def made(
     }  # finished ones took their time in an earlier call
     sweep.run([point for own in part.values() for point in own], workers=workers)
     for record, own in part.items():  # before the recording, which may be stopped
-        took = [x for p in own if (x := p.ended()["seconds"]) == x]  # NaN: lost
+        ended = [p.ended() for p in own]
+        took = [one["seconds"] for one in ended if one.get("status") == "finished"]
         _timed(_kept(points[record][0].parameters, record), took)
     broken = [
         record
@@ -187,6 +195,16 @@ def recorded(todo: Sequence[Task], workers: int) -> list[dict]:
 
 def _pages() -> None:
     subprocess.run([sys.executable, ROOT / "docs" / "readme.py"], check=True)
+
+
+def side_by_side(profile: str) -> int:
+    """How many runs of a profile pay at once: one for each core; where there is CUDA, models of
+    ``full`` one after another, smaller ones, which wait for the host, one for two cores as long as
+    each has 4 GiB of the device."""
+    if not torch.cuda.is_available():
+        return joblib.cpu_count()
+    room = torch.cuda.get_device_properties(0).total_memory // 2**32
+    return 1 if profile == "full" else max(1, min(joblib.cpu_count() // 2, room))
 
 
 def _kept(given: Mapping, record: str) -> str:

@@ -17,6 +17,7 @@ from conftest import ROOT, script_of
 
 from m5lib.data import write_json
 from m5lib.embeddings import DEFAULT
+from m5lib.evaluation import stats
 from m5lib.lab import claims, recording, study
 
 CONTEXT = {
@@ -235,6 +236,45 @@ def test_findings_follow_what_was_recorded(recorded):
     assert findings.page(recorded, readme.markdown) != before
 
 
+def test_the_safe_readout_is_that_of_the_least_loss_not_of_the_best_mean(tmp_path):
+    """``encoded_first`` gives most of picture and title, and next to nothing with the table."""
+    seen = {("I+T", "encoded_first"): 0.9, ("I+T+Tab", "encoded_first"): 0.1}
+    seen |= {("I+T", DEFAULT): 0.4, ("I+T+Tab", DEFAULT): 0.4, ("I+T", "a, b"): 1.0}
+    shared = {"task": "retrieval", "metric": "mAP@10", "convention": recording.VALIDATION}
+    rows = [
+        CONTEXT | shared | {"seed": 0, "state": state, "modalities": given, "variant": variant}
+        | {"model": model, "value": value - 0.01 * (model == "other") + (state == "untrained")}
+        for (given, variant), value in seen.items()
+        for model in ("plain", "other") for state in ("pretrained", "untrained")
+    ]  # fmt: skip
+    recording.save_results(tmp_path / "weights.json", rows, {})
+    text, table = findings.take(tmp_path)
+    assert text[0].startswith(
+        "Given picture and title, best: *plain* read as `encoded_first` (90.0 %; by the default "
+        f"`{DEFAULT}` 40.0 %). Given the table too, best: *plain* read as `{DEFAULT}` (40.0 %)."
+    )
+    assert text[0].endswith(f"is `{DEFAULT}`, the default, by which the library searches.")
+    assert list(table.columns) == ["given", "model", "encoded_first", DEFAULT] and len(table) == 4
+
+
+def test_of_products_without_labels_the_pages_say_that_nothing_was_measured(tmp_path):
+    """``make demo`` leaves notebook 05 out there; what validation products choose is the default
+    read-out where nothing was chosen, and is chosen among trained models."""
+    row = CONTEXT | {"notebook": "01_explore", "seed": 0, "state": "control", "variant": "v"}
+    row |= {"task": "t", "metric": "m", "convention": "", "value": 0.5}
+    made = recording.provenance("tiny", 0, 1.0)
+    recording.save_results(tmp_path / "demo.json", [row], made)
+    said = readme.blocks(tmp_path)["demo"]
+    assert said == "`results/demo.json` holds nothing of `05_downstream`."
+    assert readme.chosen(recording.load_results(tmp_path / "demo.json")) == DEFAULT
+    seen = {("pretrained", "a"): 0.4, ("pretrained", "b"): 0.3, ("untrained", "b"): 0.9}
+    rows = [
+        row | {"state": state, "variant": variant, "value": value}
+        | {"convention": recording.VALIDATION} for (state, variant), value in seen.items()
+    ]  # fmt: skip
+    assert readme.chosen(pd.DataFrame(rows)) == "a"
+
+
 def test_of_which_code_the_results_are(tmp_path):
     for name, code in (("demo", "new"), ("model", "new"), ("weights", "old")):
         content = {"provenance": {"n": {"code": code}}, "measured": []}
@@ -387,6 +427,12 @@ def test_a_comparison_is_the_first_less_the_second_over_their_seeds():
     low, high = (f"{100 * (gains.mean() + x):+.1f}" for x in (-half, half))
     assert line["difference"] == f"{100 * gains.mean():+.1f} [{low}, {high}]"
     assert line["the first is"] == "ahead" and line["of the second"] == "40.3"
+    near = pd.Series({0: 0.52, 1: 0.5, 2: 0.51}), pd.Series({0: 0.5, 1: 0.5, 2: 0.5})
+    test = stats.paired_seeds(near[0].to_numpy(), near[1].to_numpy())
+    assert test.low < 0 and 0.03 < test.high < 0.05
+    verdicts = [findings.row(data, "a", near[0], "b", near[1]) for data in ("shop", "fashion")]
+    assert [line["the first is"] for line in verdicts] == ["level", "undecided"]
+    assert [line["over"] for line in verdicts] == ["seeds and queries", "seeds"]
     back = findings.row("shop", "b", other, "a", one)
     assert back["the first is"] == "behind" and findings.counted([line, back]) == (
         "of 2 comparisons it is ahead in 1, behind in 1, level in 0, undecided in 0."

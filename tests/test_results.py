@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+import torch
 from conftest import ROOT
 
 import results
@@ -72,6 +73,7 @@ def test_results_are_made_of_what_the_notebooks_name(made, tmp_path):
     for stem, given in ran:
         (path,) = [path for path in notebooks.find() if path.stem == stem]
         notebooks.check(path, given)
+    assert "simcl" not in results.times() and "mem_vs_mlm" in results.times()  # the former failed
     studies = [p for p in notebooks.find() if "seeds" in notebooks.parameters_of(p)]
     assert studies and all(notebooks.results_of(path) for path in studies)
 
@@ -278,3 +280,39 @@ def test_studies_with_titles_from_a_bert_are_recorded_beside_the_others(made, tm
         for p in ("quick", "small")
         for stem, record in both
     ]
+
+
+@pytest.mark.parametrize(
+    "cuda, cores, gib, profile, jobs",
+    [
+        (False, 6, 0, "small", 6),
+        (True, 16, 80, "small", 8),
+        (True, 16, 80, "full", 1),
+        (True, 16, 10, "tiny", 2),
+        (True, 1, 80, "small", 1),
+    ],
+)
+def test_as_many_runs_side_by_side_as_pay(cuda, cores, gib, profile, jobs, monkeypatch):
+    device = type("Device", (), {"total_memory": gib * 2**30})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    monkeypatch.setattr(results.joblib, "cpu_count", lambda: cores)
+    assert results.side_by_side(profile) == jobs
+
+
+@pytest.mark.parametrize("name", ["demo", "maps-2", "-x"])
+def test_products_named_like_a_results_file_record_into_files_of_their_own(name, made, tmp_path):
+    ran, _ = made
+    Path(tmp_path / "data" / name).mkdir(parents=True)
+    real, words = str(tmp_path / "data" / name), ["--seeds", "1", "--only", "maps", "demo"]
+    results.main([*words, "--first", "none", "--data", real])
+    own = {given["record"] for _, given in ran if given["data"] == real}
+    place = f"{name.split('-')[0]}_products"
+    assert own == {place, f"maps_{place}"}
+
+
+@pytest.mark.parametrize("words", [("--seeds", "0"), ("--seeds", "-1"), ("--workers", "-2")])
+def test_no_seeds_and_no_workers_are_said(words, made, capsys):
+    with pytest.raises(SystemExit):
+        results.main(words)
+    assert "give 1 or more" in capsys.readouterr().err and not made[0]

@@ -8,6 +8,7 @@ another type, is an error before the kernel starts (papermill only warns). From 
 import argparse
 import ast
 import html
+import json
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 from urllib.parse import quote
@@ -23,7 +25,7 @@ from urllib.parse import quote
 import nbformat
 
 from m5lib import ROOT, home
-from m5lib.files import whole_file
+from m5lib.files import reading, whole_file
 
 
 class ParameterError(ValueError):
@@ -112,6 +114,25 @@ def _exists(file: str, name: str, value: object, default: object) -> None:
             made(value)
         except ValueError as error:
             raise ParameterError(f"{file}: {error}") from None
+
+
+def assignments(notebook: Path, words: Sequence[str], several: bool) -> dict:
+    """``name=value`` as the notebook's default is: text, or JSON (or Python's True and False);
+    ``several`` between commas."""
+    known, parameters = parameters_of(notebook), {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if not text or name in parameters:
+            raise ParameterError(f"{word!r}: write each parameter once, as name=value")
+        values = text.split(",") if several else [text]
+        if type(known.get(name, "")) is not str:
+            with suppress(ValueError):  # said by `check`, with the parameter's name
+                values = json.loads(re.sub("True|False", lambda x: x[0].lower(), f"[{text}]"))
+        if not several and len(values) != 1:
+            mend = "one value is needed here; several are for --grid, a number has a decimal point"
+            raise ParameterError(f"{word!r}: {mend}")
+        parameters[name] = values if several else values[0]
+    return parameters
 
 
 def _manager(environment: Mapping[str, str]) -> type:
@@ -251,9 +272,13 @@ def write_index(folder: Path, table: str = "", figures: Sequence[Path] = ()) -> 
     cards, results = [], f'<h1>Results</h1><div class="wide">{table}</div>' if table else ""
     for notebook in sorted(folder.glob("*.ipynb")):
         page = notebook.with_suffix(".html")
-        if not page.exists() or page.stat().st_mtime < notebook.stat().st_mtime:
-            to_html(notebook)
-        cards.append(_card(notebook))
+        try:
+            with reading(notebook, "delete it, or run it again"):
+                if not page.exists() or page.stat().st_mtime < notebook.stat().st_mtime:
+                    to_html(notebook)
+                cards.append(_card(notebook))
+        except ValueError as error:
+            print(f"left out of index.html: {error}")
     for figure in figures:
         address = quote(os.path.relpath(figure, folder).replace(os.sep, "/"))
         name = html.escape(figure.stem)
@@ -300,7 +325,7 @@ def _run_all(options: argparse.Namespace) -> int:
     """What the command line asks for, one notebook after another, and their page."""
     from m5lib.data import locked
     from m5lib.data.backbones import absolute, choose
-    from m5lib.lab import recording, runs, sweep
+    from m5lib.lab import recording, runs
     from m5lib.models.pretrained import read_bert
 
     begun, failed = time.monotonic(), {}
@@ -322,7 +347,7 @@ def _run_all(options: argparse.Namespace) -> int:
     given = {}
     for notebook in todo:
         own = {name: x for name, x in shared.items() if name in parameters_of(notebook)}
-        given[notebook] = own | sweep.assignments(notebook, options.set, several=False)
+        given[notebook] = own | assignments(notebook, options.set, several=False)
         check(notebook, given[notebook])
     with locked(reports / ".lock"):  # a second call waits: notebooks are written in place
         for notebook in todo:

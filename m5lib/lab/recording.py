@@ -176,11 +176,11 @@ CODE = ("m5lib", "notebooks", "benchmarks/*.py", "paper")
 
 
 @cache  # a commit while a notebook runs is not the code that it runs
-def _git(*words: str) -> str:
+def _git(*words: str) -> str | None:
     command, quiet = ["git", "-C", str(ROOT), *words], {"stderr": subprocess.DEVNULL}
     with suppress(OSError, subprocess.SubprocessError):
-        return subprocess.check_output(command, text=True, timeout=10, **quiet).strip()
-    return ""
+        return subprocess.check_output(command, text=True, timeout=60, **quiet).strip()
+    return None
 
 
 def device_name(device: torch.device) -> str:
@@ -196,13 +196,16 @@ def device_name(device: torch.device) -> str:
 def provenance(
     profile: str, seed: int, seconds: float, extractors: str = "", bert: str = ""
 ) -> dict:
-    """How numbers came to be: commit (``+`` where code was changed since), versions, device,
-    profile, seed, the choice of extractors, the weights of the BERT that titles started from, wall
-    time in seconds."""
+    """How numbers came to be: commit (``+`` where code was changed since, or nobody can say; of a
+    copy without git, or in another project's repository, none), versions, device, profile, seed,
+    the choice of extractors, the weights of the BERT that titles started from, wall time in
+    seconds."""
     packages = ("torch", "transformers", "scikit-learn", "numpy")
-    changed = "+" if _git("status", "--porcelain", "--", *CODE) else ""
+    ours = _git("ls-files", "--", *CODE)
+    commit = ours and _git("rev-parse", "--short=12", "HEAD") or ""
+    changed = "+" if commit and _git("status", "--porcelain", "--", *CODE) != "" else ""
     return {
-        "commit": _git("rev-parse", "--short=12", "HEAD") + changed,
+        "commit": commit + changed,
         "code": code_version(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "device": device_name(best_device()),

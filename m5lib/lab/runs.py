@@ -28,7 +28,7 @@ from m5lib.evaluation.evaluate import fit_readouts, spread
 from m5lib.evaluation.separation import glance
 from m5lib.files import reading, whole_file
 from m5lib.lab import checked, code_version, digest
-from m5lib.modalities import MODALITIES, codes, from_codes
+from m5lib.modalities import MODALITIES, codes, from_codes, ordered
 from m5lib.model import Model
 from m5lib.models.finetune import Classifier, classify, finetune, labels_of
 from m5lib.models.parallel import Parts, ahead, launch, led, meet
@@ -130,7 +130,8 @@ def load(
         catalogue = thin(whole, profile.products)
         others = set(whole.ids) - set(catalogue.ids)
         skipped = tuple(skip for skip in catalogue.skipped if skip.where not in others)
-        catalogue = replace(catalogue, skipped=skipped)
+        name = "products" if catalogue.name.partition(" (")[0] == "shop" else catalogue.name
+        catalogue = replace(catalogue, skipped=skipped, name=name)  # shop.csv is not the shop
     cache = home("cache", f"{catalogue.name}-{catalogue.fingerprint}")
     if stored:
         return m5features.read_features(data, catalogue, cache, chosen)
@@ -172,8 +173,7 @@ class Job:
     ``products`` says which of the training products pre-train: ``all``; those that are
     ``complete``, with every modality of the model (Table 10); or ``none``: fine-tuning then starts
     from random weights. ``bert`` settles width and heads, and the streams must have its tokenizer
-    (:func:`m5lib.models.pretrained.starting`). ``devices`` train a batch together: the same
-    batches, the same run (:mod:`m5lib.models.parallel`).
+    (:func:`m5lib.models.pretrained.starting`). ``devices`` share batches: the same run.
 
     Raises ``ValueError``: a field of another kind, below 0 or without end, no device, or no pairs.
     """
@@ -199,9 +199,11 @@ class Job:
     def __post_init__(self):
         check_choices(self)
         for name, value in vars(self).items():
-            least = int(name == "devices")
+            least, kind = int(name == "devices"), type(getattr(Job, name))
             if isinstance(value, int | float) and not least <= value < 2**63:
                 raise ValueError(f"{name} {value}: give a number from {least} on")
+            if isinstance(value, int | float) and value == kind(value):  # 0.0 epochs are 0
+                object.__setattr__(self, name, kind(value))
         with reading("settings or changes", 'give pairs, such as (("width", 64),)'):
             dict(self.settings), dict(self.changes)
 
@@ -262,8 +264,8 @@ def data_name(catalogue: Catalogue, settings: Mapping[str, Mapping], bert: str =
     plain = {name: store.settings(extractor) for name, extractor in PLAIN.items()}
     others = [
         f"{name}={made['extractor']}" + f":{made.get('weights') or ''}"[:9].rstrip(":")
-        for name, made in settings.items()
-        if computed(made) != plain.get(name)
+        for name in ordered(settings)
+        if "extractor" in (made := settings[name]) and computed(made) != plain.get(name)
     ]
     others += [f"text=bert:{read_bert(bert).version[:8]}"] if bert else []
     return f"{catalogue.name} ({', '.join(others)})" if others else catalogue.name

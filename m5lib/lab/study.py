@@ -14,7 +14,7 @@ import pandas as pd
 
 from m5lib import ROOT
 from m5lib.catalogue import Catalogue
-from m5lib.data import whole_file, write_json
+from m5lib.data import locked, whole_file, write_json
 from m5lib.embeddings import DEFAULT, PAPER
 from m5lib.evaluation import evaluate
 from m5lib.evaluation.controls import strongest
@@ -124,12 +124,15 @@ def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> St
     measured_by = code_version("evaluation", "lab/study.py", "lab/runs.py")
     kept = run.folder / f"metrics-{measured_by}.json"
     by_query = run.folder / f"queries-{measured_by}.parquet"
-    if not (kept.exists() and by_query.exists()):
-        numbers, queries = _measure(run, job, streams)
-        with whole_file(by_query) as path:
-            queries.to_parquet(path, index=False)
-        write_json(kept, numbers)
+    with locked(run.folder / ".lock"):  # of two processes the second only reads
+        if not (kept.exists() and by_query.exists()):
+            numbers, queries = _measure(run, job, streams)
+            with whole_file(by_query) as path:
+                queries.to_parquet(path, index=False)
+            write_json(kept, numbers)
     context = run.context(notebook, job, streams.catalogue) | ({"model": label} if label else {})
+    made = {name: own.settings or {} for name, own in streams.features.items()}
+    context["data"] = runs.data_name(streams.catalogue, made, job.bert)  # alike in every row
     with reading(kept, "delete it to measure again"):
         rows = recording.rows(json.loads(kept.read_text(encoding="utf-8")), context)
     size = sum(p.numel() for p in run.model.parameters())
@@ -195,7 +198,9 @@ def studies(
         products: at most so many, evenly over the splits, if not of the shop; 0: the profile's.
         more: fields of all jobs where the grid does not say, such as ``bert``.
     """
-    size, result = sized(profile, products), {}
+    size, result, seeds = sized(profile, products), {}, list(seeds)
+    for label in [x for x, row in grid.items() if row.get("seeds", 2**63) <= min(seeds, default=0)]:
+        print(f"{label}: left out, it is run with seeds below {grid[label]['seeds']} only")
     for seed in seeds:
         loaded = runs.load(data, size, seed, extractors)
         rows = {label: row for label, row in grid.items() if seed < row.get("seeds", seed + 1)}
@@ -238,8 +243,7 @@ def jobs(
             names, known = ", ".join(sorted(unknown)), ", ".join(sorted(fields))
             raise ValueError(f"{label}: a job has no {names}; it has {known}")
         own = {name: value for name, value in settings.items() if name in fields}
-        shared = {"profile": size.name, "seed": seed, "extractors": extractors}
-        job = runs.Job(**shared | more | own)
+        job = runs.Job(**dict(profile=size.name, seed=seed, extractors=extractors) | more | own)
         streams = runs.streams_of(catalogue, features, size, modalities, job.tokenizer or job.bert)
         about_missing = job.products == "complete" or dict(job.changes).get("missing") == "impute"
         if about_missing and catalogue.presence[list(streams.modalities)].to_numpy().all():
@@ -346,8 +350,7 @@ def controls(
 
 def tidy(studies: Studies) -> pd.DataFrame:
     """The result rows of all studies, with their label in the grid in a further column."""
-    parts = [study.rows.assign(label=label) for (label, _), study in studies.items()]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat([x.rows.assign(label=of) for (of, _), x in studies.items()], ignore_index=True)
 
 
 def only(studies: Studies, labels: Iterable[str]) -> dict[tuple[str, int], Study]:
@@ -356,14 +359,11 @@ def only(studies: Studies, labels: Iterable[str]) -> dict[tuple[str, int], Study
 
 
 def published(name: str, label: str, **only: str) -> pd.DataFrame:
-    """A table of ``paper/tables`` by its column of labels; ``only`` keeps rows of these values."""
+    """A table of ``paper/tables`` by its column of labels, sets of modalities in our order (``T+I
+    -> I+T``); ``only`` keeps rows of these values."""
     frame = pd.read_csv(ROOT / "paper" / "tables" / f"{name}.csv")
-    return (pick(frame, only) if only else frame).set_index(label)
-
-
-def ordered_codes(text: str) -> str:
-    """``T+I -> I+T``: the paper's sets of modalities in the order of our tables."""
-    return codes(from_codes(text))
+    frame = (pick(frame, only) if only else frame).set_index(label)
+    return frame.rename(lambda x: codes(from_codes(x))) if label == "modalities" else frame
 
 
 def values(studies: Studies, wanted: str | Mapping[str, str]) -> pd.DataFrame:

@@ -10,9 +10,10 @@
 
 On a cluster the call is the same, with an executor of Dask or submitit (``docs/running.md``).
 
-A sweep lies in ``sweeps/<notebook>-<hash of its code and the library's>``: of each point the
-executed notebook, what it recorded in a folder, and last ``<point>.json`` with parameters, status,
-seconds and error; ``runs.parquet`` has a row for every run that ever ended there.
+A sweep lies in ``sweeps/<notebook>-<hash of its code and the library's>``: of each point (by its
+parameters, and the files that they name) the executed notebook, what it recorded in a folder, and
+last ``<point>.json`` with parameters, status, seconds and error; ``runs.parquet`` has a row for
+every run that ever ended there.
 """
 
 import argparse
@@ -93,11 +94,7 @@ def points(
     if clash := set(OUTCOME) & set(known):
         own = f"a sweep's table has its own column {min(clash)!r}; rename that parameter"
         raise ParameterError(f"{name}: {own}")
-    cells = nbformat.read(notebook, as_version=4).cells
-    code = [cell.source for cell in cells if cell.cell_type == "code"]
-    # not the cached version: kernels start with the library as it is now
-    version = digest([code, code_version.__wrapped__(*ROOMS)])
-    place = Path(folder or home("sweeps")).absolute() / f"{notebook.stem}-{version}"
+    place = Path(folder or home("sweeps")).absolute() / f"{notebook.stem}-{_version(notebook)}"
     found: dict[str, Point] = {}
     for own in grid:
         if both := set(own) & set(fixed):
@@ -107,10 +104,28 @@ def points(
         words = re.sub(r"[^A-Za-z0-9=,.+_-]+", "_", ",".join(changed))[:100] or "defaults"
         if "record" in known and not parameters["record"]:
             parameters["record"] = notebook.stem  # into the point's own folder, for `collect`
-        words += f"-{digest(parameters)}"
+        words += f"-{digest([parameters, _files(parameters)])}"
         label = " ".join(f"{key}={value}" for key, value in own.items()) or "defaults"
         found.setdefault(words, Point(words, label, parameters, place / f"{words}.ipynb", notebook))
     return list(found.values())
+
+
+def _version(notebook: Path) -> str:
+    """Of the code of a notebook and of the library, as they are now: not the cached version."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    return digest([code, code_version.__wrapped__(*ROOMS)])
+
+
+def _files(parameters: Mapping) -> list:
+    """Sizes and times of the files and folders that parameters name, and of what lies in these:
+    products that were changed are others. What lies deeper counts by its folder's time."""
+    texts = [text for text in parameters.values() if isinstance(text, str)]
+    words = {word for text in texts for word in (text, *re.split("[,=:]", text)) if word}
+    roots = [Path(word) for word in sorted(words) if os.path.exists(word)]
+    inside = (path for root in roots if root.is_dir() for path in sorted(root.glob("[!.]*")))
+    found = ((path, path.stat()) for path in (*roots, *inside) if path.exists())
+    return [[str(path), now.st_size, now.st_mtime_ns] for path, now in found]
 
 
 def run_point(
@@ -134,6 +149,8 @@ def run_point(
             error = failure.brief
         except Exception as failure:  # a killed kernel, a full disk: no reason to stop the others
             error = _line(failure)
+        if own and not error and not folder.parent.name.endswith(_version(Path(notebook))):
+            error = "code was changed while it ran; the same call runs it by the new one"
         outcome = {"parameters": parameters, "status": "failed" if error else "finished"}
         outcome |= {"seconds": round(time.monotonic() - start, 2), "output": output}
         write_json(marker, outcome := outcome | {"error": error, "begun": begun})
@@ -237,18 +254,6 @@ def run(
     )
 
 
-def side_by_side(profile: str) -> int:
-    """How many runs of a profile pay at once: one for each core; where there is CUDA, models of
-    ``full`` one after another, smaller ones, which wait for the host, one for two cores as long as
-    each has 4 GiB of the device."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return joblib.cpu_count()
-    room = torch.cuda.get_device_properties(0).total_memory // 2**32
-    return 1 if profile == "full" else max(1, min(joblib.cpu_count() // 2, room))
-
-
 def _threads(workers: int) -> dict[str, str]:
     """Variables that give a kernel its share of the cores, at most this process's own."""
     share, limit = max(1, joblib.cpu_count() // workers), os.environ.get("OMP_NUM_THREADS", "")
@@ -291,39 +296,23 @@ def _index(folder: Path) -> None:
 @checked
 def collect(frame: pd.DataFrame) -> pd.DataFrame:
     """The result rows that the finished runs of a sweep recorded (:func:`sweep`, or a
-    ``runs.parquet``), with the parameters that are no columns of theirs, and ``point``."""
+    ``runs.parquet``), with the parameters that are no columns of theirs, and ``point``. Raises
+    ``ValueError``: a run's folder is not there."""
     from m5lib.lab.recording import COLUMNS, load_results
 
     more = [name for name in frame.columns if name not in (*COLUMNS, *OUTCOME, "record")]
     parts = []
     for run in frame[frame["status"] != "failed"].to_dict("records"):
         own = {name: run[name] for name in [*more, "point"]}
-        for path in sorted(Path(run["output"]).with_suffix("").glob("*.json")):
+        if not (folder := Path(run["output"]).with_suffix("")).is_dir():
+            raise ValueError(f"{folder}: gone or moved; the same call of sweep runs it again")
+        for path in sorted(folder.glob("*.json")):
             if path.name != "claims.json":  # verdicts, no rows
                 parts.append(load_results(path).assign(**own))
     return pd.concat(parts or [pd.DataFrame(columns=[*COLUMNS, *more, "point"])], ignore_index=True)
 
 
 # --- from the shell
-
-
-def assignments(notebook: Path, words: Sequence[str], several: bool) -> dict:
-    """``name=value`` as the notebook's default is: text, or JSON (or Python's True and False);
-    ``several`` between commas."""
-    known, parameters = notebooks.parameters_of(notebook), {}
-    for word in words:
-        name, _, text = word.partition("=")
-        if not text or name in parameters:
-            raise ParameterError(f"{word!r}: write each parameter once, as name=value")
-        values = text.split(",") if several else [text]
-        if type(known.get(name, "")) is not str:
-            with suppress(ValueError):  # said by `check`, with the parameter's name
-                values = json.loads(re.sub("True|False", lambda x: x[0].lower(), f"[{text}]"))
-        if not several and len(values) != 1:
-            mend = "one value is needed here; several are for --grid, a number has a decimal point"
-            raise ParameterError(f"{word!r}: {mend}")
-        parameters[name] = values if several else values[0]
-    return parameters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -341,10 +330,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if bool(options.grid) == bool(options.json):
         parser.error("give the points by --grid or by --json, one of them")
     try:
-        grid = assignments(options.notebook, options.grid, several=True)
+        grid = notebooks.assignments(options.notebook, options.grid, several=True)
         if options.json:
             grid = json.loads(options.json.read_text(encoding="utf-8"))
-        fixed = assignments(options.notebook, options.set, several=False)
+        fixed = notebooks.assignments(options.notebook, options.set, several=False)
         todo, begun = points(options.notebook, grid, fixed, options.folder), time.monotonic()
         if options.dry_run:
             for point in todo:
@@ -375,7 +364,7 @@ def pretrain(arguments: Sequence[str] | None = None) -> int:
     notebook = ROOT / "notebooks" / "04_pretrain.ipynb"
     parser.add_argument("set", nargs="*", metavar="NAME=A", help=f"parameters of {notebook.name}")
     try:
-        words = assignments(notebook, parser.parse_args(arguments).set, several=False)
+        words = notebooks.assignments(notebook, parser.parse_args(arguments).set, several=False)
         given = notebooks.parameters_of(notebook) | notebooks.check(notebook, words)
         job = runs.Job(**{f.name: given[f.name] for f in fields(runs.Job) if f.name in given})
     except ValueError as error:

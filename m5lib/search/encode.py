@@ -184,7 +184,7 @@ class Held(Record):
 
 
 def _held(picture: Image.Image | np.ndarray, name: str) -> Held:
-    """A picture in memory as a file (PNG), which every extractor reads."""
+    """A picture in memory as a file, which every extractor reads."""
     if isinstance(picture, np.ndarray):
         if (
             picture.dtype != np.uint8
@@ -196,10 +196,11 @@ def _held(picture: Image.Image | np.ndarray, name: str) -> Held:
         picture = Image.fromarray(picture) if picture.size else Image.new("L", (0, 0))
     if min(picture.size) < 1:
         raise DataError(f"{name} has no pixels; leave it out")
-    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):  # PNG knows no other
+    deep = picture.mode.startswith(("I", "F"))  # more than 8 bits: read, or refused, as a file is
+    if not deep and picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):  # PNG knows no other
         picture = picture.convert("RGB")
     data = io.BytesIO()
-    picture.save(data, "PNG", compress_level=1, exif=picture.getexif())
+    picture.save(data, "TIFF" if deep else "PNG", compress_level=1, exif=picture.getexif())
     return Held(Path(name), size=data.tell(), member=name, data=data.getvalue())
 
 

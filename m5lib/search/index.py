@@ -108,8 +108,8 @@ def build(
         raise DataError(f"{catalogue.name}: {few}, or `model`, a run's folder")
     else:
         streams = runs.streams_of(catalogue, features, size, tokenizer=bert)
-        more = {"extractors": extractors, "bert": bert, "epochs": 0.0}  # the run of notebook 05
-        run = runs.pretrained(runs.Job(profile, "scale_fused", seed=seed, **more), streams)
+        job = runs.Job(profile, "scale_fused", seed, extractors=extractors, bert=bert)
+        run = runs.pretrained(job, streams)  # the run of notebook 05
         trained, folder = run.model, run.folder
     encoder = Encoder(trained, made)
     vectors = encoder.embed(streams, range(len(streams)))

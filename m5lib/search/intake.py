@@ -140,7 +140,7 @@ class Report:
         lost = f"{len(self.products) - kept:,} left out because nothing of them could be read"
         lines = [head, labels, f"  {kept:,} products kept; {lost}"]
         if 0 < self.most <= len(self.products):
-            lines.append(f"  the profile takes {self.most:,} products: all others were left aside")
+            lines.append(f"  the profile takes {self.most:,} products: any others were left aside")
         for name, line in self.modalities.iterrows():
             counts = ", ".join(f"{line[how]:,} {how}" for how in ("read", "not given", "not read"))
             inside = f"; {line['inside']:,} of them in the {MODALITIES[name].inside}"

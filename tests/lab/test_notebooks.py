@@ -203,7 +203,7 @@ def executed(path, figure=True, error=""):
     nbformat.write(book, path)
 
 
-def test_index_links_every_executed_notebook_and_needs_no_server(tmp_path):
+def test_index_links_every_executed_notebook_and_needs_no_server(tmp_path, capsys):
     reports, results = tmp_path / "reports", tmp_path / "results"
     reports.mkdir(), results.mkdir()
     executed(reports / "01 a+b.ipynb")
@@ -230,6 +230,15 @@ def test_index_links_every_executed_notebook_and_needs_no_server(tmp_path):
     ):
         assert said in page, said
     assert "Question." in (reports / "01 a+b.html").read_text()
+    before = (reports / "02_b.html").read_bytes()
+    executed(reports / "02_b.ipynb")  # run again: its page is made again
+    (reports / "03_c.ipynb").write_text('{"cells": [')
+    old = (reports / "02_b.html").stat().st_mtime
+    os.utime(reports / "02_b.ipynb", (old + 5, old + 5))
+    page = notebooks.write_index(reports).read_text()
+    said = capsys.readouterr().out
+    assert page.count('class="card"') == 2 and "03_c.ipynb: " in said and "delete it, or" in said
+    assert (reports / "02_b.html").read_bytes() != before
 
 
 @pytest.mark.xdist_group("notebooks")

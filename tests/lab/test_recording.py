@@ -38,3 +38,27 @@ def test_what_was_recorded_marks_no_commit(checkout):
     for name in ("results/demo.json", "benchmarks/step.json", "README.md"):
         (checkout / name).write_text("second")
     assert "+" not in recording.provenance("tiny", 0, 1.0)["commit"]
+
+
+def test_a_copy_without_git_and_one_in_anothers_repository_have_no_commit(checkout, monkeypatch):
+    inside = checkout / "ours"
+    inside.mkdir()
+    (inside / "m5lib").mkdir()
+    (inside / "m5lib" / "model.py").write_text("first")
+    monkeypatch.setattr(recording, "ROOT", inside)
+    recording._git.cache_clear()
+    assert recording.provenance("tiny", 0, 1.0)["commit"] == ""
+    monkeypatch.setattr(recording, "ROOT", checkout)
+    recording._git.cache_clear()
+    assert len(recording.provenance("tiny", 0, 1.0)["commit"]) == 12
+    monkeypatch.setenv("PATH", "")
+    recording._git.cache_clear()
+    assert recording.provenance("tiny", 0, 1.0)["commit"] == ""
+
+
+def test_a_commit_is_marked_where_git_cannot_say_what_was_changed(checkout, monkeypatch):
+    clean, real = recording.provenance("tiny", 0, 1.0)["commit"], recording._git
+    slow = lambda *words: None if words[0] == "status" else real(*words)  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(recording, "_git", slow)
+        assert recording.provenance("tiny", 0, 1.0)["commit"] == clean + "+"

@@ -214,6 +214,23 @@ def test_a_run_knows_the_lines_of_a_form_of_ones_own(stream_set, monkeypatch):
     assert names[0] == names[2] and len(set(names)) == 3
 
 
+def test_numbers_that_are_equal_name_the_same_run(stream_set):
+    """Notebook 05 says 0.0 epochs, a script 0."""
+    one = runs.Job(epochs=0, learning_rate=0, seed=3, bert_layers=0)
+    other = runs.Job(epochs=0.0, learning_rate=0.0, seed=3)
+    assert one.plan(stream_set).folder == other.plan(stream_set).folder
+    assert runs.Job(epochs=2.0).epochs == 2 and runs.Job(epochs=0.5).epochs == 0.5
+    assert runs.Job(epochs=0.5).plan(stream_set).folder != one.plan(stream_set).folder
+
+
+def test_a_table_called_shop_is_not_the_shop(tmp_path, monkeypatch):
+    """Other margins count there, and other claims are calibrated."""
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    (tmp_path / "shop.csv").write_text("id,title\n" + "".join(f"{n},shoe {n}\n" for n in range(9)))
+    catalogue, _ = runs.load(tmp_path / "shop.csv", runs.profile_of("tiny"))
+    assert catalogue.name == "products" and len(catalogue) == 9
+
+
 def test_thinning_keeps_the_splits(catalogue):
     thin = runs.thin(catalogue, 60)
     assert len(thin) == 60 and runs.thin(catalogue, 0) is catalogue
@@ -344,6 +361,19 @@ def test_what_earlier_weights_gave_goes_when_a_run_is_trained_again(
     (run.folder / "model.safetensors").unlink()
     again = runs.pretrained(job, stream_set)
     assert again.folder == run.folder and not any(path.exists() for path in made)
+
+
+def test_another_way_to_fine_tune_is_another_classifier(stream_set, tmp_path, monkeypatch):
+    monkeypatch.setenv("M5_HOME", str(tmp_path))
+    tuned = []
+    monkeypatch.setattr(runs, "finetune", lambda *given: tuned.append(given[2].epochs))
+    job = runs.Job(profile="tiny", products="none")
+    run, tiny = runs.pretrained(job, stream_set), runs.PROFILES["tiny"]
+    for epochs in (4, 4, 7):
+        other = replace(tiny, tuning=replace(tiny.tuning, epochs=epochs))
+        monkeypatch.setitem(runs.PROFILES, "tiny", other)
+        runs.finetuned(run, job, stream_set)
+    assert tuned == [4, 7] and len(list(run.folder.glob("finetuned-*"))) == 2
 
 
 def test_streams_are_those_that_a_row_of_the_zoo_reads(extracted):

@@ -11,6 +11,7 @@ import pytest
 
 from m5lib import home
 from m5lib.catalogue import Catalogue, Product
+from m5lib.data import locked
 from m5lib.embeddings import DEFAULT, PAPER, READOUTS
 from m5lib.evaluation import controls, evaluate
 from m5lib.lab import claims, recording, runs, study
@@ -68,6 +69,39 @@ def test_a_study_is_made_once(found, folder, monkeypatch):
     assert again["I+T", 0].rows.equals(found["I+T", 0].rows)
 
 
+def test_every_row_of_a_table_names_the_products_alike(found, folder, monkeypatch):
+    """By every extractor, whatever a row reads: else what is said of titles alone is said of the
+    plain products, and claims by their first row."""
+    monkeypatch.setenv("M5_HOME", str(home()))
+    catalogue, features = runs.load(str(folder), runs.profile_of("tiny"))
+    other = features["image"].settings | {"extractor": "other", "weights": "0123456789"}
+    features = features | {"image": features["image"]._replace(settings=other)}
+    monkeypatch.setattr(runs, "load", lambda *_: (catalogue, features))
+    monkeypatch.setattr(study, "_measure", lambda *_: ([], pd.DataFrame({"id": ["a"]})))
+    monkeypatch.setattr(recording, "rows", lambda _, context: [context])
+    grid = {name: {"modalities": name, "products": "none"} for name in ("T", "I+T")}
+    seen = study.studies(grid, str(folder), "tiny", [0], "t").values()
+    assert [one.rows["data"].iloc[0] for one in seen] == [
+        f"{catalogue.name} (image=other:01234567)"
+    ] * 2
+
+
+def test_nobody_tidies_a_run_while_it_is_measured(found, folder, monkeypatch):
+    """What another process has half written would be taken for a dead one's."""
+    monkeypatch.setenv("M5_HOME", str(home()))
+    locks = []
+
+    def measured(run, *_):
+        with locked(run.folder / ".lock", wait=False) as mine:
+            locks.append(mine)
+        return [], pd.DataFrame({"id": ["a"]})
+
+    monkeypatch.setattr(study, "_measure", measured)
+    grid = {"T": {"modalities": "T", "products": "none", "settings": (("width", 16),)}}
+    study.studies(grid, str(folder), "tiny", [0], "t")
+    assert locks == [False]
+
+
 def test_a_study_reports_the_query_split(found, folder):
     """Nothing was chosen on these products; made again here from the run's vectors."""
     catalogue, features = runs.load(str(folder), runs.profile_of("tiny"))
@@ -117,9 +151,7 @@ def test_what_these_products_cannot_show_is_not_testable(found):
 
 
 def test_tables_beside_the_papers(found):
-    paper = study.published("table3_modality_addition", "modalities", data="subset").rename(
-        study.ordered_codes
-    )
+    paper = study.published("table3_modality_addition", "modalities", data="subset")
     table = study.beside(found, paper, ["accuracy", "mAP@1_pretrain"])
     assert (
         table.loc["I+T", ("accuracy", "paper")] == "79.6"
@@ -191,7 +223,7 @@ def test_a_grid_leaves_out_what_the_products_cannot_tell(stream_set, capsys):
     assert list(study.jobs(grid, lacking, features, size, 0)) == ["all", "complete", "zeros", "T"]
 
 
-def test_a_row_of_the_first_seeds_only(monkeypatch, stream_set):
+def test_a_row_of_the_first_seeds_only(monkeypatch, stream_set, capsys):
     nothing = study.Study("run", "data", pd.DataFrame(), pd.DataFrame(), [], 1)
     monkeypatch.setattr(study, "study", lambda *given: nothing)
     monkeypatch.setattr(
@@ -201,6 +233,9 @@ def test_a_row_of_the_first_seeds_only(monkeypatch, stream_set):
         {"all": {}, "T": {"modalities": "T", "seeds": 2}}, "x", "tiny", [1, 2], "t"
     )
     assert list(found) == [("all", 1), ("T", 1), ("all", 2)]
+    assert "left out" not in capsys.readouterr().out
+    assert list(study.studies({"T": {"seeds": 2}}, "x", "tiny", iter([2, 3]), "t")) == []
+    assert "T: left out, it is run with seeds below 2 only" in capsys.readouterr().out
 
 
 def test_looks_are_those_before_and_after_each_quarter():
@@ -373,6 +408,19 @@ def test_the_strongest_control_stands_in_a_tables_columns(folder, monkeypatch, t
     (label, _), *_ = found
     again = claims.differences(found, [(label, label)], ["accuracy", "NMI", "mAP@10_pretrain"])
     assert (again["mean"] == 0).all()
+
+
+@pytest.mark.parametrize("data, seeds", [("shop", [0, 1]), ("folder", [0])])
+def test_each_seed_of_the_shop_has_a_control_of_its_own(data, seeds, folder, monkeypatch):
+    """It is another shop; other products are the same for every seed, and so is their control."""
+    catalogue, features = runs.load(str(folder), runs.profile_of("tiny"))
+    loaded = []
+    vectors = np.random.default_rng(0).normal(size=(len(catalogue), 8)).astype(np.float32)
+    monkeypatch.setattr(runs, "load", lambda *x: (loaded.append(x[2]), (catalogue, features))[1])
+    monkeypatch.setattr(study, "strongest", lambda *_: ("svd", vectors))
+    found = study.controls(data, "tiny", [0, 1], 0, "T")
+    assert loaded == seeds and list(found) == [("control (svd)", 0), ("control (svd)", 1)]
+    assert [one.rows["seed"].iloc[0] for one in found.values()] == [0, 1]
 
 
 def test_what_is_kept_of_queries_is_all_that_tables_need(found, tmp_path):

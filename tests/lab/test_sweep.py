@@ -338,15 +338,15 @@ def test_commands_of_the_pages(monkeypatch, tmp_path):
 
 def test_values_of_the_command_line(book):
     def read(words, several=True):
-        return sweep.assignments(book, words, several)
+        return notebooks.assignments(book, words, several)
 
     assert read(["n=0,1", "name=I,I+T", "pause=1"]) == {
         **{"n": [0, 1], "name": ["I", "I+T"], "pause": [1]},
     }
     assert read(["n=7", "name=a,true"], several=False) == {"n": 7, "name": "a,true"}
     fair = notebooks.find()[9]  # as papermill writes it, and as JSON does
-    assert sweep.assignments(fair, ["fair=True,false"], several=True) == {"fair": [True, False]}
-    assert sweep.assignments(fair, ["record=True"], several=False) == {"record": "True"}
+    assert notebooks.assignments(fair, ["fair=True,false"], several=True) == {"fair": [True, False]}
+    assert notebooks.assignments(fair, ["record=True"], several=False) == {"record": "True"}
     assert read(["n=a,1"]) == {"n": ["a", "1"]}  # said by the check, with the parameter's name
     for words in ("n=0,1", "pause=0,5"):  # a grid, a decimal comma
         with pytest.raises(
@@ -472,19 +472,54 @@ def test_runs_that_record_into_one_folder_are_made_anew(book, tmp_path):
     }
 
 
-@pytest.mark.parametrize(
-    "cuda, cores, gib, profile, jobs",
-    [
-        (False, 6, 0, "small", 6),
-        (True, 16, 80, "small", 8),
-        (True, 16, 80, "full", 1),
-        (True, 16, 10, "tiny", 2),
-        (True, 1, 80, "small", 1),
-    ],
-)
-def test_as_many_runs_side_by_side_as_pay(cuda, cores, gib, profile, jobs, monkeypatch):
-    device = type("Device", (), {"total_memory": gib * 2**30})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
-    monkeypatch.setattr(sweep.joblib, "cpu_count", lambda: cores)
-    assert sweep.side_by_side(profile) == jobs
+def test_products_that_were_changed_are_run_again(book, tmp_path):
+    """A table, a folder by what lies in it, and a file that a longer text names."""
+    table, folder = tmp_path / "products.csv", tmp_path / "products"
+    table.write_text("id,title\n1,a\n")
+    (folder / "images").mkdir(parents=True)
+
+    def name(value):
+        return sweep.points(book, {"name": [value]})[0].name
+
+    for value, change in (
+        (str(table), lambda: table.write_text("id,title\n1,b c\n")),
+        (str(folder), lambda: (folder / "styles.csv").write_text("id\n")),
+        (str(folder), lambda: os.utime(folder / "images", ns=(1, 1))),
+        (f"image=regions:{table},video=x", lambda: table.write_text("weights")),
+    ):
+        before = name(value)
+        assert name(value) == before
+        change()
+        assert name(value) != before, value
+    (folder / ".DS_Store").touch()
+    assert name("x" * 5000) and name("\0")
+
+
+def test_code_that_changes_while_a_point_runs_is_not_filed_under_the_old(book, monkeypatch):
+    def run(notebook, *_, **__):
+        text = nbformat.read(notebook, as_version=4)
+        text.cells[1].source += "\nprint()"
+        nbformat.write(text, notebook)
+
+    monkeypatch.setattr(sweep.notebooks, "run", run)
+    frame = sweep.sweep(book, {"n": [1]}, workers=1)
+    assert frame["status"].tolist() == ["failed"] and "code was changed" in frame["error"][0]
+
+
+def test_a_sweep_that_was_moved_is_named(book):
+    frame = sweep.sweep(book, {"n": [1]}, executor=_Finishes())
+    with pytest.raises(ValueError, match="n=1-.*: gone or moved; the same call"):
+        sweep.collect(frame)
+
+
+def test_what_a_failed_run_recorded_is_not_collected(book):
+    frame = sweep.sweep(book, {"n": [1, 2]}, workers=2)
+    assert sweep.collect(frame)["seed"].tolist() == [1, 2]
+    assert sweep.collect(frame.assign(status=["failed", "finished"]))["seed"].tolist() == [2]
+
+
+def test_other_code_of_the_library_is_another_sweep(book, monkeypatch):
+    before = sweep.points(book, {"n": [1]})[0].output.parent
+    other = type("Version", (), {"__wrapped__": lambda *rooms: "other"})
+    monkeypatch.setattr(sweep, "code_version", other)
+    assert sweep.points(book, {"n": [1]})[0].output.parent != before

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from make_media import write_video
+from make_media import file_of, write_video
 from make_products import spoiled
 from matplotlib.colors import to_rgba
 from PIL import Image
@@ -21,6 +21,7 @@ from m5lib import search
 from m5lib.catalogue import DataError
 from m5lib.data import MediaFile, readers
 from m5lib.data.backbones import choose
+from m5lib.data.decoding import MediaError, open_image
 from m5lib.embeddings import ACROSS, DEFAULT, embeddings
 from m5lib.evaluation import evaluate
 from m5lib.figures.style import QUIET, RIGHT, WRONG
@@ -28,7 +29,7 @@ from m5lib.lab import runs
 from m5lib.modalities import MODALITIES
 from m5lib.model import Model
 from m5lib.models import zoo
-from m5lib.search import intake
+from m5lib.search import encode, intake
 from m5lib.search.across import answering, asking, one_scale
 from m5lib.search.encode import unit
 from m5lib.search.index import WAYS
@@ -370,7 +371,7 @@ def test_the_report_says_that_a_profile_took_a_part(index, tmp_path):
     whole = index.report
     assert "left aside" not in str(whole) and whole.most == 400
     part = replace(whole, most=len(whole.products))
-    assert f"takes {len(whole.products)} products: all others were left aside" in str(part)
+    assert f"takes {len(whole.products)} products: any others were left aside" in str(part)
     part.save(tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["at most"] == len(whole.products)
 
@@ -529,6 +530,23 @@ def test_queries_as_people_type_them(index, tmp_path):
     for top in (0, -1):
         with pytest.raises(ValueError, match="top .*: give a whole number from 1"):
             index.search(top, text="x")
+
+
+@pytest.mark.parametrize("mode, most", [("I;16", 65535), ("I", 65535), ("I", 200), ("F", 0.5)])
+def test_a_picture_of_deep_grey_in_memory_is_what_its_file_is(mode, most, tmp_path):
+    """Scaled, not clipped; numbers whose white nobody knows are refused."""
+    ramp = np.linspace(0, most, 64, dtype=np.float32).reshape(8, 8)
+    kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    picture = Image.fromarray(ramp.astype(kind))
+    assert picture.mode == mode
+    picture.save(tmp_path / "a.tiff")
+    files = encode._held(picture, "image of the query"), file_of(tmp_path / "a.tiff")
+    if mode == "F":
+        with pytest.raises(MediaError, match="floating-point"):
+            open_image(files[0])
+    else:
+        held, read = (np.asarray(open_image(file)) for file in files)
+        assert (held == read).all() and held.max() > 190 and len(np.unique(held)) > 50
 
 
 def test_a_single_product_can_be_asked_for_but_finds_no_other(index):
