@@ -519,6 +519,43 @@ def more(found: dict) -> tuple[list[str], pd.DataFrame]:
     return text, pd.concat(tables)[["data", "listings", "training", "seeds", *numbers]]
 
 
+@of_benchmark("starts")
+def starts(found: dict) -> tuple[list[str], pd.DataFrame]:
+    """What ``benchmarks/starts.py`` recorded: rivals from random weights and from MiniLM."""
+    rows, text, tables = pd.DataFrame(found["rows"]), [], []
+    for (data, profile, steps), own in rows.groupby(["data", "profile", "steps"], sort=False):
+        for readout in (DEFAULT, PAPER):
+            values = own.pivot(index="seed", columns=["start", "model"])[f"mAP@10, {readout}"]
+            both = [m for m in own["model"].unique() if {("random", m), ("MiniLM", m)} <= {*values}]
+            sides = {x: values[x].dropna() for x in values}
+            gains = [
+                row(data, f"{m}, MiniLM, `{readout}`", sides["MiniLM", m], "random weights",
+                    sides["random", m])
+                for m in both
+            ]  # fmt: skip
+            ahead = {
+                start: [
+                    row(data, f"SCALE, {start}, `{readout}`", sides[start, "SCALE"], m,
+                        sides[start, m])
+                    for m in both if m != "SCALE" and "SCALE" in both
+                ] for start in ("random", "MiniLM")
+            }  # fmt: skip
+            text.append(
+                f"By `{readout}`: titles from MiniLM against random weights, of each model: "
+                f"{counted(gains)} SCALE against the others, all from random weights: "
+                f"{counted(ahead['random'])} All from MiniLM: {counted(ahead['MiniLM'])}"
+            )
+            tables += gains + ahead["random"] + ahead["MiniLM"]
+        text.append(
+            f"{NAMES.get(data, data).capitalize()}, {own['training'].iloc[0]} training products, "
+            f"profile `{profile}`, {steps} steps each, {own['seed'].nunique()} seeds, before "
+            "fine-tuning; each model at the rate and temperature that it chose for the table of "
+            "baselines, from random weights and for longer trainings. MiniLM is wider than the "
+            "profile, so its gain is of weights and size together."
+        )
+    return text, pd.DataFrame(tables)
+
+
 @of_benchmark("nothing")
 def nothing(found: dict) -> tuple[list[str], pd.DataFrame]:
     """What ``benchmarks/nothing.py`` recorded."""
@@ -560,6 +597,7 @@ PARTS = {
     "What the fused vector is worth against its parts": fused,
     "Which model is best, given picture and title": best,
     "What real features change": real,
+    "What a BERT start changes between models": starts,
     "What to take for products of your own": take,
     "How long is enough": converged,
     "What more training products bring": more,

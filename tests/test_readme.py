@@ -275,6 +275,32 @@ def test_of_products_without_labels_the_pages_say_that_nothing_was_measured(tmp_
     assert readme.chosen(pd.DataFrame(rows)) == "a"
 
 
+def test_a_bert_start_is_told_of_models_that_have_both_starts(tmp_path):
+    """Each model against itself, and SCALE against the others within a start; seed by seed."""
+    level = {("SCALE", "random"): 0.5, ("SCALE", "MiniLM"): 0.7, ("CLIP", "random"): 0.4}
+    level |= {("CLIP", "MiniLM"): 0.8, ("UNITER", "random"): 0.1}
+    rows = [
+        {"data": "fashion", "profile": "small", "steps": 7, "training": 9, "model": model}
+        | {"start": start, "seed": seed, f"mAP@10, {DEFAULT}": value + 0.001 * n * seed}
+        | {"mAP@10, fused_first": value - 0.001 * seed * (start == "MiniLM")}
+        for n, ((model, start), value) in enumerate(level.items()) for seed in (2, 0, 1)
+    ]  # fmt: skip
+    results = tmp_path / "results"
+    write_json(tmp_path / "benchmarks" / "starts.json", {"rows": rows})
+    text, table = findings.starts(results)
+    assert text[0].startswith(f"By `{DEFAULT}`: titles from MiniLM against random weights, of each")
+    assert "of each model: of 2 comparisons it is ahead in 2, behind in 0," in text[0]
+    assert "all from random weights: of 1 comparisons it is ahead in 1," in text[0]
+    assert "All from MiniLM: of 1 comparisons it is ahead in 0, behind in 1," in text[0]
+    assert "9 training products, profile `small`, 7 steps each, 3 seeds," in text[2]
+    assert len(table) == 8 and not table["first"].str.contains("UNITER").any()
+    line = table[table["first"] == "CLIP, MiniLM, `fused_first`"].iloc[0]
+    assert (line["of the first"], line["of the second"]) == ("79.9", "40.0")
+    assert line["difference"] == findings.interval(0.399, 0.399 - 0.0024841, 0.399 + 0.0024841)
+    write_json(tmp_path / "benchmarks" / "starts.json", {"rows": rows[6:]})  # without SCALE's first
+    assert len(findings.starts(results)[1]) == 2
+
+
 def test_of_which_code_the_results_are(tmp_path):
     for name, code in (("demo", "new"), ("model", "new"), ("weights", "old")):
         content = {"provenance": {"n": {"code": code}}, "measured": []}
