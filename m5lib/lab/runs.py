@@ -202,7 +202,7 @@ class Job:
             least, kind = int(name == "devices"), type(getattr(Job, name))
             if isinstance(value, int | float) and not least <= value < 2**63:
                 raise ValueError(f"{name} {value}: give a number from {least} on")
-            if isinstance(value, int | float) and value == kind(value):  # 0.0 epochs are 0
+            if {kind, type(value)} <= {int, float} and value == kind(value):  # 0.0 epochs are 0
                 object.__setattr__(self, name, kind(value))
         with reading("settings or changes", 'give pairs, such as (("width", 64),)'):
             dict(self.settings), dict(self.changes)

@@ -305,7 +305,8 @@ def collect(frame: pd.DataFrame) -> pd.DataFrame:
     for run in frame[frame["status"] != "failed"].to_dict("records"):
         own = {name: run[name] for name in [*more, "point"]}
         if not (folder := Path(run["output"]).with_suffix("")).is_dir():
-            raise ValueError(f"{folder}: gone or moved; the same call of sweep runs it again")
+            mend = f"put it back, or delete {folder.name}.json beside it and call sweep again"
+            raise ValueError(f"{folder}: gone or moved; {mend}")
         for path in sorted(folder.glob("*.json")):
             if path.name != "claims.json":  # verdicts, no rows
                 parts.append(load_results(path).assign(**own))

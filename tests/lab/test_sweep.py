@@ -508,8 +508,13 @@ def test_code_that_changes_while_a_point_runs_is_not_filed_under_the_old(book, m
 
 def test_a_sweep_that_was_moved_is_named(book):
     frame = sweep.sweep(book, {"n": [1]}, executor=_Finishes())
-    with pytest.raises(ValueError, match="n=1-.*: gone or moved; the same call"):
+    with pytest.raises(ValueError, match="n=1-.*: gone or moved; .* delete (n=1-.*json)") as said:
         sweep.collect(frame)
+    named = re.search(r"delete (\S+) beside", str(said.value))[1]
+    (point,) = sweep.points(book, {"n": [1]})
+    (point.output.parent / named).unlink()  # as it says
+    assert sweep.sweep(book, {"n": [1]}, workers=1)["status"].tolist() == ["finished"]
+    assert sweep.collect(frame)["seed"].tolist() == [1]
 
 
 def test_what_a_failed_run_recorded_is_not_collected(book):
