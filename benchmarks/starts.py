@@ -45,13 +45,12 @@ def one(seed: int, label: str, start: str, row: dict, asked) -> str:
     job, streams = study.jobs(grid, *loaded, size, seed)[label]
     run, catalogue = runs.pretrained(job, streams), streams.catalogue
     needed, measured = evaluate.needed_rows(catalogue, "validation"), {}
-    for readout, vectors in runs.vectors(
-        run.model, streams, needed, None, (PAPER, DEFAULT)
-    ).items():
-        queries = evaluate.per_query(catalogue, vectors, evaluate.TASKS[:1], seed=seed)
-        means = {(n["metric"], n["convention"]): n["value"] for n in evaluate.means(queries)}
-        measured[f"mAP@10, {readout}"] = means["mAP@10", "min_k_r"]
-        measured[f"mAP@1, {readout}"] = means["mAP@1", "min_k_r"]
+    by_name = runs.vectors(run.model, streams, needed, readouts=(PAPER, DEFAULT))
+    for readout, vectors in by_name.items():
+        numbers = evaluate.retrieval(catalogue, vectors)
+        found = {(n["metric"], n["convention"]): n["value"] for n in numbers}
+        for metric in ("mAP@10", "mAP@1"):
+            measured[f"{metric}, {readout}"] = found[metric, "min_k_r"]
     same = {"data": catalogue.name, "model": label, "start": start, "seed": seed}
     same |= {"profile": asked.profile, "steps": len(run.history)}
     more = {"training": len(catalogue.split("train")), "queries": len(catalogue.split("query"))}

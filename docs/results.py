@@ -27,6 +27,8 @@ from m5lib.lab import notebooks, recording, runs, sweep
 SHOP_ONLY = ("model", "released", "probes")
 #: A notebook that records, and what it is given: ``record``, and a study its ``seeds``.
 Task = tuple[Path, dict]
+#: Files of ``results/`` that no notebook of these records.
+OTHERS = ("claims", "times", "fused", "weights")
 #: The first answers to everything in ``times.json``, seconds of all workers.
 FIRST = "first answers"
 
@@ -90,11 +92,11 @@ def planned(
 ) -> list[Task]:
     """What the options ask for, studies first, the shop's beside those of real products. ``first``:
     with every rival at SCALE's rate, and as many real products as the profile reads."""
-    todo, names = [], [name for _, name in _todo()]
+    todo, taken = [], {"", *OTHERS, *(name for _, name in _todo())}
     places = ("shop", *([str(Path(options.data).resolve())] if options.data else []))
     for (path, name), data in itertools.product(_todo(), places):
         place = "" if data == "shop" else Path(data).name.split("-")[0]
-        if data != "shop" and place in ("", *names):  # those files are of the shop
+        if data != "shop" and place in taken:
             place += "_products"
         if name not in options.only or (place and name in SHOP_ONLY):
             continue

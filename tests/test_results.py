@@ -300,7 +300,7 @@ def test_as_many_runs_side_by_side_as_pay(cuda, cores, gib, profile, jobs, monke
     assert results.side_by_side(profile) == jobs
 
 
-@pytest.mark.parametrize("name", ["demo", "maps-2", "-x"])
+@pytest.mark.parametrize("name", ["demo", "maps-2", "-x", "claims"])
 def test_products_named_like_a_results_file_record_into_files_of_their_own(name, made, tmp_path):
     ran, _ = made
     Path(tmp_path / "data" / name).mkdir(parents=True)

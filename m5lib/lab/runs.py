@@ -284,9 +284,11 @@ class Run:
         """What result rows call it."""
         return self.folder.name
 
-    def context(self, notebook: str, job: Job, catalogue: Catalogue) -> dict:
-        """The columns that all result rows of a notebook share (:func:`data_name`)."""
-        data = data_name(catalogue, self.model.extractors, job.bert)
+    def context(self, notebook: str, job: Job, catalogue: Catalogue, features=None) -> dict:
+        """The columns that all result rows of a notebook share (:func:`data_name`). A table gives
+        all ``features`` that its rows choose from, so that each names the products alike."""
+        made = {name: own.settings or {} for name, own in (features or {}).items()}
+        data = data_name(catalogue, made or self.model.extractors, job.bert)
         shared = {"notebook": notebook, "run": self.name, "data": data, "profile": job.profile}
         reads = codes(self.model.spec.modalities)
         return shared | {"seed": job.seed, "model": job.model, "modalities": reads}
@@ -375,8 +377,7 @@ def _tidy(folder: Path) -> None:
 
 
 def finetuned(run: Run, job: Job, streams: Streams) -> Classifier:
-    """The run's model fine-tuned, in ``finetuned-<hash of how>`` of its folder, as by
-    :func:`pretrained`."""
+    """The run's model fine-tuned, made once, in ``finetuned-<hash of how>`` of its folder."""
     tuning = job.plan(streams).tuning
     folder = run.folder / f"finetuned-{digest(asdict(tuning))}"
     with locked(folder / ".lock"):
@@ -395,6 +396,5 @@ def tuned_vectors(
     """Fine-tuned features (N, H) and the five likeliest labels (N, 5) of the wanted rows over the
     whole catalogue, others NaN and None: for ``evaluate(catalogue, features, predicted=labels)``.
     """
-    hidden, predicted = classify(classifier, streams, wanted, modalities)
-    count = len(streams)
+    (hidden, predicted), count = classify(classifier, streams, wanted, modalities), len(streams)
     return spread(hidden, wanted, count, np.nan), spread(predicted, wanted, count, None)

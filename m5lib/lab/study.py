@@ -130,9 +130,8 @@ def study(job: runs.Job, streams: Streams, notebook: str, label: str = "") -> St
             with whole_file(by_query) as path:
                 queries.to_parquet(path, index=False)
             write_json(kept, numbers)
-    context = run.context(notebook, job, streams.catalogue) | ({"model": label} if label else {})
-    made = {name: own.settings or {} for name, own in streams.features.items()}
-    context["data"] = runs.data_name(streams.catalogue, made, job.bert)  # alike in every row
+    context = run.context(notebook, job, streams.catalogue, streams.features)
+    context |= {"model": label} if label else {}
     with reading(kept, "delete it to measure again"):
         rows = recording.rows(json.loads(kept.read_text(encoding="utf-8")), context)
     size = sum(p.numel() for p in run.model.parameters())

@@ -28,6 +28,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import joblib
@@ -96,6 +97,7 @@ def points(
         raise ParameterError(f"{name}: {own}")
     place = Path(folder or home("sweeps")).absolute() / f"{notebook.stem}-{_version(notebook)}"
     found: dict[str, Point] = {}
+    lying = cache(_files)  # once for all points that name the same
     for own in grid:
         if both := set(own) & set(fixed):
             raise ParameterError(f"{name}: {min(both)} is both in the grid and fixed")
@@ -104,7 +106,8 @@ def points(
         words = re.sub(r"[^A-Za-z0-9=,.+_-]+", "_", ",".join(changed))[:100] or "defaults"
         if "record" in known and not parameters["record"]:
             parameters["record"] = notebook.stem  # into the point's own folder, for `collect`
-        words += f"-{digest([parameters, _files(parameters)])}"
+        texts = frozenset(text for text in parameters.values() if isinstance(text, str))
+        words += f"-{digest([parameters, lying(texts)])}"
         label = " ".join(f"{key}={value}" for key, value in own.items()) or "defaults"
         found.setdefault(words, Point(words, label, parameters, place / f"{words}.ipynb", notebook))
     return list(found.values())
@@ -117,10 +120,9 @@ def _version(notebook: Path) -> str:
     return digest([code, code_version.__wrapped__(*ROOMS)])
 
 
-def _files(parameters: Mapping) -> list:
+def _files(texts: frozenset[str]) -> list:
     """Sizes and times of the files and folders that parameters name, and of what lies in these:
     products that were changed are others. What lies deeper counts by its folder's time."""
-    texts = [text for text in parameters.values() if isinstance(text, str)]
     words = {word for text in texts for word in (text, *re.split("[,=:]", text)) if word}
     roots = [Path(word) for word in sorted(words) if os.path.exists(word)]
     inside = (path for root in roots if root.is_dir() for path in sorted(root.glob("[!.]*")))

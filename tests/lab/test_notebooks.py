@@ -241,6 +241,15 @@ def test_index_links_every_executed_notebook_and_needs_no_server(tmp_path, capsy
     assert (reports / "02_b.html").read_bytes() != before
 
 
+def test_tables_that_are_judged_name_the_products_alike():
+    """By all features, whatever a row reads (:meth:`m5lib.lab.runs.Run.context`)."""
+    texts = [path.read_text("utf-8") for path in FOUND]
+    judged = [text for text in texts if "claims.judge(" in text]
+    assert len(judged) >= 6 and all(
+        "studies(" in text or ".context(" in text and "streams.features)" in text for text in judged
+    )
+
+
 @pytest.mark.xdist_group("notebooks")
 def test_a_second_call_waits_for_the_first(tmp_path, monkeypatch):
     """Two ``make demo`` in one folder: notebooks are written in place."""
