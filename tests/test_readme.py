@@ -294,6 +294,8 @@ def test_a_bert_start_is_told_of_models_that_have_both_starts(tmp_path):
     assert "All from MiniLM: of 1 comparisons it is ahead in 0, behind in 1," in text[0]
     assert "9 training products, profile `small`, 7 steps each, 3 seeds," in text[2]
     assert len(table) == 8 and not table["first"].str.contains("UNITER").any()
+    line = table[(table["first"] == "SCALE, MiniLM, `fused_first`") & (table["second"] == "CLIP")]
+    assert line[["of the first", "of the second"]].to_numpy().tolist() == [["69.9", "79.9"]]
     line = table[table["first"] == "CLIP, MiniLM, `fused_first`"].iloc[0]
     assert (line["of the first"], line["of the second"]) == ("79.9", "40.0")
     assert line["difference"] == findings.interval(0.399, 0.399 - 0.0024841, 0.399 + 0.0024841)
