@@ -306,9 +306,11 @@ summaries give it away | test_features_are_hidden_from_the_summary_too
     tokens=with_summary(left, stream.valid) ==> tokens=left
 # m5lib/search/across.py search/test_search.py
 who lacks something wins | test_who_lacks_something_does_not_win_by_it
-    scale[group] = slope, middle[largest] - slope * middle[group] ==> pass
+    scale[group] = slope, middle[usual] - slope * middle[group] ==> pass
 few products stretch far | test_the_ways_are_what_their_table_says
-    (sizes[g] * x + FEW * usual) / (sizes[g] + FEW) ==> x
+    (sizes[g] * x + FEW * mean) / (sizes[g] + FEW) ==> x
+the largest that cannot ask | test_the_scale_is_that_of_products_that_can_ask
+    (full[group] > 0, sizes[group]) ==> sizes[group]
 # m5lib/search/index.py search/test_search.py
 a product finds itself | test_a_product_that_asks_with_all_it_has_finds_itself
     rank(*sides, top, own, ids[rows], rows=rows) ==> rank(*sides, top, rows=rows)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
+from m5lib.data import MediaFile
 from m5lib.data.m5features import StoredRegions, StoredRows
 from m5lib.figures.style import (
     PALETTE,
@@ -40,11 +41,13 @@ SHEET = {"fc": "#d0d0d0", "ec": "#333333", "hatch": "////", "lw": 1.2, "alpha": 
 
 
 def drawable(streams: Streams, row: int | np.integer) -> dict[str, object]:
-    """What a product has and can be drawn: no features in the place of media (official data)."""
+    """What a product has and can be drawn: no features in the place of media (official data), and
+    no file that is gone since it was read."""
     stored = (StoredRegions.__name__, StoredRows.__name__)
     bare = [name for name, made in streams.settings.items() if made["extractor"] in stored]
-    contents = streams.catalogue.products[row].contents
-    return {name: content for name, content in contents.items() if name not in bare}
+    contents = streams.catalogue.products[row].contents.items()
+    gone = [n for n, file in contents if isinstance(file, MediaFile) and not file.path.exists()]
+    return {name: content for name, content in contents if name not in (*bare, *gone)}
 
 
 def as_read(title: str) -> str:

@@ -5,8 +5,9 @@ but a title is larger, whatever they are, than with products that have pictures 
 gap: Liang et al., NeurIPS 2022). By plain cosines, a product loses for what it has. So cosines are
 compared within a *group*, the products that have the same modalities: those of each group are
 shifted and stretched until their median, and how far above it the best hundredth lies, are those of
-the largest group. Products of one group keep their order; where all have the same modalities,
-nothing changes. No label is used. ``benchmarks/across.json`` says what it brings.
+the *usual* group, the largest whose products can ask such a query (or the largest of all). Products
+of one group keep their order; where all have the same modalities, nothing changes. No label is
+used. ``benchmarks/across.json`` says what it brings.
 """
 
 import numpy as np
@@ -44,12 +45,13 @@ def one_scale(
             reach[group] = best - middle[group]
     scale = np.tile((1.0, 0.0), (len(sizes), 1))
     if len(reach) > 1:
-        usual = np.average(list(reach.values()), weights=sizes[list(reach)])
-        reach = {g: (sizes[g] * x + FEW * usual) / (sizes[g] + FEW) for g, x in reach.items()}
-        largest = max(reach, key=lambda group: sizes[group])
+        mean = np.average(list(reach.values()), weights=sizes[list(reach)])
+        reach = {g: (sizes[g] * x + FEW * mean) / (sizes[g] + FEW) for g, x in reach.items()}
+        full = np.bincount(groups[own], minlength=len(sizes))
+        usual = max(reach, key=lambda group: (full[group] > 0, sizes[group]))
         for group in reach:
-            slope = reach[largest] / max(reach[group], 1e-6)
-            scale[group] = slope, middle[largest] - slope * middle[group]
+            slope = reach[usual] / max(reach[group], 1e-6)
+            scale[group] = slope, middle[usual] - slope * middle[group]
     return scale[groups].astype(np.float32)
 
 

@@ -83,7 +83,7 @@ class Encoder:
     def streams(self, products: Sequence[Product]) -> Streams:
         """Their streams for the model, of what it reads; a sound that lies in its video is part of
         it. Raises ``DataError`` for a file that cannot be read."""
-        products = [replace(p, contents=self._read(p)) for p in products]
+        products = [self.read(product) for product in products]
         if self.extractors is None:
             self.extractors = agreed(self.model.extractors)
         wanted = {n: e for n, e in self.extractors.items() if n in self.model.spec.modalities}
@@ -100,9 +100,18 @@ class Encoder:
                 raise DataError(f"{file}{of}: {skip.reason}")
         return Streams(catalogue, features, self.model.tokenizer, spec=self.model.spec)
 
-    def _read(self, product: Product) -> dict:
+    def alone(self, streams: Streams, row: int | np.integer, product: Product) -> Streams:
+        """:meth:`streams` of a product that is a row of others: nothing is read again."""
+        features, part = streams.features.items(), slice(row, row + 2)
+        own = {name: made._replace(offsets=made.offsets[part]) for name, made in features}
+        catalogue = replace(streams.catalogue, products=(self.read(product),))
+        return Streams(catalogue, own, self.model.tokenizer, spec=self.model.spec)
+
+    def read(self, product: Product) -> Product:
+        """The product with nothing but what the model reads."""
         reads = self.model.spec.modalities
-        return {name: x for name, x in product.contents.items() if name in reads}
+        contents = {name: x for name, x in product.contents.items() if name in reads}
+        return replace(product, contents=contents)
 
     def embed(
         self,
@@ -138,7 +147,7 @@ class Encoder:
         )
         made = []
         for place, given in enumerate(products if several else [products]):
-            contents = self._read(given) if isinstance(given, Product) else given
+            contents = self.read(given).contents if isinstance(given, Product) else given
             made.append(self.product(contents, f"product {place}"))
         if not made:
             raise ValueError("no product to encode; give one or more")

@@ -116,8 +116,7 @@ def build(
     how = recording.provenance(profile, seed, time.monotonic() - begun, extractors, bert)
     how |= {"model": str(folder.name), "fingerprint": catalogue.fingerprint}
     how["data"] = runs.data_name(catalogue, trained.extractors, "" if model else bert)
-    how |= intake.provenance(folder, trained) if model else {}
-    how["at_most"] = size.products
+    how |= (intake.provenance(folder, trained) if model else {}) | {"at_most": size.products}
     return Index(encoder, streams, vectors, how)
 
 
@@ -180,8 +179,7 @@ class Index:
     def _directions(self) -> dict[str, np.ndarray]:
         """Of the training products, or of all where there is none."""
         rows = self.catalogue.split("train")
-        rows = rows if len(rows) else range(len(self.streams))
-        return {name: directions(vectors[rows]) for name, vectors in self.vectors.items()}
+        return {name: directions(x[rows] if len(rows) else x) for name, x in self.vectors.items()}
 
     def truncate(self, truncate_dim: int) -> "Index":
         """The same products by vectors of fewer numbers: the ``truncate_dim`` directions along
@@ -254,8 +252,12 @@ class Index:
         return Hits(streams.catalogue.products[0], way, rows[order], cosines[order])
 
     def query(self, product: Product) -> Streams:
-        """A query's streams (:meth:`m5lib.search.encode.Encoder.streams`)."""
-        return self.encoder.streams([product])
+        """A query's streams. A product of the catalogue has them: its files need not be there."""
+        asked = self.encoder.read(product)
+        for row in np.flatnonzero(self.catalogue.ids == product.id):
+            if asked.contents == self.encoder.read(self.catalogue.products[row]).contents:
+                return self.encoder.alone(self.streams, row, asked)
+        return self.encoder.streams([asked])
 
     def given(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Vectors of all products by both read-outs, given only these modalities."""
@@ -363,11 +365,9 @@ class Index:
 
     def duplicates(self, threshold: float | None = None, most: int = 200_000) -> pd.DataFrame:
         """Pairs of products at or above a cosine (None: of :meth:`near`) by all that they have
-        (read-out :data:`NEAR`), best first: ``id``, ``other``, ``cosine``.
-
-        Only the ``most`` best are kept; ``.attrs["pairs"]`` says how many reach the threshold
-        (:func:`m5lib.search.duplicates.pairs`).
-        """
+        (read-out :data:`NEAR`), best first: ``id``, ``other``, ``cosine``. Only the ``most`` best
+        are kept; ``.attrs["pairs"]`` says how many reach the threshold
+        (:func:`m5lib.search.duplicates.pairs`)."""
         threshold = self.near().cosine if threshold is None else threshold
         best, total = pairs(self.details, threshold, most)
         one, other = (self.catalogue.ids[best[side]] for side in ("row", "of"))

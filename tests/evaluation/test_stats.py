@@ -101,6 +101,18 @@ def test_seeds_that_differ_alike_by_chance_are_not_sure():
     assert called < 34
 
 
+def test_seeds_that_differ_by_rounding_alone_differ_alike():
+    """The same values in another order have another sum in the last digit."""
+    one = np.array([0.1, 0.2, 0.3] * 5)
+    both = [one, one[::-1].copy()]
+    assert 0 < abs(both[0].mean() - both[1].mean()) < 1e-15
+    nothing = [0 * one, 0 * one]
+    same = stats.paired_queries([one, one], nothing)
+    assert stats.paired_queries(both, nothing) == pytest.approx(same) and same.high > same.low
+    ends = np.array([0.1 + 0.2, 0.3]), np.zeros(2)
+    assert np.isnan(stats.paired_seeds(*ends)[1:4]).all()
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_of_what_was_never_seen_a_share_is_known_all_the_same(shared):
     """Two models alike on every query asked: others may still tell them apart. Were as many of them

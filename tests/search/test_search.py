@@ -176,6 +176,18 @@ def test_who_lacks_something_does_not_win_by_it():
     assert not answering(gallery, scale)[7].any() and not asking(gallery)[7].any()
 
 
+@pytest.mark.parametrize("bare, usual", [(400, 1), (0, 1), (600, 0)])
+def test_the_scale_is_that_of_products_that_can_ask(bare, usual):
+    """The largest group shows no titles: no query of titles looks like it."""
+    x, groups = np.random.default_rng(0).normal(size=(600, 8)), np.arange(600) % 3
+    groups = np.where(np.arange(600) < bare, 0, 1 + (groups == 0))
+    own = np.arange(590, 600) if bare == 600 else np.flatnonzero(groups)[::5]
+    scale = one_scale(x[own], own, x, groups)
+    np.testing.assert_allclose(
+        scale[groups == usual], [[1, 0]] * (groups == usual).sum(), atol=1e-6
+    )
+
+
 def test_where_all_have_the_same_modalities_a_cosine_stays_as_it_is(index):
     x, rows = index.vectors[ACROSS], np.arange(len(index.streams))
     for groups in (np.zeros(len(x), int), np.full(len(x), 3)):
@@ -445,6 +457,30 @@ def test_figures(index):
     same = [p.label == asked.label for p in (unlabelled[row] for row in of.rows)]
     expected = [RIGHT if same[0] else WRONG, QUIET, RIGHT if same[2] else WRONG]
     assert colours == [to_rgba(shade) for shade in expected]
+
+
+def test_products_of_the_catalogue_are_asked_for_and_explained_without_their_files(index, tmp_path):
+    def moved(file):
+        return replace(file, path=tmp_path / "gone") if isinstance(file, MediaFile) else file
+
+    gone = with_products(
+        index,
+        tuple(
+            replace(p, contents={name: moved(x) for name, x in p.contents.items()})
+            for p in index.catalogue.products
+        ),
+    )
+    rows = np.flatnonzero(index.catalogue.presence[["image", "text"]].all(axis=1))
+    assert len(rows) > 2
+    for product in (index.catalogue.products[row].id for row in rows[:2]):
+        before, after = index.like(product, 4), gone.like(product, 4)
+        np.testing.assert_array_equal(before.rows, after.rows)
+        np.testing.assert_allclose(before.cosines, after.cosines, atol=1e-4)
+        why = [explain(one, hits, 0, "query") for one, hits in ((index, before), (gone, after))]
+        np.testing.assert_allclose(*(one.modalities for one in why), atol=1e-3)
+        assert why[1].picture().axes and gone.picture(after).axes
+    with pytest.raises(DataError, match="gone"):  # a product of no catalogue is read
+        gone.nearest(replace(gone.catalogue.products[rows[0]], id=" query"))
 
 
 def test_a_model_that_imputes_is_not_explained(index):
