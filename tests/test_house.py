@@ -14,7 +14,7 @@ HOUSE = ROOT / "m5lib"
 #: it with what goes. What an argument must be, named in its error, took eighty; what makes
 #: intervals again, of clusters too, and lets rivals choose their rates, 350;
 #: a shop that is asked more, and claims judged in one place, 95.
-LONGEST_FILE, MOST_FILES, CORE_LINES, ALL_LINES = 400, 8, 2_700, 15_824
+LONGEST_FILE, MOST_FILES, CORE_LINES, ALL_LINES = 400, 8, 2_700, 15_825
 
 
 def lines(files) -> dict[Path, int]:

@@ -100,11 +100,12 @@ class Encoder:
                 raise DataError(f"{file}{of}: {skip.reason}")
         return Streams(catalogue, features, self.model.tokenizer, spec=self.model.spec)
 
-    def alone(self, streams: Streams, row: int | np.integer, product: Product) -> Streams:
-        """:meth:`streams` of a product that is a row of others: nothing is read again."""
+    def alone(self, streams: Streams, row: int | np.integer) -> Streams:
+        """:meth:`streams` of one row of others, whose features are there: no file is read again."""
         features, part = streams.features.items(), slice(row, row + 2)
         own = {name: made._replace(offsets=made.offsets[part]) for name, made in features}
-        catalogue = replace(streams.catalogue, products=(self.read(product),))
+        product = self.read(streams.catalogue.products[row])
+        catalogue = replace(streams.catalogue, products=(product,))
         return Streams(catalogue, own, self.model.tokenizer, spec=self.model.spec)
 
     def read(self, product: Product) -> Product:

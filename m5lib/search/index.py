@@ -253,11 +253,11 @@ class Index:
 
     def query(self, product: Product) -> Streams:
         """A query's streams. A product of the catalogue has them: its files need not be there."""
-        asked = self.encoder.read(product)
+        read = self.encoder.read
         for row in np.flatnonzero(self.catalogue.ids == product.id):
-            if asked.contents == self.encoder.read(self.catalogue.products[row]).contents:
-                return self.encoder.alone(self.streams, row, asked)
-        return self.encoder.streams([asked])
+            if read(product).contents == read(self.catalogue.products[row]).contents:
+                return self.encoder.alone(self.streams, row)
+        return self.encoder.streams([product])
 
     def given(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Vectors of all products by both read-outs, given only these modalities."""
