@@ -472,8 +472,15 @@ def test_products_of_the_catalogue_are_asked_for_and_explained_without_their_fil
     )
     rows = np.flatnonzero(index.catalogue.presence[["image", "text"]].all(axis=1))
     assert len(rows) > 2
-    for product in (index.catalogue.products[row].id for row in rows[:2]):
-        before, after = index.like(product, 4), gone.like(product, 4)
+    for row in rows[:2]:
+        asked, encoder = index.catalogue.products[row], index.encoder
+        read, kept = encoder.streams([asked]), gone.query(gone.catalogue.products[row])
+        for readout, own in encoder.embed(kept, [0]).items():
+            np.testing.assert_allclose(own, encoder.embed(read, [0])[readout], atol=1e-3)
+            np.testing.assert_allclose(own[0], index.vectors[readout][row], atol=1e-3)
+        other = index.query(replace(asked, contents={"text": "red mug"}))  # another by its name
+        assert other.modalities == ("text",)
+        before, after = index.like(asked.id, 4), gone.like(asked.id, 4)
         np.testing.assert_array_equal(before.rows, after.rows)
         np.testing.assert_allclose(before.cosines, after.cosines, atol=1e-4)
         why = [explain(one, hits, 0, "query") for one, hits in ((index, before), (gone, after))]
